@@ -1,0 +1,230 @@
+// From tensors to ScanParams, once for every device: every pointer that goes below the boundary is checked here.
+//
+// Errors a user can cause are raised in Python, with torch's types and more words; these guard memory, also when the op
+// is called directly with nonsense. The stable ABI can raise RuntimeError alone.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "dispatch.h"
+#include "scan.h"
+
+namespace fastrnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The tensors of one scan, as the op receives them.
+struct ScanInputs {
+  std::string cell;
+  Tensor input;                // [T, N, I], or [rows, I] when packed
+  Tensor h_0;                  // [N, R]
+  OptionalTensor c_0;          // [N, H]
+  Tensor weight_ih;            // [G * H, I]
+  Tensor weight_hh;            // [G * H, R]
+  OptionalTensor bias_ih;      // [G * H]
+  OptionalTensor bias_hh;      // [G * H]
+  OptionalTensor weight_hr;    // [R, H]
+  OptionalTensor lengths;      // [N] int64, CPU
+  OptionalTensor batch_sizes;  // [T] int64, CPU: the input is packed
+  OptionalTensor reset;        // [T, N] bool
+  bool reverse;
+};
+
+// Compile-time facts of a cell, for code that runs before the dispatch.
+struct CellFacts {
+  int64_t gates;
+  int64_t saved;
+  bool has_cell_state;
+};
+
+inline CellFacts cell_facts(const std::string& cell) {
+  CellFacts facts{};
+  const bool known = Cells::dispatch(cell, [&]<class Cell>() {
+    facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState};
+  });
+  STD_TORCH_CHECK(known, "fastrnn: unknown cell '", cell, "'");
+  return facts;
+}
+
+struct ScanSizes {
+  int64_t T, N, I, H, R;
+  CellFacts cell;
+  bool packed;
+};
+
+template <class S>
+constexpr ScalarType kScalarType = ScalarType::Float;
+template <>
+inline constexpr ScalarType kScalarType<double> = ScalarType::Double;
+template <>
+inline constexpr ScalarType kScalarType<BFloat16> = ScalarType::BFloat16;
+template <>
+inline constexpr ScalarType kScalarType<Half> = ScalarType::Half;
+
+// Calls f.template operator()<S>() for the storage type of the tensor.
+template <class F>
+auto dispatch_dtype(const Tensor& tensor, F&& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f.template operator()<float>();
+    case ScalarType::Double: return f.template operator()<double>();
+    case ScalarType::BFloat16: return f.template operator()<BFloat16>();
+    case ScalarType::Half: return f.template operator()<Half>();
+    default: STD_TORCH_CHECK(false, "fastrnn: no kernel for dtype ", static_cast<int>(tensor.scalar_type()));
+  }
+}
+
+template <size_t kRank>
+void check_shape(const Tensor& tensor, const char* name, std::array<int64_t, kRank> expected) {
+  bool same = tensor.dim() == static_cast<int64_t>(kRank);
+  for (size_t i = 0; same && i < kRank; ++i) same = tensor.size(i) == expected[i];
+  if (same) return;
+  const auto list = [](auto begin, auto end) {
+    std::string text = "[";
+    for (auto it = begin; it != end; ++it) text.append(it == begin ? "" : ", ").append(std::to_string(*it));
+    return text.append("]");
+  };
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(false, "fastrnn: ", name, " has shape ", list(sizes.begin(), sizes.end()), ", expected ",
+                  list(expected.begin(), expected.end()));
+}
+
+inline void check_like(const Tensor& tensor, const char* name, ScalarType dtype, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, "fastrnn: ", name, " has dtype ",
+                  static_cast<int>(tensor.scalar_type()), ", expected ", static_cast<int>(dtype));
+  STD_TORCH_CHECK(tensor.device() == other.device(), "fastrnn: ", name, " is on another device than input");
+  STD_TORCH_CHECK(tensor.layout() == torch::headeronly::Layout::Strided, "fastrnn: ", name, " is not strided");
+}
+
+// A host vector of integers that the walk is planned by.
+inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, int64_t size) {
+  check_shape<1>(tensor, name, {size});
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), "fastrnn: ",
+                  name, " must be a contiguous int64 tensor on CPU");
+  return tensor.const_data_ptr<int64_t>();
+}
+
+inline ScanSizes check_sizes(const ScanInputs& in) {
+  const CellFacts cell = cell_facts(in.cell);
+  const bool packed = in.batch_sizes.has_value();
+  STD_TORCH_CHECK(in.input.dim() == (packed ? 2 : 3), "fastrnn: input has ", in.input.dim(), " dimensions, expected ",
+                  packed ? 2 : 3);
+  STD_TORCH_CHECK(in.h_0.dim() == 2, "fastrnn: h_0 has ", in.h_0.dim(), " dimensions, expected 2");
+  STD_TORCH_CHECK(in.weight_ih.dim() == 2 && in.weight_hh.dim() == 2,
+                  "fastrnn: weight_ih and weight_hh must have 2 dimensions");
+  STD_TORCH_CHECK(in.weight_ih.size(0) > 0 && in.weight_ih.size(0) % cell.gates == 0, "fastrnn: weight_ih has ",
+                  in.weight_ih.size(0), " rows, expected a positive multiple of ", cell.gates);
+  STD_TORCH_CHECK(!(packed && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
+  if (packed) STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
+  return {
+      .T = packed ? in.batch_sizes->size(0) : in.input.size(0),
+      .N = packed ? in.h_0.size(0) : in.input.size(1),
+      .I = in.input.size(packed ? 1 : 2),
+      .H = in.weight_ih.size(0) / cell.gates,
+      .R = in.weight_hh.size(1),
+      .cell = cell,
+      .packed = packed,
+  };
+}
+
+inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+  const auto [T, N, I, H, R, cell, packed] = sizes;
+  const ScalarType dtype = in.input.scalar_type();
+  STD_TORCH_CHECK(R > 0, "fastrnn: weight_hh has no columns");
+  const auto check = [&]<size_t kRank>(const OptionalTensor& tensor, const char* name,
+                                       std::array<int64_t, kRank> shape) {
+    if (!tensor) return;
+    check_like(*tensor, name, dtype, in.input);
+    check_shape(*tensor, name, shape);
+  };
+  check.operator()<2>(in.h_0, "h_0", {N, R});
+  check.operator()<2>(in.c_0, "c_0", {N, H});
+  check.operator()<2>(in.weight_ih, "weight_ih", {cell.gates * H, I});
+  check.operator()<2>(in.weight_hh, "weight_hh", {cell.gates * H, R});
+  check.operator()<1>(in.bias_ih, "bias_ih", {cell.gates * H});
+  check.operator()<1>(in.bias_hh, "bias_hh", {cell.gates * H});
+  check.operator()<2>(in.weight_hr, "weight_hr", {R, H});
+  STD_TORCH_CHECK(in.c_0.has_value() == cell.has_cell_state, "fastrnn: c_0 is for cells with a cell state, and those "
+                  "need it");
+  STD_TORCH_CHECK(cell.has_cell_state || !in.weight_hr, "fastrnn: a projection needs a cell state");
+  STD_TORCH_CHECK(in.weight_hr || R == H, "fastrnn: weight_hh has ", R, " columns, expected hidden_size = ", H);
+  if (in.reset) {
+    check_like(*in.reset, "reset", ScalarType::Bool, in.input);
+    check_shape<2>(*in.reset, "reset", {T, N});
+  }
+  if (in.lengths) {
+    const int64_t* lengths = check_host_vector(*in.lengths, "lengths", N);
+    for (int64_t n = 0; n < N; ++n)
+      STD_TORCH_CHECK(0 <= lengths[n] && lengths[n] <= T, "fastrnn: lengths[", n, "] is ", lengths[n],
+                      ", expected 0 <= length <= ", T);
+  }
+  if (in.batch_sizes) {
+    const int64_t* active = check_host_vector(*in.batch_sizes, "batch_sizes", T);
+    int64_t rows = 0;
+    for (int64_t t = 0; t < T; ++t) {
+      STD_TORCH_CHECK(0 < active[t] && active[t] <= (t ? active[t - 1] : N), "fastrnn: batch_sizes[", t, "] is ",
+                      active[t], ", expected 1 to ", t ? active[t - 1] : N);
+      rows += active[t];
+    }
+    STD_TORCH_CHECK(rows == in.input.size(0), "fastrnn: batch_sizes sum to ", rows, ", but input has ",
+                    in.input.size(0), " rows");
+  }
+}
+
+// Views. A const S asks for const data, which keeps a copy-on-write tensor shared.
+template <class S>
+S* data_of(const Tensor& tensor) {
+  if constexpr (std::is_const_v<S>) return static_cast<S*>(tensor.const_data_ptr());
+  else return static_cast<S*>(tensor.mutable_data_ptr());
+}
+
+template <class S>
+Matrix<S> matrix(const OptionalTensor& tensor) {
+  if (!tensor || tensor->numel() == 0) return {};
+  return {data_of<S>(*tensor), tensor->stride(0), tensor->stride(1)};
+}
+
+template <class S>
+Vector<S> vector(const OptionalTensor& tensor) {
+  if (!tensor || tensor->numel() == 0) return {};
+  return {data_of<S>(*tensor), tensor->stride(0)};
+}
+
+// step_start: null for a padded [T, N, C] tensor
+template <class S>
+Sequence<S> sequence(const OptionalTensor& tensor, const int64_t* step_start) {
+  if (!tensor || tensor->numel() == 0) return {};
+  const int64_t time = tensor->stride(0);
+  return {data_of<S>(*tensor), step_start, time, step_start ? time : tensor->stride(1),
+          tensor->stride(step_start ? 1 : 2)};
+}
+
+// Everything but the schedule's order and the results.
+template <class S>
+ScanParams<S> scan_params(const ScanInputs& in, const ScanSizes& sizes, const Schedule& schedule,
+                          const int64_t* step_start) {
+  ScanParams<S> p;
+  p.input_size = sizes.I;
+  p.hidden_size = sizes.H;
+  p.output_size = sizes.R;
+  p.schedule = schedule;
+  p.weights.ih = matrix<const S>(in.weight_ih);
+  p.weights.hh = matrix<const S>(in.weight_hh);
+  p.weights.bias_ih = vector<const S>(in.bias_ih);
+  p.weights.bias_hh = vector<const S>(in.bias_hh);
+  p.weights.hr = matrix<const S>(in.weight_hr);
+  p.x = sequence<const S>(in.input, step_start);
+  p.h_0 = matrix<const S>(in.h_0);
+  p.c_0 = matrix<const S>(in.c_0);
+  return p;
+}
+
+}  // namespace fastrnn

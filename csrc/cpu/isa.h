@@ -1,0 +1,17 @@
+// Included before an instruction set is named: everything here is compiled for the baseline, so that no symbol
+// shared between instruction sets holds instructions that only one of them knows.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "scan.h"

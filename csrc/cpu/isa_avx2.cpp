@@ -1,0 +1,17 @@
+// The CPU kernels for AVX2.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "cpu/isa.h"
+
+#define FASTRNN_ISA avx2
+#define FASTRNN_ISA_AVX2
+#pragma GCC target("avx2,fma,f16c")
+#include "cpu/isa_kernels.h"
+
+namespace fastrnn::cpu {
+const InstructionSet kAvx2 = avx2::instruction_set("avx2", [] {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+});
+}  // namespace fastrnn::cpu
+#endif

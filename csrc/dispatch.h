@@ -1,0 +1,25 @@
+// The only place where a run-time choice becomes a compile-time type.
+#pragma once
+
+#include <string_view>
+#include <type_traits>
+
+#include "cells/elman.h"
+#include "cells/gru.h"
+#include "cells/lstm.h"
+
+namespace fastrnn {
+
+template <class... Cells>
+struct CellList {
+  // Calls f.template operator()<Cell>() for the cell of that name; false if there is none.
+  template <class F>
+  static constexpr bool dispatch(std::string_view name, F&& f) {
+    return ((name == Cells::kName && (f.template operator()<Cells>(), true)) || ...);
+  }
+};
+
+// A new cell is one file in cells/ and its name here.
+using Cells = CellList<Elman<Tanh>, Elman<Relu>, Gru, Lstm>;
+
+}  // namespace fastrnn

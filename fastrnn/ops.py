@@ -1,0 +1,201 @@
+"""The op in Python: the library, fake kernels and autograd. One call is one layer in one direction.
+
+Autograd lives outside the op, in a ``torch.autograd.Function`` whose backward is a second Function: so the gradient is
+itself a node of the graph, and asking for a gradient of it cannot be silently wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["DTYPES", "ScanWeights", "cpu_instruction_sets", "gate_count", "scan"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Gates, saved values a unit (beside the cell state), whether there is a cell state: csrc/cells/*.h
+_CELLS = {
+    "rnn_tanh": (1, 0, False),
+    "rnn_relu": (1, 0, False),
+    "gru": (3, 4, False),
+    "lstm": (4, 4, True),
+}
+
+
+def _load_library() -> None:
+    """Load the compiled ops, or the build of them that FASTRNN_LIBRARY names."""
+    override = os.environ.get("FASTRNN_LIBRARY")
+    if override:
+        torch.ops.load_library(override)
+        return
+    built = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not built:
+        raise ImportError(
+            "fastrnn: the compiled library fastrnn/_C*.so is missing. "
+            "Build it: pip install --no-build-isolation -e ."
+        )
+    torch.ops.load_library(str(built[0]))
+
+
+_load_library()
+
+
+class ScanWeights(NamedTuple):
+    """Weights of one layer in one direction, G gates of H units, R = proj_size or H."""
+
+    weight_ih: Tensor  # [G * H, I]
+    weight_hh: Tensor  # [G * H, R]
+    bias_ih: Tensor | None = None  # [G * H]
+    bias_hh: Tensor | None = None  # [G * H]
+    weight_hr: Tensor | None = None  # [R, H]
+
+
+def cpu_instruction_sets() -> list[str]:
+    """Instruction sets the CPU kernels can use on this machine, best first.
+
+    The first is used unless the environment variable ``FASTRNN_CPU_ISA`` names another.
+    """
+    return torch.ops.fastrnn.cpu_instruction_sets().split(",")
+
+
+def gate_count(cell: str) -> int:
+    """Gates of a cell: the rows of its weights for each hidden unit."""
+    return _CELLS[cell][0]
+
+
+def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("fastrnn::scan")
+def _scan_fake(
+    cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+    lengths, batch_sizes, reset, reverse, save,
+):  # fmt: skip
+    gates, saved, has_cell_state = _CELLS[cell]
+    hidden_size, output_size = weight_ih.size(0) // gates, weight_hh.size(1)
+    steps = input.shape[:-1]
+    y = input.new_empty(*steps, output_size)
+    c_n = torch.empty_like(c_0) if has_cell_state else input.new_empty(0)
+    saved_gates = saved_cells = input.new_empty(0)
+    if save and saved:
+        saved_gates = input.new_empty(steps.numel(), saved * hidden_size)
+    if has_cell_state:
+        shape = (steps.numel(), hidden_size) if save else (0,)
+        saved_cells = input.new_empty(shape, dtype=_accumulate_dtype(input.dtype))
+    h_n = input.new_empty(h_0.shape)
+    return y, h_n, c_n, saved_gates, saved_cells
+
+
+@torch.library.register_fake("fastrnn::scan_backward")
+def _scan_backward_fake(
+    cell, grad_y, grad_h_n, grad_c_n, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
+    weight_hr, lengths, batch_sizes, reset, reverse, y, gates, cells, needs,
+):  # fmt: skip
+    inputs = (input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    return tuple(
+        input.new_empty(tensor.shape if tensor is not None and needs >> bit & 1 else (0,))
+        for bit, tensor in enumerate(inputs)
+    )
+
+
+class _Scan(torch.autograd.Function):
+    """Forward; its differentiable inputs are the last eight."""
+
+    @staticmethod
+    def forward(cell, lengths, batch_sizes, reset, reverse, *tensors):  # type: ignore[override]
+        return torch.ops.fastrnn.scan(cell, *tensors, lengths, batch_sizes, reset, reverse, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        cell, lengths, batch_sizes, reset, reverse, *tensors = inputs
+        y, _, c_n, gates, cells = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(gates, cells, *(() if _CELLS[cell][2] else (c_n,)))
+        ctx.save_for_backward(*tensors, lengths, batch_sizes, reset, y, gates, cells)
+        ctx.cell, ctx.reverse = cell, reverse
+
+    @staticmethod
+    def backward(ctx: Any, grad_y, grad_h_n, grad_c_n, *_):  # type: ignore[override]
+        wanted = ctx.needs_input_grad[5:]
+        needs = sum(1 << bit for bit, need in enumerate(wanted) if need)
+        *tensors, lengths, batch_sizes, reset, y, gates, cells = ctx.saved_tensors
+        gradients = _ScanBackward.apply(
+            ctx.cell, needs, lengths, batch_sizes, reset, ctx.reverse,
+            grad_y, grad_h_n, grad_c_n, *tensors, y, gates, cells,
+        )  # fmt: skip
+        return (None,) * 5 + tuple(
+            gradient if need else None for gradient, need in zip(gradients, wanted, strict=True)
+        )
+
+
+class _ScanBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(cell, needs, lengths, batch_sizes, reset, reverse, *tensors):  # type: ignore[override]
+        *gradients_and_inputs, y, gates, cells = tensors
+        return torch.ops.fastrnn.scan_backward(
+            cell, *gradients_and_inputs, lengths, batch_sizes, reset, reverse, y, gates, cells, needs
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_):  # type: ignore[override]
+        raise NotImplementedError(
+            "fastrnn: derivatives of gradients (double backward, create_graph=True) are not "
+            "supported yet; use torch.nn's module here (fastrnn.decelerate)"
+        )
+
+
+def scan(
+    cell: str,
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor | None,
+    weights: ScanWeights,
+    *,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer in one direction over a whole sequence.
+
+    Args:
+        cell: ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``.
+        input: (T, N, I), or (rows, I) when packed, in a dtype of ``DTYPES``.
+        h_0: (N, R), the initial hidden state.
+        c_0: (N, H), the initial cell state of an LSTM, else None.
+        weights: of this layer and direction.
+        lengths: (N,) int64 on CPU, the steps of each sample; all T without it.
+        batch_sizes: (T,) int64 on CPU, as in a PackedSequence: the input is packed.
+        reset: (T, N) bool; True at the first step of a segment, before which the state is zeroed.
+        reverse: walk from the last step to the first.
+
+    Returns:
+        y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, H) or None.
+
+    Raises:
+        NotImplementedError: on a device without a kernel.
+        RuntimeError: where shapes, dtypes or devices do not fit.
+    """
+    if input.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(
+            f"fastrnn has no kernel for device '{input.device}' in this build, only for cpu; "
+            "move the module and its input, or use torch.nn's module there"
+        )
+    tensors = (input, h_0, c_0, *weights)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        results = _Scan.apply(cell, lengths, batch_sizes, reset, reverse, *tensors)
+    else:
+        results = torch.ops.fastrnn.scan(
+            cell, *tensors, lengths, batch_sizes, reset, reverse, False
+        )
+    y, h_n, c_n = results[:3]
+    return y, h_n, c_n if _CELLS[cell][2] else None

@@ -1,0 +1,95 @@
+"""What the tests share: one tolerance table, the instruction sets of this machine, and cases to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastrnn import cpu_instruction_sets
+from fastrnn.ops import ScanWeights, gate_count
+
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+
+# Every instruction set in the build for this architecture; those the machine lacks are listed as skipped.
+INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")
+AVAILABLE_INSTRUCTION_SETS = cpu_instruction_sets()
+
+# Largest error, relative to the largest magnitude in a tensor (at least 1). Element by element would ask more of a
+# sum that nearly cancels than its dtype can give.
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+
+
+def make_scan(
+    cell: str,
+    sizes: tuple[int, int, int, int],
+    *,
+    proj_size: int = 0,
+    bias: bool = True,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor | None, ScanWeights]:
+    """Random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H)."""
+    T, N, I, H = sizes
+    generator = torch.Generator().manual_seed(seed)
+    R, rows = proj_size or H, gate_count(cell) * H
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def weight(*shape: int) -> Tensor:
+        return normal(*shape) * H**-0.5
+
+    weights = ScanWeights(
+        weight(rows, I),
+        weight(rows, R),
+        weight(rows) if bias else None,
+        weight(rows) if bias else None,
+        weight(R, H) if proj_size else None,
+    )
+    return normal(T, N, I), normal(N, R), normal(N, H) if cell == "lstm" else None, weights
+
+
+def leaf(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A leaf in another dtype that requires its gradient."""
+    return None if tensor is None else tensor.detach().to(dtype).clone().requires_grad_()
+
+
+def present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
+    """Gradients of a random linear form of the outputs, the same form for every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [
+        torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        for output in outputs
+    ]
+    pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
+    found = torch.autograd.grad([y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
+    return [
+        torch.zeros_like(input) if gradient is None else gradient
+        for gradient, input in zip(found, inputs, strict=True)
+    ]
+
+
+def assert_all_close(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        finite = b[b.isfinite()].abs()
+        scale = max(1.0, finite.max().item() if finite.numel() else 0.0)
+        torch.testing.assert_close(
+            a.double(),
+            b.double(),
+            rtol=0,
+            atol=TOLERANCE[dtype] * scale,
+            equal_nan=True,
+            msg=lambda text, index=index: f"tensor {index} of {len(actual)}: {text}",
+        )

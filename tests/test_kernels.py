@@ -1,0 +1,394 @@
+"""The op against the plain-torch oracle: every cell, dtype, instruction set, direction and kind of batch."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from common import (
+    AVAILABLE_INSTRUCTION_SETS,
+    CELLS,
+    INSTRUCTION_SETS,
+    TOLERANCE,
+    assert_all_close,
+    gradients,
+    leaf,
+    make_scan,
+    present,
+)
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fastrnn import ops, reference
+from fastrnn.ops import ScanWeights
+
+# T, N, I, H: one of everything, tails on every side, several chunks, several panels, several tiles of rows.
+SIZES = [(1, 1, 1, 1), (5, 3, 4, 5), (3, 17, 19, 83), (37, 14, 3, 33)]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param not in AVAILABLE_INSTRUCTION_SETS:
+        pytest.skip(f"this machine cannot run {request.param}")
+    monkeypatch.setenv("FASTRNN_CPU_ISA", request.param)
+    return request.param
+
+
+def run_both(cell, sizes, dtype, *, proj_size=0, bias=True, **options):
+    """Results and gradients of the op in dtype, and of the oracle in float64."""
+    case = make_scan(cell, sizes, proj_size=proj_size, bias=bias)
+    found = []
+    for function, kind in ((ops.scan, dtype), (reference.scan, torch.float64)):
+        # The oracle starts from the same rounded values.
+        x, h, c = (leaf(t if t is None else t.to(dtype), kind) for t in case[:3])
+        weights = ScanWeights(*(leaf(t if t is None else t.to(dtype), kind) for t in case[3]))
+        results = present(function(cell, x, h, c, weights, **options))
+        found.append(results + gradients(results, present([x, h, c, *weights])))
+    return found
+
+
+def make_options(kind: str, T: int, N: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    options = {}
+    if kind != "plain":
+        options["lengths"] = torch.randint(0, T + 1, (N,), generator=generator)
+    if kind == "resets":
+        options["reset"] = torch.rand(T, N, generator=generator) < 0.3
+    return options
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("kind", ["plain", "lengths", "resets"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_matches_oracle(instruction_set, cell, dtype, kind, reverse):
+    for sizes in SIZES:
+        options = make_options(kind, *sizes[:2])
+        actual, expected = run_both(cell, sizes, dtype, reverse=reverse, **options)
+        assert_all_close(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("kind", ["plain", "lengths", "resets"])
+def test_projection(instruction_set, dtype, kind):
+    sizes = (11, 7, 3, 20)
+    for reverse in (False, True):
+        options = make_options(kind, *sizes[:2])
+        actual, expected = run_both("lstm", sizes, dtype, proj_size=6, reverse=reverse, **options)
+        assert_all_close(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_bias(cell):
+    actual, expected = run_both(cell, (4, 3, 5, 6), torch.float64, bias=False)
+    assert_all_close(actual, expected, torch.float64)
+
+
+def packed_case(cell):
+    x, h, c, weights = make_scan(cell, (9, 5, 3, 20))
+    lengths = torch.tensor([9, 7, 7, 2, 1])
+    return x, h, c, weights, lengths, pack_padded_sequence(x, lengths)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_is_padded(cell, reverse):
+    """The same bits from a packed batch and a padded one with lengths, in results and gradients."""
+    x, h, c, weights, lengths, packed = packed_case(cell)
+    packed_x, padded_x = packed.data.clone().requires_grad_(), x.clone().requires_grad_()
+    w1, w2 = (ScanWeights(*(leaf(t, t.dtype) if t is not None else t for t in weights)) for _ in "12")
+    y, *states = present(
+        ops.scan(cell, packed_x, h, c, w1, batch_sizes=packed.batch_sizes, reverse=reverse)
+    )
+    y = pad_packed_sequence(packed._replace(data=y), total_length=9)[0]
+    expected = present(ops.scan(cell, padded_x, h, c, w2, lengths=lengths, reverse=reverse))
+    for a, b in zip([y, *states], expected, strict=True):
+        assert torch.equal(a, b)
+    actual = gradients([y, *states], [packed_x, *present(w1)])
+    expected = gradients(expected, [padded_x, *present(w2)])
+    expected[0] = pack_padded_sequence(expected[0], lengths).data
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_for_every_thread_count(cell):
+    x, h, c, weights = (
+        (leaf(t, torch.float32) if isinstance(t, torch.Tensor) else t)
+        for t in make_scan(cell, (40, 9, 24, 40))
+    )
+    weights = ScanWeights(*(None if t is None else leaf(t, torch.float32) for t in weights))
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results = present(ops.scan(cell, x, h, c, weights))
+            runs.append(results + gradients(results, present([x, h, c, *weights])))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        for a, b in zip(run, runs[0], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_sample_does_not_depend_on_its_batch(instruction_set, cell):
+    x, h, c, weights = make_scan(cell, (12, 23, 5, 37))
+    y = ops.scan(cell, x, h, c, weights)[0]
+    for n in (0, 7, 22):
+        alone = ops.scan(
+            cell, x[:, n : n + 1], h[n : n + 1], None if c is None else c[n : n + 1], weights
+        )[0]
+        assert torch.equal(alone[:, 0], y[:, n])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_strides(cell):
+    """Transposed, sliced, expanded and reversed-layout tensors give the bits of contiguous ones."""
+    x, h, c, weights = make_scan(cell, (6, 4, 5, 9))
+
+    def strided(t: torch.Tensor | None) -> torch.Tensor | None:
+        if t is None:
+            return None
+        wide = torch.full([2 * size for size in t.shape], float("nan"), dtype=t.dtype)
+        view = wide.permute(*reversed(range(t.dim())))[tuple(slice(0, s) for s in reversed(t.shape))]
+        view.copy_(t.permute(*reversed(range(t.dim()))))
+        return view.permute(*reversed(range(t.dim()))).requires_grad_()
+
+    plain = [leaf(t, torch.float64) for t in (x, h, c, *weights)]
+    odd = [strided(t) for t in (x, h, c, *weights)]
+    results = []
+    for tensors in (plain, odd):
+        y = present(ops.scan(cell, *tensors[:3], ScanWeights(*tensors[3:])))
+        # .sum() hands an expanded gradient with stride 0 to backward.
+        loss = sum(t.sum() for t in y)
+        results.append(y + list(torch.autograd.grad(loss, present(tensors))))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, 2, 4), (3, 0, 2, 4), (0, 0, 2, 4)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty(cell, sizes):
+    """No steps: final states are the initial ones. No samples: empty results. Gradients in both."""
+    actual, expected = run_both(cell, sizes, torch.float64)
+    assert_all_close(actual, expected, torch.float64)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_non_finite_values_stay_in_their_sample(instruction_set, cell):
+    x, h, c, weights = make_scan(cell, (4, 5, 3, 7))
+    for n, value in ((1, float("nan")), (3, float("inf"))):
+        x[1, n, 0] = value
+    y = ops.scan(cell, x, h, c, weights)[0]
+    expected = reference.scan(cell, x, h, c, weights)[0]
+    assert y[:, [0, 2, 4]].isfinite().all()
+    assert torch.equal(y.isnan(), expected.isnan())
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_activations_within_two_ulp(instruction_set, function, dtype):
+    """tanh as an Elman step without weights, the sigmoid as z of a GRU step from h = 1, n = 0."""
+    info = torch.finfo(dtype)
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.rand(20000, generator=generator, dtype=torch.float64) * 260 - 130
+    special = [0.0, 1.0, 20.0, 88.0, 104.0, 746.0, float("inf"), info.tiny, info.eps, info.max]
+    values = torch.cat([2.0**exponents, torch.linspace(0, 120, 20001, dtype=torch.float64)])
+    values = torch.cat([values, torch.tensor(special, dtype=torch.float64)])
+    values = torch.cat([values, -values, torch.tensor([float("nan")], dtype=torch.float64)]).to(dtype)
+    x = values.reshape(1, -1, 1)
+    zeros = torch.zeros(values.numel(), 1, dtype=dtype)
+    if function is torch.tanh:
+        weights = ScanWeights(torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype))
+        actual = ops.scan("rnn_tanh", x, zeros, None, weights)[0].flatten()
+    else:
+        weight_ih = torch.tensor([[0.0], [1.0], [0.0]], dtype=dtype)
+        weights = ScanWeights(weight_ih, torch.zeros(3, 1, dtype=dtype))
+        x = torch.where(x.isinf(), x.sign() * 1e5, x)  # infinity * 0 is NaN in the other gates
+        actual = ops.scan("gru", x, zeros + 1, None, weights)[0].flatten()
+    import mpmath
+
+    mpmath.mp.dps = 40
+    exact = {
+        torch.tanh: mpmath.tanh,
+        torch.sigmoid: lambda v: 1 / (1 + mpmath.exp(-v)),
+    }[function]
+    sample = torch.randperm(values.numel() - 1, generator=generator)[:4000]
+    sample = torch.cat([sample, torch.arange(values.numel() - 1)[-30:]])
+    for index in sample.tolist():
+        value, got = x.flatten()[index].item(), actual[index].item()
+        want = exact(mpmath.mpf(value)) if abs(value) < 1e6 else function(torch.tensor(value)).item()
+        rounded = torch.tensor(float(want), dtype=dtype)
+        up = torch.nextafter(rounded.abs(), torch.tensor(float("inf"), dtype=dtype))
+        ulp = (up - rounded.abs()).item() or info.smallest_normal * info.eps
+        assert abs(got - want) <= 2 * ulp, (value, got, float(want))
+    assert actual[-1].isnan()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", ["plain", "lengths", "resets"])
+def test_gradcheck(cell, kind):
+    T, N = 4, 3
+    x, h, c, weights = make_scan(cell, (T, N, 2, 3), proj_size=2 if cell == "lstm" else 0)
+    inputs = [t.requires_grad_() for t in present([x, h, c, *weights])]
+    options = make_options(kind, T, N)
+
+    def function(*tensors):
+        tensors = list(tensors)
+        x, h = tensors[:2]
+        c = tensors[2] if cell == "lstm" else None
+        weights = ScanWeights(*tensors[3 if cell == "lstm" else 2 :])
+        return tuple(present(ops.scan(cell, x, h, c, weights, reverse=kind != "plain", **options)))
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_frozen_inputs_cost_no_work(cell):
+    """Only gradients that are asked for are computed, and they are the same bits as among all."""
+    x, h, c, weights = make_scan(cell, (5, 4, 3, 8))
+    tensors = present([x, h, c, *weights])
+    outputs = torch.ops.fastrnn.scan(
+        cell, x, h, c, *weights, None, None, None, False, True
+    )  # fmt: skip
+    grads = [torch.randn_like(outputs[0]), None, None]
+
+    def backward(needs: int) -> list[torch.Tensor]:
+        return torch.ops.fastrnn.scan_backward(
+            cell, *grads, x, h, c, *weights, None, None, None, False, outputs[0], *outputs[3:], needs
+        )  # fmt: skip
+
+    everything = backward(0xFF)
+    for bit, tensor in enumerate([x, h, c, *weights]):
+        alone = backward(1 << bit)
+        assert [t.numel() > 0 for t in alone] == [i == bit and tensor is not None for i in range(8)]
+        assert torch.equal(alone[bit], everything[bit])
+    assert len(tensors) == sum(t.numel() > 0 for t in everything)
+
+
+def test_calls_from_several_threads():
+    case = make_scan("lstm", (30, 8, 12, 40))
+    leaves = [leaf(t, torch.float32) for t in (*case[:3], *case[3])]
+
+    def run() -> list[torch.Tensor]:
+        y = present(ops.scan("lstm", *leaves[:3], ScanWeights(*leaves[3:])))
+        return y + gradients(y, present(leaves))
+
+    expected, wrong = run(), []
+
+    def worker() -> None:
+        for _ in range(10):
+            if not all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True)):
+                wrong.append(threading.get_ident())
+
+    threads = [threading.Thread(target=worker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# What can be wrong with a direct call of the op: (name of the change, arguments changed, text of the error).
+NONSENSE = [
+    ("cell", {"cell": "perceptron"}, "unknown cell"),
+    ("rank", {"input": torch.zeros(4, 3)}, "input has 2 dimensions"),
+    ("rank of h_0", {"h_0": torch.zeros(3)}, "h_0 has 1 dimensions"),
+    ("batch", {"h_0": torch.zeros(2, 5)}, "h_0 has shape"),
+    ("c_0", {"c_0": torch.zeros(3, 6)}, "c_0 has shape"),
+    ("no c_0", {"c_0": None}, "c_0 is for cells with a cell state"),
+    ("input size", {"input": torch.zeros(4, 3, 3)}, "weight_ih has shape"),
+    ("gate rows", {"weight_ih": torch.zeros(19, 2)}, "positive multiple of 4"),
+    ("no gate rows", {"weight_ih": torch.zeros(0, 2)}, "positive multiple of 4"),
+    ("weight_hh", {"weight_hh": torch.zeros(16, 5)}, "weight_hh has shape"),
+    ("no columns", {"weight_hh": torch.zeros(20, 0), "h_0": torch.zeros(3, 0)}, "no columns"),
+    ("columns", {"weight_hh": torch.zeros(20, 4), "h_0": torch.zeros(3, 4)}, "expected hidden_size"),
+    ("bias", {"bias_ih": torch.zeros(5)}, "bias_ih has shape"),
+    ("projection", {"weight_hr": torch.zeros(4, 5)}, "weight_hr has shape"),
+    ("dtype", {"h_0": torch.zeros(3, 5, dtype=torch.float64)}, "h_0 has dtype"),
+    ("integers", {name: torch.zeros(shape, dtype=torch.int64) for name, shape in
+                  {"input": (4, 3, 2), "h_0": (3, 5), "c_0": (3, 5), "weight_ih": (20, 2),
+                   "weight_hh": (20, 5), "bias_ih": (20,), "bias_hh": (20,)}.items()}, "no kernel for dtype|has dtype"),
+    ("sparse", {"h_0": torch.zeros(3, 5).to_sparse()}, "strided|SparseCPU"),
+    ("lengths dtype", {"lengths": torch.ones(3)}, "lengths must be"),
+    ("lengths shape", {"lengths": torch.ones(4, dtype=torch.int64)}, "lengths has shape"),
+    ("length beyond T", {"lengths": torch.tensor([1, 5, 2])}, r"lengths\[1\] is 5"),
+    ("negative length", {"lengths": torch.tensor([1, 2, -1])}, r"lengths\[2\] is -1"),
+    ("packed rank", {"batch_sizes": torch.tensor([3, 3])}, "input has 3 dimensions"),
+    ("packed sum", {"input": torch.zeros(7, 2), "batch_sizes": torch.tensor([3, 3])}, "sum to 6"),
+    ("packed order", {"input": torch.zeros(5, 2), "batch_sizes": torch.tensor([2, 3])}, "expected 1 to 2"),
+    ("packed zero", {"input": torch.zeros(3, 2), "batch_sizes": torch.tensor([3, 0])}, "expected 1 to 3"),
+    ("packed overflow", {"input": torch.zeros(4, 2), "batch_sizes": torch.tensor([4])}, "expected 1 to 3"),
+    ("reset shape", {"reset": torch.zeros(3, 4, dtype=torch.bool)}, "reset has shape"),
+    ("reset dtype", {"reset": torch.zeros(4, 3)}, "reset has dtype"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "text"), [row[1:] for row in NONSENSE], ids=[r[0] for r in NONSENSE])
+def test_nonsense_is_an_error(change, text):
+    arguments = {
+        "cell": "lstm",
+        "input": torch.zeros(4, 3, 2),
+        "h_0": torch.zeros(3, 5),
+        "c_0": torch.zeros(3, 5),
+        "weight_ih": torch.zeros(20, 2),
+        "weight_hh": torch.zeros(20, 5),
+        "bias_ih": torch.zeros(20),
+        "bias_hh": torch.zeros(20),
+        "weight_hr": None,
+        "lengths": None,
+        "batch_sizes": None,
+        "reset": None,
+        "reverse": False,
+    }
+    outputs = torch.ops.fastrnn.scan(**arguments, save=True)
+    changed = arguments | change
+    with pytest.raises((RuntimeError, NotImplementedError), match=text):
+        torch.ops.fastrnn.scan(**changed, save=True)
+    y, _, _, gates, cells = outputs
+    saved = {"y": y, "gates": gates, "cells": cells, "needs": 255}
+    grads = {"grad_y": torch.zeros_like(y), "grad_h_n": None, "grad_c_n": None}
+    torch.ops.fastrnn.scan_backward(**grads, **arguments, **saved)
+    with pytest.raises((RuntimeError, NotImplementedError), match=text):
+        torch.ops.fastrnn.scan_backward(**grads, **changed, **saved)
+    for name in ("y", "gates", "cells", "grad_y", "grad_h_n", "grad_c_n"):
+        for nonsense in (torch.zeros(1), torch.zeros(4, 3, 5, dtype=torch.int32)):
+            with pytest.raises(RuntimeError, match=name):
+                torch.ops.fastrnn.scan_backward(**(grads | arguments | saved | {name: nonsense}))
+
+
+def test_unknown_instruction_set(monkeypatch):
+    monkeypatch.setenv("FASTRNN_CPU_ISA", "mmx")
+    x, h, c, weights = make_scan("gru", (1, 1, 1, 1))
+    with pytest.raises(RuntimeError, match="FASTRNN_CPU_ISA is 'mmx', expected one of .*plain"):
+        ops.scan("gru", x, h, c, weights)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("save", [False, True], ids=["inference", "training"])
+def test_fake_kernels_tell_the_truth(cell, packed, save):
+    """Shapes, dtypes and strides on the meta device are those of the real results."""
+    x, h, c, weights = make_scan(cell, (4, 3, 2, 5), proj_size=3 if cell == "lstm" else 0)
+    batch_sizes = torch.tensor([3, 2]) if packed else None
+    if packed:
+        x = x.flatten(0, 1)[:5]
+    arguments = [x, h, c, *weights, None, batch_sizes, None]
+
+    def on_meta(arguments):
+        return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+
+    real = torch.ops.fastrnn.scan(cell, *arguments, False, save)
+    fake = torch.ops.fastrnn.scan(cell, *on_meta(arguments), False, save)
+    if save:
+        tail = [False, real[0], *real[3:], 0b10101101]
+        grads = [torch.zeros_like(real[0]), None, None]
+        real += torch.ops.fastrnn.scan_backward(cell, *grads, *arguments, *tail)
+        fake += torch.ops.fastrnn.scan_backward(
+            cell, *on_meta(grads), *on_meta(arguments), *on_meta(tail)
+        )
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+        assert b.device.type == "meta"
