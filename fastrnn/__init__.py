@@ -1,0 +1,25 @@
+"""RNN, GRU and LSTM layers for PyTorch whose whole sequence runs in one fused kernel.
+
+Drop-in replacements for torch.nn's: the same signatures, parameter names and numbers.
+"""
+
+from fastrnn import functional
+from fastrnn.accelerate import Report, accelerate, decelerate
+from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastrnn.ops import cpu_instruction_sets
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "Report",
+    "accelerate",
+    "cpu_instruction_sets",
+    "decelerate",
+    "functional",
+]

@@ -1,0 +1,292 @@
+"""What a user can get wrong, raised once: torch's own type of error and its words, and then more.
+
+Every public way in (modules, cells, ``fastrnn.functional``) passes through these functions before anything is computed.
+"""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.ops import DTYPES, ScanWeights
+
+
+def check_module_arguments(
+    *,
+    input_size: object,
+    hidden_size: object,
+    num_layers: object,
+    bias: object,
+    batch_first: object,
+    dropout: object,
+    proj_size: object,
+    takes_projection: bool,
+) -> None:
+    """Constructor arguments of RNN, GRU and LSTM."""
+    if (
+        not isinstance(dropout, numbers.Number)
+        or isinstance(dropout, bool)
+        or not 0 <= dropout <= 1  # type: ignore[operator]
+    ):
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an "
+            f"element being zeroed, got {dropout!r}"
+        )
+    _check_bool("bias", bias)
+    _check_bool("batch_first", batch_first)
+    _check_positive("input_size", input_size)
+    _check_positive("hidden_size", hidden_size)
+    if not isinstance(num_layers, int) or num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers!r}")
+    if proj_size and not takes_projection:
+        raise ValueError(
+            "proj_size argument is only supported for LSTM, not RNN or GRU, "
+            f"got proj_size={proj_size!r}"
+        )
+    if not isinstance(proj_size, int) or proj_size < 0:
+        raise ValueError(
+            "proj_size should be a positive integer or zero to disable projections, "
+            f"got {proj_size!r}"
+        )
+    if proj_size >= hidden_size:  # type: ignore[operator]
+        raise ValueError(
+            f"proj_size has to be smaller than hidden_size, got proj_size={proj_size} and "
+            f"hidden_size={hidden_size}"
+        )
+    if dropout > 0 and num_layers == 1:  # type: ignore[operator]
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
+            stacklevel=5,
+        )
+
+
+def check_cell_arguments(input_size: object, hidden_size: object) -> None:
+    """Constructor arguments of RNNCell, GRUCell and LSTMCell."""
+    _check_positive("input_size", input_size)
+    _check_positive("hidden_size", hidden_size)
+
+
+def check_nonlinearity(nonlinearity: object) -> None:
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(
+            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+        )
+
+
+def _check_bool(name: str, flag: object) -> None:
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+
+
+def _check_positive(name: str, size: object) -> None:
+    if not isinstance(size, int):
+        raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+    if size <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {size}")
+
+
+def check_states(name: str, hx: object, has_cell_state: bool) -> tuple[Tensor, ...]:
+    """The initial state as a tuple of tensors: (h_0,), or (h_0, c_0) for an LSTM."""
+    states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+    given = ", ".join(type(state).__name__ for state in states)
+    if has_cell_state and (len(states) != 2 or not isinstance(hx, (tuple, list))):
+        raise RuntimeError(
+            f"{name}: lstm expects two hidden states, hx = (h_0, c_0), got {type(hx).__name__} "
+            f"of ({given})"
+        )
+    if not all(isinstance(state, Tensor) for state in states) or len(states) != 1 + has_cell_state:
+        expected = "a tuple (h_0, c_0) of two tensors" if has_cell_state else "a tensor h_0"
+        raise TypeError(f"{name}: hx must be {expected}, got {type(hx).__name__} of ({given})")
+    return states
+
+
+def check_input_rank(name: str, input: Tensor) -> None:
+    if input.dim() not in (2, 3):
+        kind = "D tensor" if name == "RNN" else "D"
+        raise ValueError(
+            f"{name}: Expected input to be 2D or 3D, got {input.dim()}{kind} instead; "
+            f"input has shape {list(input.shape)}"
+        )
+
+
+def check_state_ranks(name: str, states: Sequence[Tensor], batched: bool) -> None:
+    """A batched input goes with 3-D states, an unbatched one with 2-D states."""
+    rank = 3 if batched else 2
+    if all(state.dim() == rank for state in states):
+        return
+    kind = "batched 3-D" if batched else "unbatched 2-D"
+    ranks = [f"{state.dim()}-D" for state in states]
+    if len(states) == 2:
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {rank}-D but got ({', '.join(ranks)}) tensors"
+        )
+    raise RuntimeError(f"For {kind} input, hx should also be {rank}-D but got {ranks[0]} tensor")
+
+
+def check_dtype(input: Tensor, weight: Tensor) -> None:
+    if input.dtype != weight.dtype:
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.dtype not in DTYPES:
+        raise ValueError(
+            f"fastrnn computes in {', '.join(map(str, DTYPES))}; input and weights have "
+            f"dtype {input.dtype}"
+        )
+
+
+def check_input_size(input: Tensor, input_size: int) -> None:
+    if input.size(-1) != input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {input_size}, "
+            f"got {input.size(-1)}; input has shape {list(input.shape)}"
+        )
+
+
+def check_companions(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Initial states and weights live where the input does, in its dtype."""
+    for state in states:
+        if state.device != input.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {state.device}"
+            )
+        if state.dtype != input.dtype:
+            raise RuntimeError(
+                "Input and hidden tensors are not the same dtype, found input tensor with "
+                f"{input.dtype} and hidden tensor with {state.dtype}"
+            )
+    for weight in weights:
+        if weight.device != input.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {weight.device}"
+            )
+        if weight.dtype != input.dtype:
+            raise RuntimeError(
+                "Input and parameter tensors are not the same dtype, found input tensor with "
+                f"{input.dtype} and parameter tensor with {weight.dtype}"
+            )
+
+
+def check_state_shapes(states: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> None:
+    for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):
+        if tuple(state.shape) != shape:
+            label = f"hidden[{index}]" if len(states) == 2 else "hidden"
+            raise RuntimeError(
+                f"Expected {label} size {shape}, got {list(state.shape)}: hx is "
+                "(num_layers * num_directions, batch, size)"
+            )
+
+
+def check_lengths(lengths: object, steps: int, batch: int) -> None:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a tensor of shape (N,), got {type(lengths).__name__}")
+    if lengths.dtype != torch.int64 or lengths.device.type not in ("cpu", "meta"):
+        raise TypeError(
+            f"lengths must be an int64 tensor on cpu, got {lengths.dtype} on {lengths.device}"
+        )
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(
+            f"lengths must have shape ({batch},), one per sample, got {list(lengths.shape)}"
+        )
+    if lengths.device.type == "cpu":
+        outside = ((lengths < 0) | (lengths > steps)).nonzero()
+        if outside.numel():
+            n = int(outside[0])
+            raise ValueError(
+                f"lengths[{n}] is {int(lengths[n])}, expected 0 <= length <= T = {steps}"
+            )
+
+
+def check_input_type(name: str, input: object, lengths: Tensor | None) -> None:
+    if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError(
+                f"{name}: lengths= goes with a padded input; a PackedSequence carries its own"
+            )
+    elif not isinstance(input, Tensor):
+        raise TypeError(
+            f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}"
+        )
+
+
+def check_stack(
+    name: str, gates: int, stack: Sequence[ScanWeights], num_layers: int, directions: int
+) -> None:
+    """Weights of a stack, one entry per layer and direction."""
+    if len(stack) != num_layers * directions:
+        raise RuntimeError(
+            f"{name}: weights are for {len(stack)} layers and directions, expected num_layers * "
+            f"num_directions = {num_layers * directions}"
+        )
+    first = stack[0]
+    if first.weight_ih.dim() != 2 or first.weight_hh.dim() != 2:
+        raise RuntimeError(
+            f"{name}: weight_ih_l0 and weight_hh_l0 must have 2 dimensions, got "
+            f"{first.weight_ih.dim()} and {first.weight_hh.dim()}"
+        )
+    rows, R = first.weight_hh.shape
+    H = rows // gates
+    for index, weights in enumerate(stack):
+        layer, direction = divmod(index, directions)
+        label = f"_l{layer}" + ("_reverse" if direction else "")
+        columns = first.weight_ih.size(1) if layer == 0 else R * directions
+        shapes = ((gates * H, columns), (gates * H, R), (gates * H,), (gates * H,), (R, H))
+        for field, tensor, shape in zip(weights._fields, weights, shapes, strict=True):
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise RuntimeError(
+                    f"{name}: {field}{label} has shape {list(tensor.shape)}, expected {list(shape)}"
+                )
+        if weights.weight_hr is None and R != H:
+            raise RuntimeError(
+                f"{name}: weight_hh{label} has {R} columns, expected hidden_size = {H}"
+            )
+
+
+def check_cell_dtype(input: Tensor, weight: Tensor) -> None:
+    """The cells' twin of check_dtype: torch.nn's cells raise another error than its layers."""
+    if input.dtype != weight.dtype:
+        raise RuntimeError(
+            f"mat1 and mat2 must have the same dtype, but got {input.dtype} (input) and "
+            f"{weight.dtype} (weights)"
+        )
+    check_dtype(input, weight)
+
+
+def check_cell_input(
+    name: str, input: Tensor, states: Sequence[Tensor], sizes: tuple[int, int], labels: Sequence[str]
+) -> None:
+    """Input and states of RNNCell, GRUCell and LSTMCell; sizes are (input_size, hidden_size)."""
+    input_size, hidden_size = sizes
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    for state, label in zip(states, labels, strict=False):
+        if state.dim() not in (1, 2):
+            raise ValueError(
+                f"{name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead"
+            )
+    if input.size(-1) != input_size:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {input_size}"
+        )
+    for index, state in enumerate(states):
+        if state.size(-1) != hidden_size:
+            raise RuntimeError(
+                f"hidden{index} has inconsistent hidden_size: got {state.size(-1)}, "
+                f"expected {hidden_size}"
+            )
+        if state.shape[:-1] != input.shape[:-1]:
+            batches = [tensor.size(0) if tensor.dim() == 2 else 1 for tensor in (input, state)]
+            raise RuntimeError(
+                f"Input batch size {batches[0]} doesn't match hidden{index} batch size "
+                f"{batches[1]}: input has shape {list(input.shape)}, hidden{index} "
+                f"{list(state.shape)}"
+            )

@@ -1,0 +1,223 @@
+"""RNN, GRU and LSTM on given weights: the computation of the modules without a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import checks
+from fastrnn.layers import run_stack
+from fastrnn.ops import ScanWeights, gate_count
+
+__all__ = ["gru", "lstm", "rnn"]
+
+Hidden: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
+_NAMES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    lengths: Tensor | None = None,
+) -> tuple[Any, Tensor]:
+    r"""Elman network, :math:`h' = \phi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`, on given weights.
+
+    L is ``num_layers``, D is 2 if ``bidirectional``, else 1. All tensors share one dtype (float32,
+    float64, bfloat16 or float16) and device.
+
+    Args:
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
+        hx: initial hidden state (L * D, N, H), or (L * D, H) without a batch; None is zero.
+        weights: for each layer and direction in turn ``weight_ih`` (H, I or D * H), ``weight_hh``
+            (H, H) and, if ``bias``, ``bias_ih`` (H,) and ``bias_hh`` (H,): the order of
+            ``torch.nn.RNN.all_weights``, flattened.
+        nonlinearity: :math:`\phi`, ``tanh`` or ``relu``.
+        num_layers: stacked layers.
+        bias: whether ``weights`` holds biases.
+        batch_first: input and output have the batch first; states never do.
+        dropout: probability of zeroing an element between layers, in training.
+        training: whether dropout applies.
+        bidirectional: run each layer in both directions, outputs side by side.
+        lengths: int64 tensor (N,) on CPU. Outputs at steps past a sample's length are 0, its final
+            state is that of its last step, and the reverse direction starts there.
+
+    Returns:
+        output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as ``torch.nn.RNN`` does, naming the argument.
+    """
+    checks.check_nonlinearity(nonlinearity)
+    return _run(
+        f"rnn_{nonlinearity}", input, hx, weights, num_layers, bias, batch_first, dropout,
+        training, bidirectional, lengths,
+    )  # fmt: skip
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    lengths: Tensor | None = None,
+) -> tuple[Any, Tensor]:
+    r"""Gated recurrent unit on given weights; arguments and results as :func:`rnn`.
+
+    :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`
+    (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; so are the others.
+    """
+    return _run(
+        "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
+        bidirectional, lengths,
+    )  # fmt: skip
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    projection: bool = False,
+    lengths: Tensor | None = None,
+) -> tuple[Any, tuple[Tensor, Tensor]]:
+    r"""Long short-term memory on given weights; arguments as :func:`rnn`.
+
+    :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`, or :math:`W_{hr} (o \tanh(c'))` with a
+    projection (the formulas of ``torch.nn.LSTM``). ``weight_ih`` is (4 * H, I), gates i, f, g, o; so
+    are the others.
+
+    Args:
+        hx: (h_0, c_0), of shapes (L * D, N, R) and (L * D, N, H), where R is the projected size or H.
+        projection: each layer and direction ends with a ``weight_hr`` (R, H).
+
+    Returns:
+        output (T, N, D * R), and (h_n, c_n) in the shapes of ``hx``.
+    """
+    return _run(
+        "lstm", input, hx, weights, num_layers, bias, batch_first, dropout, training,
+        bidirectional, lengths, projection,
+    )  # fmt: skip
+
+
+def split_weights(weights: Sequence[Tensor], bias: bool, projection: bool) -> list[ScanWeights]:
+    """A flat list in torch's order as one entry per layer and direction."""
+    fields = [True, True, bias, bias, projection]
+    each = sum(fields)
+    groups = [iter(weights[start : start + each]) for start in range(0, len(weights), each)]
+    return [ScanWeights(*(next(group) if has else None for has in fields)) for group in groups]  # type: ignore[arg-type]
+
+
+def autocast(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Input, states and weights in the autocast dtype, where autocast is on."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device.type)
+    return [
+        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    ]
+
+
+def _run(
+    cell: str,
+    input: Tensor | PackedSequence,
+    hx: Hidden | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    lengths: Tensor | None,
+    projection: bool = False,
+) -> tuple[Any, Any]:
+    """Any layout in, the op's (T, N, I) or packed rows inside, the same layout out."""
+    name, gates, directions = _NAMES[cell], gate_count(cell), 2 if bidirectional else 1
+    checks.check_input_type(name, input, lengths)
+    states = () if hx is None else checks.check_states(name, hx, cell == "lstm")
+
+    packed = input if isinstance(input, PackedSequence) else None
+    data = packed.data if packed is not None else input
+    assert isinstance(data, Tensor)
+    data, *rest = autocast([data, *states, *weights], data.device)
+    states, weights = tuple(rest[: len(states)]), rest[len(states) :]
+
+    batched = True
+    if packed is None:
+        checks.check_input_rank(name, data)
+        batched = data.dim() == 3
+        if states:
+            checks.check_state_ranks(name, states, batched)
+        if not batched:
+            data, states = data.unsqueeze(1), tuple(state.unsqueeze(1) for state in states)
+        elif batch_first:
+            data = data.transpose(0, 1)
+
+    stack = split_weights(weights, bias, projection)
+    checks.check_stack(name, gates, stack, num_layers, directions)
+    first = stack[0]
+    hidden_size, output_size = first.weight_hh.size(0) // gates, first.weight_hh.size(1)
+    batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
+    rows = num_layers * directions
+    shapes = [(rows, batch, output_size), (rows, batch, hidden_size)][: 1 + (cell == "lstm")]
+
+    checks.check_dtype(data, first.weight_ih)
+    checks.check_input_size(data, first.weight_ih.size(1))
+    if lengths is not None:
+        checks.check_lengths(lengths, data.size(0), batch)
+    if states:
+        checks.check_state_shapes(states, shapes)
+    else:
+        states = tuple(data.new_zeros(shape) for shape in shapes)
+    checks.check_companions(data, states, weights)
+
+    if packed is not None and packed.sorted_indices is not None:
+        states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
+    output, finals = run_stack(
+        cell,
+        data,
+        states,
+        stack,
+        directions=directions,
+        dropout=dropout if training else 0.0,
+        lengths=lengths,
+        batch_sizes=None if packed is None else packed.batch_sizes,
+    )
+
+    if packed is not None:
+        if packed.unsorted_indices is not None:
+            finals = tuple(state.index_select(1, packed.unsorted_indices) for state in finals)
+        result: Any = PackedSequence(
+            output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        )
+    elif not batched:
+        result, finals = output.squeeze(1), tuple(state.squeeze(1) for state in finals)
+    else:
+        result = output.transpose(0, 1) if batch_first else output
+    return result, finals if cell == "lstm" else finals[0]

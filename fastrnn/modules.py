@@ -1,0 +1,449 @@
+"""RNN, GRU, LSTM and their cells: torch.nn's signatures, parameter names and initial values.
+
+They are not subclasses of torch.nn's modules: ``torch.compile`` refuses every instance of those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import checks, functional, ops
+from fastrnn.ops import ScanWeights
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+
+def _reset_uniform(module: nn.Module, hidden_size: int) -> None:
+    """Fill parameters in order with U(-1/sqrt(H), 1/sqrt(H)): torch.nn's values from the same seed."""
+    bound = 1.0 / math.sqrt(hidden_size)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -bound, bound)
+
+
+class _RecurrentModule(nn.Module):
+    """What RNN, GRU and LSTM share: arguments, parameters and their names."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        device: Any,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        checks.check_module_arguments(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            proj_size=proj_size,
+            takes_projection=mode == "LSTM",
+        )
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+
+        rows = ops.gate_count(self._cell) * hidden_size
+        output_size = proj_size or hidden_size
+        columns = input_size
+        for names in self._weight_names():
+            direction = "_reverse" in names[0]
+            shapes = [(rows, columns), (rows, output_size)] + [(rows,), (rows,)] * bias
+            shapes += [(output_size, hidden_size)] * (proj_size > 0)
+            for name, shape in zip(names, shapes, strict=True):
+                setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            if direction or not bidirectional:
+                columns = output_size * (1 + bidirectional)
+        self.reset_parameters()
+
+    @property
+    def _cell(self) -> str:
+        return self.mode.lower()
+
+    def _weight_names(self) -> list[list[str]]:
+        """Parameter names, one list per layer and direction, in torch's order."""
+        kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias
+        kinds += ["weight_hr"] * (self.proj_size > 0)
+        suffixes = ["", "_reverse"] if self.bidirectional else [""]
+        return [
+            [f"{kind}_l{layer}{suffix}" for kind in kinds]
+            for layer in range(self.num_layers)
+            for suffix in suffixes
+        ]
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights, one list per layer and direction."""
+        return [[getattr(self, name) for name in names] for names in self._weight_names()]
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
+        _reset_uniform(self, self.hidden_size)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels take each weight by its own pointer. Here for torch.nn's callers."""
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        parts += [
+            f"{name}={getattr(self, name)}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        return ", ".join(parts)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_layers": self.num_layers,
+            "bias": self.bias,
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "training": self.training,
+            "bidirectional": self.bidirectional,
+        }
+
+    def _flat_weights(self) -> list[Tensor]:
+        return [weight for weights in self.all_weights for weight in weights]
+
+
+class RNN(_RecurrentModule):
+    r"""Elman network, a drop-in for :class:`torch.nn.RNN`.
+
+    :math:`h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})` with :math:`\phi` tanh or relu.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the hidden state, H.
+        num_layers: stacked layers, L.
+        nonlinearity: ``'tanh'`` or ``'relu'``.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are (N, T, ...) instead of (T, N, ...); states never are.
+        dropout: probability of zeroing an element of each layer's output but the last's, in training.
+        bidirectional: a second direction in each layer, D = 2.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+
+    Parameters are ``weight_ih_l{k}`` (H, I or D * H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and
+    ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict loads
+    from and into torch.nn's module.
+
+    Raises:
+        ValueError, TypeError: for arguments that torch.nn refuses, too.
+
+    Example::
+
+        >>> rnn = fastrnn.RNN(10, 20, num_layers=2)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        checks.check_nonlinearity(nonlinearity)
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
+            dropout, bidirectional, proj_size, device, dtype,
+        )  # fmt: skip
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run the layers over a sequence; arguments and results as :func:`fastrnn.functional.rnn`."""
+        return functional.rnn(
+            input,
+            hx,
+            self._flat_weights(),
+            nonlinearity=self.nonlinearity,
+            lengths=lengths,
+            **self._options(),
+        )
+
+
+class GRU(_RecurrentModule):
+    r"""Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`.
+
+    :math:`r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr})`, z likewise,
+    :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`.
+
+    Arguments as :class:`RNN`, without ``nonlinearity``. Parameters have its names, with 3 * H rows:
+    gates r, z, n.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, device, dtype,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run the layers over a sequence; arguments and results as :func:`fastrnn.functional.gru`."""
+        return functional.gru(input, hx, self._flat_weights(), lengths=lengths, **self._options())
+
+
+class LSTM(_RecurrentModule):
+    r"""Long short-term memory, a drop-in for :class:`torch.nn.LSTM`.
+
+    :math:`i, f, o = \sigma(\cdot)`, :math:`g = \tanh(\cdot)` of :math:`W_{ih} x + b_{ih} + W_{hh} h + b_{hh}`,
+    :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`.
+
+    Arguments as :class:`RNN`, without ``nonlinearity``, and
+
+    Args:
+        proj_size: if positive, :math:`h' = W_{hr} (o \tanh(c'))` has this size, smaller than H.
+
+    Parameters have the names of :class:`RNN`'s, with 4 * H rows (gates i, f, g, o), and
+    ``weight_hr_l{k}`` (proj_size, H).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, device, dtype,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Run the layers over a sequence; arguments and results as :func:`fastrnn.functional.lstm`."""
+        return functional.lstm(
+            input,
+            hx,
+            self._flat_weights(),
+            projection=self.proj_size > 0,
+            lengths=lengths,
+            **self._options(),
+        )
+
+
+class _RecurrentCell(nn.Module):
+    """What the cells share: one step is a scan over a sequence of length 1."""
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+    # How error texts name the states.
+    _state_labels: ClassVar[Sequence[str]] = ("hidden",)
+
+    def __init__(
+        self, cell: str, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any
+    ) -> None:
+        super().__init__()
+        checks.check_cell_arguments(input_size, hidden_size)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        rows = ops.gate_count(cell) * hidden_size
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih = parameter(rows, input_size)
+        self.weight_hh = parameter(rows, hidden_size)
+        self.register_parameter("bias_ih", parameter(rows) if bias else None)
+        self.register_parameter("bias_hh", parameter(rows) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
+        _reset_uniform(self, self.hidden_size)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
+
+    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        name = type(self).__name__
+        weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
+        input, *rest = functional.autocast([input, *states, *weights], input.device)
+        states, weights = tuple(rest[: len(states)]), rest[len(states) :]
+        checks.check_cell_input(
+            name, input, states, (self.input_size, self.hidden_size), self._state_labels
+        )
+        checks.check_cell_dtype(input, weights[0])
+        batched = input.dim() == 2
+        count = 1 + (cell == "lstm")
+        if not states:
+            states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * count
+        checks.check_companions(input, states, weights)
+        if not batched:
+            input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
+        h_0, c_0 = states[0], states[1] if count == 2 else None
+        _, h_n, c_n = ops.scan(cell, input.unsqueeze(0), h_0, c_0, ScanWeights(*weights))
+        results = (h_n,) if c_n is None else (h_n, c_n)
+        return results if batched else tuple(result.squeeze(0) for result in results)
+
+
+class RNNCell(_RecurrentCell):
+    r"""One step of an Elman network, a drop-in for :class:`torch.nn.RNNCell`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the hidden state, H.
+        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        nonlinearity: ``'tanh'`` or ``'relu'``.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        checks.check_nonlinearity(nonlinearity)
+        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    def extra_repr(self) -> str:
+        suffix = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"
+        return super().extra_repr() + suffix
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """h' (N, H) from input (N, I) and hx (N, H), or without N; hx None is zero."""
+        states = () if hx is None else checks.check_states("RNNCell", hx, False)
+        return self._step(f"rnn_{self.nonlinearity}", input, states)[0]
+
+
+class GRUCell(_RecurrentCell):
+    """One step of a gated recurrent unit, a drop-in for :class:`torch.nn.GRUCell`.
+
+    Arguments as :class:`RNNCell`, without ``nonlinearity``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__("gru", input_size, hidden_size, bias, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """h' (N, H) from input (N, I) and hx (N, H), or without N; hx None is zero."""
+        states = () if hx is None else checks.check_states("GRUCell", hx, False)
+        return self._step("gru", input, states)[0]
+
+
+class LSTMCell(_RecurrentCell):
+    """One step of a long short-term memory, a drop-in for :class:`torch.nn.LSTMCell`.
+
+    Arguments as :class:`RNNCell`, without ``nonlinearity``.
+    """
+
+    _state_labels = ("hx[0]", "hx[1]")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(h', c') (N, H) from input (N, I) and hx = (h, c), or without N; hx None is zero."""
+        states = () if hx is None else checks.check_states("LSTMCell", hx, True)
+        h, c = self._step("lstm", input, states)
+        return h, c
