@@ -48,9 +48,8 @@ struct CellFacts {
 
 inline CellFacts cell_facts(const std::string& cell) {
   CellFacts facts{};
-  const bool known = Cells::dispatch(cell, [&]<class Cell>() {
-    facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState};
-  });
+  const bool known =
+      Cells::dispatch(cell, [&]<class Cell>() { facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState}; });
   STD_TORCH_CHECK(known, "fastrnn: unknown cell '", cell, "'");
   return facts;
 }
@@ -107,8 +106,8 @@ inline void check_like(const Tensor& tensor, const char* name, ScalarType dtype,
 // A host vector of integers that the walk is planned by.
 inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, int64_t size) {
   check_shape<1>(tensor, name, {size});
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), "fastrnn: ",
-                  name, " must be a contiguous int64 tensor on CPU");
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(),
+                  "fastrnn: ", name, " must be a contiguous int64 tensor on CPU");
   return tensor.const_data_ptr<int64_t>();
 }
 
@@ -152,7 +151,8 @@ inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
   check.operator()<1>(in.bias_ih, "bias_ih", {cell.gates * H});
   check.operator()<1>(in.bias_hh, "bias_hh", {cell.gates * H});
   check.operator()<2>(in.weight_hr, "weight_hr", {R, H});
-  STD_TORCH_CHECK(in.c_0.has_value() == cell.has_cell_state, "fastrnn: c_0 is for cells with a cell state, and those "
+  STD_TORCH_CHECK(in.c_0.has_value() == cell.has_cell_state,
+                  "fastrnn: c_0 is for cells with a cell state, and those "
                   "need it");
   STD_TORCH_CHECK(cell.has_cell_state || !in.weight_hr, "fastrnn: a projection needs a cell state");
   STD_TORCH_CHECK(in.weight_hr || R == H, "fastrnn: weight_hh has ", R, " columns, expected hidden_size = ", H);
@@ -182,8 +182,10 @@ inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
 // Views. A const S asks for const data, which keeps a copy-on-write tensor shared.
 template <class S>
 S* data_of(const Tensor& tensor) {
-  if constexpr (std::is_const_v<S>) return static_cast<S*>(tensor.const_data_ptr());
-  else return static_cast<S*>(tensor.mutable_data_ptr());
+  if constexpr (std::is_const_v<S>)
+    return static_cast<S*>(tensor.const_data_ptr());
+  else
+    return static_cast<S*>(tensor.mutable_data_ptr());
 }
 
 template <class S>

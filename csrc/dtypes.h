@@ -7,6 +7,10 @@
 #include <bit>
 #include <cstdint>
 
+// A function of formulas: part of whatever kernel uses it. (Without the attribute, gcc compiles a template's friends
+// for the baseline, even where a pragma names an instruction set.)
+#define FASTRNN_FN [[gnu::always_inline]] inline
+
 namespace fastrnn {
 
 struct BFloat16 {

@@ -54,11 +54,11 @@ struct Sequence {
 // (an ensemble, per-sample gradients); group_stride 0 shares a tensor among the groups.
 template <class T>
 struct Weights {
-  Matrix<T> ih;         // [G * H, I]
-  Matrix<T> hh;         // [G * H, R]
-  Vector<T> bias_ih;    // [G * H], null without bias
-  Vector<T> bias_hh;    // [G * H]
-  Matrix<T> hr;         // [R, H], null without projection
+  Matrix<T> ih;                               // [G * H, I]
+  Matrix<T> hh;                               // [G * H, R]
+  Vector<T> bias_ih;                          // [G * H], null without bias
+  Vector<T> bias_hh;                          // [G * H]
+  Matrix<T> hr;                               // [R, H], null without projection
   int64_t group_stride[5] = {0, 0, 0, 0, 0};  // elements, in the order above
 };
 
@@ -112,17 +112,15 @@ struct ScanParams {
 // Gradients of a scan. A null input gradient counts as zero, a null result is not computed.
 template <class S>
 struct ScanGradients {
-  Sequence<const S> y;   // [T, N, R], given
-  Matrix<const S> h_n;   // [N, R], given
-  Matrix<const S> c_n;   // [N, H], given
-  Sequence<S> x;         // [T, N, I]
-  Matrix<S> h_0;         // [N, R]
-  Matrix<S> c_0;         // [N, H]
+  Sequence<const S> y;  // [T, N, R], given
+  Matrix<const S> h_n;  // [N, R], given
+  Matrix<const S> c_n;  // [N, H], given
+  Sequence<S> x;        // [T, N, I]
+  Matrix<S> h_0;        // [N, R]
+  Matrix<S> c_0;        // [N, H]
   Weights<S> weights;
 
-  bool any_weight() const {
-    return weights.ih || weights.hh || weights.bias_ih || weights.bias_hh || weights.hr;
-  }
+  bool any_weight() const { return weights.ih || weights.hh || weights.bias_ih || weights.bias_hh || weights.hr; }
 };
 
 }  // namespace fastrnn

@@ -11,11 +11,11 @@ namespace fastrnn {
 struct Tanh {
   static constexpr std::string_view kName = "rnn_tanh";
   template <class V>
-  static V value(V x) {
+  FASTRNN_FN static V value(V x) {
     return math::tanh(x);
   }
   template <class V>
-  static V gradient(V y, V dy) {
+  FASTRNN_FN static V gradient(V y, V dy) {
     return dy * (1 - y * y);
   }
 };
@@ -23,11 +23,11 @@ struct Tanh {
 struct Relu {
   static constexpr std::string_view kName = "rnn_relu";
   template <class V>
-  static V value(V x) {
+  FASTRNN_FN static V value(V x) {
     return select(x <= V(0), V(0), x);  // a NaN passes, as in torch
   }
   template <class V>
-  static V gradient(V y, V dy) {
+  FASTRNN_FN static V gradient(V y, V dy) {
     return select(y <= V(0), V(0), dy);
   }
 };
@@ -43,13 +43,14 @@ struct Elman {
   static constexpr bool kReadsNextH = true;
 
   template <class V>
-  static void forward(const std::array<V, 1>& gx, const std::array<V, 1>& gh, State<V>& state, std::array<V, 0>&) {
+  FASTRNN_FN static void forward(const std::array<V, 1>& gx, const std::array<V, 1>& gh, State<V>& state,
+                                 std::array<V, 0>&) {
     state.h = Activation::value(gx[0] + gh[0]);
   }
 
   template <class V>
-  static void backward(const std::array<V, 0>&, const State<V>&, const State<V>& next, State<V>& d_state,
-                       std::array<V, 1>& d_gx, std::array<V, 1>& d_gh) {
+  FASTRNN_FN static void backward(const std::array<V, 0>&, const State<V>&, const State<V>& next, State<V>& d_state,
+                                  std::array<V, 1>& d_gx, std::array<V, 1>& d_gh) {
     d_gx[0] = d_gh[0] = Activation::gradient(next.h, d_state.h);
     d_state.h = V{};
   }

@@ -16,8 +16,8 @@ struct Gru {
   static constexpr bool kReadsNextH = false;
 
   template <class V>
-  static void forward(const std::array<V, 3>& gx, const std::array<V, 3>& gh, State<V>& state,
-                      std::array<V, 4>& saved) {
+  FASTRNN_FN static void forward(const std::array<V, 3>& gx, const std::array<V, 3>& gh, State<V>& state,
+                                 std::array<V, 4>& saved) {
     const V r = math::sigmoid(gx[0] + gh[0]);
     const V z = math::sigmoid(gx[1] + gh[1]);
     const V n = math::tanh(mul_add(r, gh[2], gx[2]));
@@ -26,8 +26,8 @@ struct Gru {
   }
 
   template <class V>
-  static void backward(const std::array<V, 4>& saved, const State<V>& prev, const State<V>&, State<V>& d_state,
-                       std::array<V, 3>& d_gx, std::array<V, 3>& d_gh) {
+  FASTRNN_FN static void backward(const std::array<V, 4>& saved, const State<V>& prev, const State<V>&,
+                                  State<V>& d_state, std::array<V, 3>& d_gx, std::array<V, 3>& d_gh) {
     const auto [r, z, n, gh_n] = saved;
     const V dh = d_state.h;
     const V d_n = dh * (1 - z) * (1 - n * n);  // of n's argument

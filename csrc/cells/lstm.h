@@ -16,8 +16,8 @@ struct Lstm {
   static constexpr bool kReadsNextH = false;
 
   template <class V>
-  static void forward(const std::array<V, 4>& gx, const std::array<V, 4>& gh, State<V>& state,
-                      std::array<V, 4>& saved) {
+  FASTRNN_FN static void forward(const std::array<V, 4>& gx, const std::array<V, 4>& gh, State<V>& state,
+                                 std::array<V, 4>& saved) {
     const V i = math::sigmoid(gx[0] + gh[0]);
     const V f = math::sigmoid(gx[1] + gh[1]);
     const V g = math::tanh(gx[2] + gh[2]);
@@ -29,13 +29,13 @@ struct Lstm {
 
   // h' from what is saved. Backward needs it again where y holds the projection of h' instead.
   template <class V>
-  static V output(const std::array<V, 4>& saved, V c) {
+  FASTRNN_FN static V output(const std::array<V, 4>& saved, V c) {
     return saved[3] * math::tanh(c);
   }
 
   template <class V>
-  static void backward(const std::array<V, 4>& saved, const State<V>& prev, const State<V>& next, State<V>& d_state,
-                       std::array<V, 4>& d_gx, std::array<V, 4>& d_gh) {
+  FASTRNN_FN static void backward(const std::array<V, 4>& saved, const State<V>& prev, const State<V>& next,
+                                  State<V>& d_state, std::array<V, 4>& d_gx, std::array<V, 4>& d_gh) {
     const auto [i, f, g, o] = saved;
     const V tanh_c = math::tanh(next.c);
     const V dc = mul_add(d_state.h * o, 1 - tanh_c * tanh_c, d_state.c);

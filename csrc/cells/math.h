@@ -10,6 +10,8 @@
 
 #include <array>
 
+#include "dtypes.h"
+
 namespace fastrnn::math {
 
 template <class V>
@@ -25,7 +27,7 @@ struct ExpConstants<float> {
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kSmallestExponent = -152;  // 2^-152 rounds to 0; even, for it is halved
   static constexpr float kTanhIsOne = 10;           // tanh(x) = 1 to half an ulp from here on
-  static constexpr std::array<float, 6> kPolynomial = {0x1p-1f,         0x1.555554p-3f, 0x1.55554cp-5f,
+  static constexpr std::array<float, 6> kPolynomial = {0x1p-1f,        0x1.555554p-3f,  0x1.55554cp-5f,
                                                        0x1.111202p-7f, 0x1.6cee0cp-10f, 0x1.9f3698p-13f};
 };
 
@@ -34,18 +36,17 @@ struct ExpConstants<double> {
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kSmallestExponent = -1076;
   static constexpr double kTanhIsOne = 20;
-  static constexpr std::array<double, 11> kPolynomial = {
-      0x1p-1,
-      0x1.5555555555559p-3,
-      0x1.555555555553ep-5,
-      0x1.111111110f6c5p-7,
-      0x1.6c16c16c1f102p-10,
-      0x1.a01a01afdd4cbp-13,
-      0x1.a01a017ba5d92p-16,
-      0x1.71ddf86467b44p-19,
-      0x1.27e5365c58449p-22,
-      0x1.af5ea7170df8bp-26,
-      0x1.1ee85ed36ed1ep-29};
+  static constexpr std::array<double, 11> kPolynomial = {0x1p-1,
+                                                         0x1.5555555555559p-3,
+                                                         0x1.555555555553ep-5,
+                                                         0x1.111111110f6c5p-7,
+                                                         0x1.6c16c16c1f102p-10,
+                                                         0x1.a01a01afdd4cbp-13,
+                                                         0x1.a01a017ba5d92p-16,
+                                                         0x1.71ddf86467b44p-19,
+                                                         0x1.27e5365c58449p-22,
+                                                         0x1.af5ea7170df8bp-26,
+                                                         0x1.1ee85ed36ed1ep-29};
 };
 
 template <class V>
@@ -56,7 +57,7 @@ struct Reduced {
 
 // x = n ln 2 + r
 template <class V>
-inline Reduced<V> reduce_exp(V x) {
+FASTRNN_FN Reduced<V> reduce_exp(V x) {
   using K = ExpConstants<Scalar<V>>;
   const V n = round_to_int(x * Scalar<V>(0x1.71547652b82fep+0));  // log2(e)
   const V r = mul_add(n, V(-K::kLn2Low), mul_add(n, V(-K::kLn2High), x));
@@ -68,7 +69,7 @@ inline Reduced<V> reduce_exp(V x) {
 // a / (1 + e) for 0 <= e <= 1, as if 1 + e were exact: one step of Newton's from the rounded quotient, where a linear
 // 1 / d on [1, 2] is near enough.
 template <class V>
-inline V divide_by_one_plus(V a, V e) {
+FASTRNN_FN V divide_by_one_plus(V a, V e) {
   using A = Scalar<V>;
   const V d = e + A(1);
   const V rounding = e - (d - A(1));
@@ -79,7 +80,7 @@ inline V divide_by_one_plus(V a, V e) {
 
 // tanh|x| = -m / (2 + m) with m = e^(-2|x|) - 1 in (-1, 0]
 template <class V>
-inline V tanh(V x) {
+FASTRNN_FN V tanh(V x) {
   using K = ExpConstants<Scalar<V>>;
   const auto [n, p] = reduce_exp(max(V(-2 * K::kTanhIsOne), Scalar<V>(-2) * abs(x)));
   const V scale = pow2(n);
@@ -89,7 +90,7 @@ inline V tanh(V x) {
 
 // sigmoid(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) below, e = e^-|x|; e may be subnormal, so it is scaled twice
 template <class V>
-inline V sigmoid(V x) {
+FASTRNN_FN V sigmoid(V x) {
   using K = ExpConstants<Scalar<V>>;
   const auto [n, p] = reduce_exp(max(V(K::kSmallestExponent * Scalar<V>(0x1.62e42fefa39efp-1)), -abs(x)));
   const V high = max(V(K::kSmallestExponent / 2), n);

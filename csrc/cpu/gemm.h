@@ -21,14 +21,14 @@ constexpr int64_t round_up_to_vec(int64_t n) {
 // out[r][:] = init[:] + sum over k of a[r][k] * b[k][:], for a tile of rows and vecs.
 template <class A>
 struct Tile {
-  int64_t depth;        // number of k
-  const A* a;           // element (r, k) at a[r * a_row + k * a_depth]
+  int64_t depth;  // number of k
+  const A* a;     // element (r, k) at a[r * a_row + k * a_depth]
   int64_t a_row;
   int64_t a_depth;
-  const A* b;           // row k at b[k * b_depth], vecs wide
+  const A* b;  // row k at b[k * b_depth], vecs wide
   int64_t b_depth;
-  const A* init;        // [vecs], null: 0
-  A* out;               // row r at out[r * out_row]
+  const A* init;  // [vecs], null: 0
+  A* out;         // row r at out[r * out_row]
   int64_t out_row;
 };
 
@@ -95,8 +95,7 @@ class PackedWeights {
     A* out = data_.get() + offset(panel) * depth_;
     const int64_t columns = kGates * unit_vecs(panel) * Vec<A>::kWidth;
     for_units(panel, [&](int64_t row, int64_t column) {
-      for (int64_t k = 0; k < depth_; ++k)
-        out[k * columns + column] = row < 0 ? A(0) : Storage<S>::to(weight(row, k));
+      for (int64_t k = 0; k < depth_; ++k) out[k * columns + column] = row < 0 ? A(0) : Storage<S>::to(weight(row, k));
     });
   }
 

@@ -10,8 +10,7 @@
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
-const InstructionSet kAvx2 = avx2::instruction_set("avx2", [] {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-});
+const InstructionSet kAvx2 =
+    avx2::instruction_set("avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); });
 }  // namespace fastrnn::cpu
 #endif

@@ -11,8 +11,8 @@
 
 namespace fastrnn::cpu {
 const InstructionSet kAvx512 = avx512::instruction_set("avx512", [] {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 });
 }  // namespace fastrnn::cpu
 #endif

@@ -70,10 +70,14 @@ struct InstructionSet {
 
   template <class S>
   const Kernels<S>& kernels() const {
-    if constexpr (std::is_same_v<S, float>) return float32;
-    else if constexpr (std::is_same_v<S, double>) return float64;
-    else if constexpr (std::is_same_v<S, BFloat16>) return bfloat16;
-    else return float16;
+    if constexpr (std::is_same_v<S, float>)
+      return float32;
+    else if constexpr (std::is_same_v<S, double>)
+      return float64;
+    else if constexpr (std::is_same_v<S, BFloat16>)
+      return bfloat16;
+    else
+      return float16;
   }
 };
 

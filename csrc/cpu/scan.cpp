@@ -17,7 +17,8 @@ namespace {
 // Best first.
 constexpr std::array kInstructionSets = {
 #if defined(__x86_64__)
-    &kAvx512, &kAvx2,
+    &kAvx512,
+    &kAvx2,
 #elif defined(__aarch64__)
     &kNeon,
 #endif
@@ -105,8 +106,8 @@ Tensor empty_like_dtype(const Tensor& like, std::vector<int64_t> shape, bool wan
 // A sequence result [T, N, columns] or [rows, columns]. Steps that no sample runs stay 0.
 Tensor new_sequence(const ScanInputs& in, const ScanSizes& sizes, int64_t columns, bool wanted = true) {
   if (!wanted) return empty_like_dtype(in.input, {0});
-  const std::vector<int64_t> shape = sizes.packed ? std::vector<int64_t>{in.input.size(0), columns}
-                                                  : std::vector<int64_t>{sizes.T, sizes.N, columns};
+  const std::vector<int64_t> shape =
+      sizes.packed ? std::vector<int64_t>{in.input.size(0), columns} : std::vector<int64_t>{sizes.T, sizes.N, columns};
   return in.lengths ? torch::stable::new_zeros(in.input, shape) : torch::stable::new_empty(in.input, shape);
 }
 
@@ -140,8 +141,8 @@ ScanResults scan(std::string cell, Tensor input, Tensor h_0, OptionalTensor c_0,
   Tensor y = new_sequence(in, sizes, sizes.R);
   Tensor h_n = empty_like_dtype(input, {sizes.N, sizes.R});
   Tensor c_n = empty_like_dtype(input, {sizes.N, sizes.H}, has_c);
-  Tensor gates = empty_like_dtype(input, saved_shape(in, sizes, sizes.cell.saved * sizes.H),
-                                  save && sizes.cell.saved > 0);
+  Tensor gates =
+      empty_like_dtype(input, saved_shape(in, sizes, sizes.cell.saved * sizes.H), save && sizes.cell.saved > 0);
   Tensor cells = empty_like_dtype(input, saved_shape(in, sizes, sizes.H), save && has_c, cell_state_dtype(input));
 
   dispatch_dtype(input, [&]<class S>() {
@@ -174,8 +175,10 @@ ScanGradientResults scan_backward(std::string cell, OptionalTensor grad_y, Optio
   const auto check_sequence = [&](const OptionalTensor& tensor, const char* name) {
     if (!tensor) return;
     check_like(*tensor, name, input.scalar_type(), input);
-    if (packed) check_shape<2>(*tensor, name, {input.size(0), R});
-    else check_shape<3>(*tensor, name, {T, N, R});
+    if (packed)
+      check_shape<2>(*tensor, name, {input.size(0), R});
+    else
+      check_shape<3>(*tensor, name, {T, N, R});
   };
   const auto check_matrix = [&](const OptionalTensor& tensor, const char* name, ScalarType dtype, int64_t rows,
                                 int64_t columns) {

@@ -89,8 +89,7 @@ struct Chunk {
   template <class F>
   void for_rows(Range range, F&& f) const {
     for (int64_t s = begin; s < end; ++s)
-      for (int64_t m = std::max(range.begin, base(s)); m < std::min(range.end, base(s + 1)); ++m)
-        f(m, s, m - base(s));
+      for (int64_t m = std::max(range.begin, base(s)); m < std::min(range.end, base(s + 1)); ++m) f(m, s, m - base(s));
   }
 
   static int64_t steps(const Schedule& schedule, int64_t row_bytes) {
@@ -151,7 +150,9 @@ struct Scan {
 
   // Columns [first, first + n) of h before step t of row r; likewise c.
   V previous_h(int64_t t, int64_t r, int64_t first, int64_t n) const { return previous(p.y, p.h_0, t, r, first, n); }
-  V previous_c(int64_t t, int64_t r, int64_t first, int64_t n) const { return previous(p.cells, p.c_0, t, r, first, n); }
+  V previous_c(int64_t t, int64_t r, int64_t first, int64_t n) const {
+    return previous(p.cells, p.c_0, t, r, first, n);
+  }
 
  private:
   template <class E>
@@ -190,7 +191,7 @@ class ForwardScan : Scan<Cell, S> {
 
   const int64_t gx_row_ = w_ih_.width();
   const int64_t chunk_steps_ = Chunk::steps(schedule, (i_row + gx_row_) * sizeof(A));
-  Buffer<A> x_ = Buffer<A>(chunk_steps_ * N * i_row);    // [rows of the chunk, i_row]
+  Buffer<A> x_ = Buffer<A>(chunk_steps_ * N * i_row);     // [rows of the chunk, i_row]
   Buffer<A> gx_ = Buffer<A>(chunk_steps_ * N * gx_row_);  // [rows of the chunk, gx_row], in panel order
 
  public:
@@ -310,25 +311,26 @@ class BackwardScan : Scan<Cell, S> {
   const ScanGradients<S>& d;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
-  PackedWeights<A, 1> w_hh_ = this->template pack<1>(p.weights.hh.transposed(), R, kGates * H);
-  PackedWeights<A, 1> w_ih_ = this->template pack<1>(p.weights.ih.transposed(), d.x ? I : 0, kGates * H);
+  PackedWeights<A, 1> w_hh_ = this->template pack<1>(p.weights.hh.transposed(), R, kGates* H);
+  PackedWeights<A, 1> w_ih_ = this->template pack<1>(p.weights.ih.transposed(), d.x ? I : 0, kGates* H);
   PackedWeights<A, 1> w_hr_ = this->template pack<1>(p.weights.hr.transposed(), projected ? H : 0, R);
 
-  Buffer<A> dh_ = this->load_state(d.h_n, R, r_row);                                // [N, r_row]
-  Buffer<A> dc_ = this->load_state(d.c_n, Cell::kHasCellState ? H : 0, h_row);      // [N, h_row]
-  Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_row : 0);                  // [N, h_row]
+  Buffer<A> dh_ = this->load_state(d.h_n, R, r_row);                            // [N, r_row]
+  Buffer<A> dc_ = this->load_state(d.c_n, Cell::kHasCellState ? H : 0, h_row);  // [N, h_row]
+  Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_row : 0);              // [N, h_row]
 
   const int64_t gate_row_ = kGates * H;
   const int64_t chunk_steps_ = Chunk::steps(
-      schedule, (i_row + r_row + (1 + Cell::kSplitGateGradients) * gate_row_ + projected * (h_row + r_row)) * sizeof(A));
+      schedule,
+      (i_row + r_row + (1 + Cell::kSplitGateGradients) * gate_row_ + projected * (h_row + r_row)) * sizeof(A));
   // The chunk's rows: what the weight gradients are made of.
   Buffer<A> d_gx_ = chunk_buffer(gate_row_);
   Buffer<A> d_gh_split_ = chunk_buffer(Cell::kSplitGateGradients ? gate_row_ : 0);
   A* const d_gh_ = Cell::kSplitGateGradients ? d_gh_split_.get() : d_gx_.get();
   Buffer<A> x_ = chunk_buffer(d.weights.ih ? i_row : 0);
-  Buffer<A> h_ = chunk_buffer(d.weights.hh ? r_row : 0);               // h before each step
-  Buffer<A> unprojected_ = chunk_buffer(d.weights.hr ? h_row : 0);     // h before W_hr
-  Buffer<A> d_projected_ = chunk_buffer(d.weights.hr ? r_row : 0);     // d h after W_hr
+  Buffer<A> h_ = chunk_buffer(d.weights.hh ? r_row : 0);            // h before each step
+  Buffer<A> unprojected_ = chunk_buffer(d.weights.hr ? h_row : 0);  // h before W_hr
+  Buffer<A> d_projected_ = chunk_buffer(d.weights.hr ? r_row : 0);  // d h after W_hr
   Buffer<A> dx_ = chunk_buffer(d.x ? i_row : 0);
 
   Buffer<A> dw_ih_ = zeros(d.weights.ih ? gate_row_ * i_row : 0);
@@ -378,8 +380,7 @@ class BackwardScan : Scan<Cell, S> {
       multiply(rows, dh_.get() + slot.index * r_row, stride * r_row, w_hr_, static_cast<const A*>(nullptr),
                d_unprojected_.get() + slot.index * h_row, stride * h_row);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t unit = 0; unit < H; unit += V::kWidth)
-        update(chunk.base(s) + slot.row(i), t, slot.row(i), unit);
+      for (int64_t unit = 0; unit < H; unit += V::kWidth) update(chunk.base(s) + slot.row(i), t, slot.row(i), unit);
     multiply_fused(rows, d_gh_ + (chunk.base(s) + slot.index) * gate_row_, stride * gate_row_, w_hh_,
                    static_cast<const A*>(nullptr), [&](int64_t first, int64_t count, int64_t panel, const A* products) {
                      const int64_t width = w_hh_.unit_vecs(panel) * V::kWidth;
@@ -410,8 +411,7 @@ class BackwardScan : Scan<Cell, S> {
     if (d.weights.hr) std::copy_n(dh, r_row, d_projected_.get() + m * r_row);
     if (d.weights.ih) gather(p.x.row(t, sample), p.x.col_stride, padded_row(x_, m, i_row, I), I);
     if (d.weights.hh)
-      for (int64_t j = 0; j < R; j += V::kWidth)
-        this->previous_h(t, r, j, R - j).store(h_.get() + m * r_row + j);
+      for (int64_t j = 0; j < R; j += V::kWidth) this->previous_h(t, r, j, R - j).store(h_.get() + m * r_row + j);
   }
 
   // Row m of a chunk buffer with its padding cleared.
@@ -460,8 +460,7 @@ class BackwardScan : Scan<Cell, S> {
     const auto [begin, end] = share(gate_row_, part, parts);
     if (d.weights.ih)
       accumulate_outer(begin, end, rows, d_gx_.get(), gate_row_, x_.get(), i_row, I, dw_ih_.get(), i_row);
-    if (d.weights.hh)
-      accumulate_outer(begin, end, rows, d_gh_, gate_row_, h_.get(), r_row, R, dw_hh_.get(), r_row);
+    if (d.weights.hh) accumulate_outer(begin, end, rows, d_gh_, gate_row_, h_.get(), r_row, R, dw_hh_.get(), r_row);
     if (d.weights.bias_ih) accumulate_rows(begin, end, rows, d_gx_.get(), gate_row_, db_ih_.get());
     if (d.weights.bias_hh) accumulate_rows(begin, end, rows, d_gh_, gate_row_, db_hh_.get());
     if (d.weights.hr) {
@@ -494,8 +493,7 @@ void forward(std::string_view cell, const ScanParams<S>& params, const Team& tea
 }
 
 template <class S>
-void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
-              const Team& team) {
+void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() { BackwardScan<Cell, S>(params, gradients, team).run(); });
 }
 
