@@ -1,0 +1,103 @@
+# Everything on a fresh Debian or Ubuntu with Python >= 3.10 and a C++ compiler: `make demo`, `make test`.
+# Both set up a virtual environment and build the library first; called again, they redo only what changed.
+
+TORCH_DEFAULT := 2.13.0
+TORCH_OLDEST := 2.10.0
+TORCH_NEWEST := 2.14.1
+TORCH := $(TORCH_DEFAULT)
+PYTHON ?= python3
+ARGS :=
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+
+# Each torch has a virtual environment of its own, so that switching between two installs nothing.
+VENV := .venv$(if $(filter-out $(TORCH_DEFAULT),$(TORCH)),-$(TORCH))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(TORCH)
+DEV := $(VENV)/.dev-$(TORCH)
+LIBRARY := fastrnn/_C.abi3.so
+SANITIZED := build/sanitize/$(LIBRARY)
+SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
+FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-sanitize test-abi wheel abi3audit lint format clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARGS="pytest arguments"]'
+	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(LIBRARY) ## make the virtual environment and build the library
+
+demo: setup ## train a small model, draw build/demo.png
+	@mkdir -p build
+	$(BIN)/python -m fastrnn demo --plot build/demo.png
+
+test: setup ## all tests
+	$(PYTEST) $(ARGS)
+
+test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
+	$(PYTEST) -m 'not slow' --capture=sys tests/test_kernels.py $(ARGS)
+
+test-abi: wheel ## one library under the oldest and the newest torch (downloads several GB)
+	for torch in $(TORCH_OLDEST) $(TORCH_NEWEST); do \
+	  env=build/abi-$$torch; wheel=$$(echo dist/*.whl); \
+	  $(PYTHON) -m venv $$env && \
+	  $$env/bin/pip install torch==$$torch "$$wheel[test]" && \
+	  $$env/bin/pip install --force-reinstall --no-deps "$$wheel" && \
+	  $$env/bin/pytest tests/test_kernels.py $(ARGS) || exit 1; \
+	done
+
+wheel: $(DEV) ## dist/: the sources packed, and the wheel built from them
+	rm -rf dist
+	$(BIN)/pyproject-build --no-isolation
+
+abi3audit: wheel ## check that the wheel keeps to Python's stable ABI
+	$(BIN)/abi3audit --strict --summary dist/*.whl
+
+lint: $(DEV) ## what a change must pass besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/mypy
+
+format: $(DEV) ## reformat Python and C++
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+clean: ## remove what was built; the virtual environments (.venv*) stay
+	rm -rf build dist *.egg-info $(LIBRARY)
+
+# Checks first, for a download of torch is long.
+$(READY): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo 'fastrnn: $(PYTHON) is not a Python >= 3.10. Install one: apt-get install python3 python3-venv' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'fastrnn: $(PYTHON) cannot make virtual environments. Install: apt-get install python3-venv' >&2; exit 1; }
+	@$(PYTHON) -Bc 'import setup; setup.find_compiler()'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install torch==$(TORCH) 'setuptools>=77.0.3' ninja
+	$(BIN)/pip install -q --no-build-isolation -e '.[test,train]' torch==$(TORCH)
+	@touch $@
+
+$(DEV): $(READY)
+	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' torch==$(TORCH)
+	@touch $@
+
+# One library serves every torch, but each torch is tested with the one it was built with.
+build/built-with: FORCE
+	@mkdir -p build
+	@echo $(TORCH) | cmp -s - $@ || echo $(TORCH) > $@
+
+$(LIBRARY): build/built-with $(SOURCES) | $(READY)
+	$(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+$(SANITIZED): $(SOURCES) | $(READY)
+	FASTRNN_SANITIZE=address,undefined $(BIN)/python setup.py build_ext --build-lib build/sanitize
+	@touch $@

@@ -1,0 +1,148 @@
+"""Build fastrnn's kernels into one library, fastrnn/_C.abi3.so.
+
+The library registers torch operators and knows no Python: no PyInit, no Python.h (python3-dev need
+not be installed), no libtorch_python. It speaks torch's stable ABI, so one file serves every
+torch >= 2.10 and every Python >= 3.10. torch.ops.load_library loads it.
+
+Environment:
+    CXX                   C++ compiler; unset: the first of c++, g++, clang++ that is installed
+    MAX_JOBS              how many files to compile at once; unset: one per core and two more
+    USE_CUDA              1: build the CUDA kernels or fail; 0: do not; unset: where possible
+    TORCH_CUDA_ARCH_LIST  GPU architectures to compile for
+    FASTRNN_SANITIZE      sanitizers to compile in, for instance address,undefined
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from glob import glob
+
+CXX_FLAGS = "-std=c++20 -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror=return-type"
+# Fused multiply-add only where the source says so: every path gives the same bits. No debug
+# information: Python's own flags ask for it, and the library would be seven times as large.
+CXX_FLAGS += " -ffp-contract=off -g0"
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
+
+# Asks for a version too: g++ 10 takes -std=c++20 but knows only a part of it.
+COMPILER_PROBE = """
+#include <concepts>
+#if defined(__clang__) ? __clang_major__ < 14 : __GNUC__ < 11
+#error too old
+#endif
+"""
+
+
+def find_compiler() -> str:
+    """The command of a C++20 compiler: $CXX, or the first of the usual ones."""
+    cxx = os.environ.get("CXX")
+    candidates = [cxx] if cxx else ["c++", "g++", "clang++"]
+    compiler = next((c for c in candidates if shutil.which(shlex.split(c)[0])), None)
+    if compiler is None:
+        raise SystemExit(
+            f"fastrnn: no C++20 compiler found (looked for {', '.join(candidates)}). "
+            "Install one: apt-get install g++"
+        )
+    probe = [*shlex.split(compiler), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    if subprocess.run(probe, input=COMPILER_PROBE, text=True, capture_output=True).returncode:
+        raise SystemExit(
+            f"fastrnn: {compiler} cannot compile C++20; g++ >= 11 and clang++ >= 14 can. "
+            "Install one (apt-get install g++) and name it in CXX"
+        )
+    return compiler
+
+
+def why_no_cuda(
+    use_cuda: str, torch_cuda: str | None, nvcc: str | None, sources: list[str]
+) -> str | None:
+    """The reason to leave the CUDA kernels out; None to build them. No GPU has to be present.
+
+    use_cuda is $USE_CUDA, torch_cuda the CUDA version of torch, nvcc the path of the compiler.
+    """
+    if use_cuda not in ("", "0", "1"):
+        raise SystemExit(f"fastrnn: USE_CUDA is {use_cuda!r}, expected 0 or 1")
+    if use_cuda == "0":
+        return "USE_CUDA=0"
+    missing = [] if sources else ["this version has no CUDA sources"]
+    missing += [] if torch_cuda else ["the installed torch is a CPU build"]
+    missing += [] if nvcc else ["nvcc was not found"]
+    if missing and use_cuda == "1":
+        raise SystemExit(f"fastrnn: USE_CUDA=1, but {', '.join(missing)}")
+    return ", ".join(missing) or None
+
+
+def library() -> dict:
+    """The arguments of setup() that build the library. Exits with one line if a tool is missing."""
+    # The ninja of a virtual environment that is not activated lies beside its python.
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "fastrnn: the build found no torch. Install torch >= 2.10, setuptools and ninja, then: "
+            "pip install --no-build-isolation -e ."
+        ) from None
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 10):
+        raise SystemExit(f"fastrnn: torch {torch.__version__} is too old, expected >= 2.10")
+    if not shutil.which("ninja"):
+        raise SystemExit("fastrnn: no ninja found. Install it: pip install ninja")
+    os.environ["CXX"] = find_compiler()  # one for compiling and linking
+
+    from torch.utils import cpp_extension
+
+    cuda_sources = glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
+    cuda_home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc", path=f"{cuda_home}/bin{os.pathsep}{os.environ['PATH']}")
+    no_cuda = why_no_cuda(os.environ.get("USE_CUDA", ""), torch.version.cuda, nvcc, cuda_sources)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+
+    sanitize = []
+    if sanitizers := os.environ.get("FASTRNN_SANITIZE"):
+        sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
+        # Python's own compile flags bring -fwrapv, which hides signed overflow.
+        sanitize += ["-fno-wrapv", "-fno-omit-frame-pointer", "-g", "-O1"]
+    system = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # warn of our code only
+
+    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + ([] if no_cuda else cuda_sources)
+    extension = cpp_extension.CppExtension if no_cuda else cpp_extension.CUDAExtension
+    module = extension(
+        "fastrnn._C",
+        sources=sorted(sources),
+        include_dirs=[os.path.abspath("csrc")],
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # one byte 2, one byte 10
+        extra_compile_args={
+            "cxx": CXX_FLAGS.split() + system + sanitize,
+            "nvcc": ["-std=c++20", "-O3"],
+        },
+        extra_link_args=sanitize,
+        py_limited_api=True,  # defines Py_LIMITED_API and leaves libtorch_python out
+    )
+
+    class Build(cpp_extension.BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # One folder per torch that outlives the build, which editable installs do not give:
+            # ninja then compiles what changed, headers included, however the build is started.
+            self.build_temp = f"build/torch-{torch.__version__}{'-sanitize' if sanitize else ''}"
+
+        def run(self) -> None:
+            print("fastrnn: CUDA kernels:", f"not built ({no_cuda})" if no_cuda else "built")
+            super().run()
+
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Build},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+if __name__ == "__main__":
+    from setuptools import setup
+
+    # Packing the sources needs neither torch nor a compiler; MANIFEST.in names the files.
+    packing = {"egg_info", "sdist"}.intersection(sys.argv)
+    setup(**({} if packing else library()))
