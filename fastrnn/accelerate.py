@@ -1,7 +1,7 @@
 """Swap torch.nn's recurrent modules inside a model for fastrnn's, and back.
 
-A replacement takes over the original's own dictionaries of parameters, hooks and submodules, rather than copies of
-them: whatever holds a Parameter (an optimizer, a tied layer) or a hook's handle goes on working.
+A replacement takes over the original's own dictionaries of parameters, hooks and submodules, not
+copies: whatever holds a Parameter (an optimizer, a tied layer) or a hook's handle goes on working.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Report:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"replaced {name or '(the model)'} by {kind}" for name, kind in self.replaced.items()]
+        lines = [
+            f"replaced {name or '(the model)'} by {kind}" for name, kind in self.replaced.items()
+        ]
         lines += [f"left {name or '(the model)'}: {reason}" for name, reason in self.left.items()]
         return "\n".join(lines) or "no recurrent module found"
 
@@ -58,7 +60,7 @@ def accelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
     may rely on what they override.
 
     Args:
-        model: changed in place. Where it is itself a recurrent module, use the returned replacement.
+        model: changed in place. If it is itself a recurrent module, use what is returned.
         report: filled with what was replaced and what was left, with reasons; print it.
 
     Returns:
@@ -90,8 +92,9 @@ def _swap(
 ) -> nn.Module:
     report = Report() if report is None else report
     replacements: dict[nn.Module, nn.Module] = {}
+    kinds: tuple[type[nn.Module], ...] = tuple(mapping)
     for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, tuple(mapping)):
+        if not isinstance(module, kinds):
             continue
         target = mapping.get(_unparametrized_class(module))
         reason = "a subclass, which may rely on what it overrides" if target is None else None

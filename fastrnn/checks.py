@@ -1,6 +1,7 @@
 """What a user can get wrong, raised once: torch's own type of error and its words, and then more.
 
-Every public way in (modules, cells, ``fastrnn.functional``) passes through these functions before anything is computed.
+Every public way in (modules, cells, ``fastrnn.functional``) passes through these functions before
+anything is computed.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def check_module_arguments(
         warnings.warn(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
@@ -74,9 +75,7 @@ def check_cell_arguments(input_size: object, hidden_size: object) -> None:
 
 def check_nonlinearity(nonlinearity: object) -> None:
     if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(
-            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
-        )
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
 def _check_bool(name: str, flag: object) -> None:
@@ -124,7 +123,8 @@ def check_state_ranks(name: str, states: Sequence[Tensor], batched: bool) -> Non
     ranks = [f"{state.dim()}-D" for state in states]
     if len(states) == 2:
         raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {rank}-D but got ({', '.join(ranks)}) tensors"
+            f"For {kind} input, hx and cx should also be {rank}-D but got "
+            f"({', '.join(ranks)}) tensors"
         )
     raise RuntimeError(f"For {kind} input, hx should also be {rank}-D but got {ranks[0]} tensor")
 
@@ -218,15 +218,17 @@ def check_input_type(name: str, input: object, lengths: Tensor | None) -> None:
         )
 
 
-def check_stack(
-    name: str, gates: int, stack: Sequence[ScanWeights], num_layers: int, directions: int
-) -> None:
-    """Weights of a stack, one entry per layer and direction."""
-    if len(stack) != num_layers * directions:
+def check_weight_count(name: str, given: int, each: int, num_layers: int, directions: int) -> None:
+    expected = each * num_layers * directions
+    if given != expected:
         raise RuntimeError(
-            f"{name}: weights are for {len(stack)} layers and directions, expected num_layers * "
-            f"num_directions = {num_layers * directions}"
+            f"{name}: got {given} weights, expected {each} for each of num_layers * num_directions "
+            f"= {num_layers * directions}"
         )
+
+
+def check_stack(name: str, gates: int, stack: Sequence[ScanWeights], directions: int) -> None:
+    """Weights of a stack, one entry per layer and direction."""
     first = stack[0]
     if first.weight_ih.dim() != 2 or first.weight_hh.dim() != 2:
         raise RuntimeError(
@@ -262,7 +264,11 @@ def check_cell_dtype(input: Tensor, weight: Tensor) -> None:
 
 
 def check_cell_input(
-    name: str, input: Tensor, states: Sequence[Tensor], sizes: tuple[int, int], labels: Sequence[str]
+    name: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    sizes: tuple[int, int],
+    labels: Sequence[str],
 ) -> None:
     """Input and states of RNNCell, GRUCell and LSTMCell; sizes are (input_size, hidden_size)."""
     input_size, hidden_size = sizes
@@ -270,9 +276,7 @@ def check_cell_input(
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     for state, label in zip(states, labels, strict=False):
         if state.dim() not in (1, 2):
-            raise ValueError(
-                f"{name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead"
-            )
+            raise ValueError(f"{name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead")
     if input.size(-1) != input_size:
         raise RuntimeError(
             f"input has inconsistent input_size: got {input.size(-1)} expected {input_size}"

@@ -84,7 +84,7 @@ def gru(
     r"""Gated recurrent unit on given weights; arguments and results as :func:`rnn`.
 
     :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`
-    (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; so are the others.
+    (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; others likewise.
     """
     return _run(
         "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
@@ -109,11 +109,11 @@ def lstm(
     r"""Long short-term memory on given weights; arguments as :func:`rnn`.
 
     :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`, or :math:`W_{hr} (o \tanh(c'))` with a
-    projection (the formulas of ``torch.nn.LSTM``). ``weight_ih`` is (4 * H, I), gates i, f, g, o; so
-    are the others.
+    projection (the formulas of ``torch.nn.LSTM``). ``weight_ih`` is (4 * H, I), gates i, f, g, o;
+    others likewise.
 
     Args:
-        hx: (h_0, c_0), of shapes (L * D, N, R) and (L * D, N, H), where R is the projected size or H.
+        hx: (h_0, c_0), of shapes (L * D, N, R) and (L * D, N, H); R is the projected size, or H.
         projection: each layer and direction ends with a ``weight_hr`` (R, H).
 
     Returns:
@@ -125,17 +125,24 @@ def lstm(
     )  # fmt: skip
 
 
-def split_weights(weights: Sequence[Tensor], bias: bool, projection: bool) -> list[ScanWeights]:
-    """A flat list in torch's order as one entry per layer and direction."""
-    fields = [True, True, bias, bias, projection]
+def _split_weights(
+    name: str, weights: Sequence[Tensor], fields: Sequence[bool], num_layers: int, directions: int
+) -> list[ScanWeights]:
+    """A flat list in torch's order as one entry per layer and direction, each of these fields."""
     each = sum(fields)
-    groups = [iter(weights[start : start + each]) for start in range(0, len(weights), each)]
-    return [ScanWeights(*(next(group) if has else None for has in fields)) for group in groups]  # type: ignore[arg-type]
+    checks.check_weight_count(name, len(weights), each, num_layers, directions)
+    rest = iter(weights)
+    return [
+        ScanWeights(*(next(rest) if has else None for has in fields))  # type: ignore[arg-type]
+        for _ in range(num_layers * directions)
+    ]
 
 
 def autocast(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Input, states and weights in the autocast dtype, where autocast is on."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(
+        device.type
+    ):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device.type)
     return [
@@ -179,8 +186,9 @@ def _run(
         elif batch_first:
             data = data.transpose(0, 1)
 
-    stack = split_weights(weights, bias, projection)
-    checks.check_stack(name, gates, stack, num_layers, directions)
+    fields = (True, True, bias, bias, projection)
+    stack = _split_weights(name, weights, fields, num_layers, directions)
+    checks.check_stack(name, gates, stack, directions)
     first = stack[0]
     hidden_size, output_size = first.weight_hh.size(0) // gates, first.weight_hh.size(1)
     batch = data.size(1) if packed is None else int(packed.batch_sizes[0])

@@ -20,7 +20,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 def _reset_uniform(module: nn.Module, hidden_size: int) -> None:
-    """Fill parameters in order with U(-1/sqrt(H), 1/sqrt(H)): torch.nn's values from the same seed."""
+    """Fill parameters in order with U(-1/sqrt(H), 1/sqrt(H)): torch.nn's values from one seed."""
     bound = 1.0 / math.sqrt(hidden_size)
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -bound, bound)
@@ -111,7 +111,7 @@ class _RecurrentModule(nn.Module):
         _reset_uniform(self, self.hidden_size)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: the kernels take each weight by its own pointer. Here for torch.nn's callers."""
+        """Do nothing: the kernels take each weight by its own pointer. For torch.nn's callers."""
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -147,7 +147,7 @@ class _RecurrentModule(nn.Module):
 class RNN(_RecurrentModule):
     r"""Elman network, a drop-in for :class:`torch.nn.RNN`.
 
-    :math:`h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})` with :math:`\phi` tanh or relu.
+    :math:`h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`, :math:`\phi` tanh or relu.
 
     Args:
         input_size: features of the input, I.
@@ -156,13 +156,13 @@ class RNN(_RecurrentModule):
         nonlinearity: ``'tanh'`` or ``'relu'``.
         bias: whether the layers have ``bias_ih`` and ``bias_hh``.
         batch_first: input and output are (N, T, ...) instead of (T, N, ...); states never are.
-        dropout: probability of zeroing an element of each layer's output but the last's, in training.
+        dropout: probability of zeroing an element between layers, in training.
         bidirectional: a second direction in each layer, D = 2.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
 
-    Parameters are ``weight_ih_l{k}`` (H, I or D * H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and
-    ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict loads
-    from and into torch.nn's module.
+    Parameters are ``weight_ih_l{k}`` (H, I or D * H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}``
+    and ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict
+    loads from and into torch.nn's module.
 
     Raises:
         ValueError, TypeError: for arguments that torch.nn refuses, too.
@@ -204,7 +204,7 @@ class RNN(_RecurrentModule):
         *,
         lengths: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
-        """Run the layers over a sequence; arguments and results as :func:`fastrnn.functional.rnn`."""
+        """Run the layers over a sequence; as :func:`fastrnn.functional.rnn`."""
         return functional.rnn(
             input,
             hx,
@@ -251,15 +251,15 @@ class GRU(_RecurrentModule):
         *,
         lengths: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
-        """Run the layers over a sequence; arguments and results as :func:`fastrnn.functional.gru`."""
+        """Run the layers over a sequence; as :func:`fastrnn.functional.gru`."""
         return functional.gru(input, hx, self._flat_weights(), lengths=lengths, **self._options())
 
 
 class LSTM(_RecurrentModule):
     r"""Long short-term memory, a drop-in for :class:`torch.nn.LSTM`.
 
-    :math:`i, f, o = \sigma(\cdot)`, :math:`g = \tanh(\cdot)` of :math:`W_{ih} x + b_{ih} + W_{hh} h + b_{hh}`,
-    :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`.
+    The gates :math:`i, f, o = \sigma(\cdot)` and :math:`g = \tanh(\cdot)` are of
+    :math:`W_{ih} x + b_{ih} + W_{hh} h + b_{hh}`; :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`.
 
     Arguments as :class:`RNN`, without ``nonlinearity``, and
 
@@ -295,7 +295,7 @@ class LSTM(_RecurrentModule):
         *,
         lengths: Tensor | None = None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """Run the layers over a sequence; arguments and results as :func:`fastrnn.functional.lstm`."""
+        """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`."""
         return functional.lstm(
             input,
             hx,
@@ -346,7 +346,9 @@ class _RecurrentCell(nn.Module):
 
     def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         name = type(self).__name__
-        weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
+        weights = [
+            w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None
+        ]
         input, *rest = functional.autocast([input, *states, *weights], input.device)
         states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         checks.check_cell_input(

@@ -1,7 +1,7 @@
 """The op in Python: the library, fake kernels and autograd. One call is one layer in one direction.
 
-Autograd lives outside the op, in a ``torch.autograd.Function`` whose backward is a second Function: so the gradient is
-itself a node of the graph, and asking for a gradient of it cannot be silently wrong.
+Autograd lives outside the op, in a ``torch.autograd.Function`` whose backward is a second Function:
+so the gradient is itself a node of the graph, and a gradient of it cannot be silently wrong.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.library.register_fake("fastrnn::scan")
-def _scan_fake(
+def _scan_fake(  # type: ignore[no-untyped-def]
     cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
     lengths, batch_sizes, reset, reverse, save,
 ):  # fmt: skip
@@ -92,7 +92,7 @@ def _scan_fake(
 
 
 @torch.library.register_fake("fastrnn::scan_backward")
-def _scan_backward_fake(
+def _scan_backward_fake(  # type: ignore[no-untyped-def]
     cell, grad_y, grad_h_n, grad_c_n, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
     weight_hr, lengths, batch_sizes, reset, reverse, y, gates, cells, needs,
 ):  # fmt: skip
@@ -107,7 +107,14 @@ class _Scan(torch.autograd.Function):
     """Forward; its differentiable inputs are the last eight."""
 
     @staticmethod
-    def forward(cell, lengths, batch_sizes, reset, reverse, *tensors):  # type: ignore[override]
+    def forward(
+        cell: str,
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+        reset: Tensor | None,
+        reverse: bool,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
         return torch.ops.fastrnn.scan(cell, *tensors, lengths, batch_sizes, reset, reverse, True)
 
     @staticmethod
@@ -120,13 +127,13 @@ class _Scan(torch.autograd.Function):
         ctx.cell, ctx.reverse = cell, reverse
 
     @staticmethod
-    def backward(ctx: Any, grad_y, grad_h_n, grad_c_n, *_):  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[5:]
         needs = sum(1 << bit for bit, need in enumerate(wanted) if need)
         *tensors, lengths, batch_sizes, reset, y, gates, cells = ctx.saved_tensors
         gradients = _ScanBackward.apply(
             ctx.cell, needs, lengths, batch_sizes, reset, ctx.reverse,
-            grad_y, grad_h_n, grad_c_n, *tensors, y, gates, cells,
+            *grads[:3], *tensors, y, gates, cells,
         )  # fmt: skip
         return (None,) * 5 + tuple(
             gradient if need else None for gradient, need in zip(gradients, wanted, strict=True)
@@ -135,10 +142,18 @@ class _Scan(torch.autograd.Function):
 
 class _ScanBackward(torch.autograd.Function):
     @staticmethod
-    def forward(cell, needs, lengths, batch_sizes, reset, reverse, *tensors):  # type: ignore[override]
-        *gradients_and_inputs, y, gates, cells = tensors
+    def forward(
+        cell: str,
+        needs: int,
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+        reset: Tensor | None,
+        reverse: bool,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        *grads_and_inputs, y, gates, cells = tensors
         return torch.ops.fastrnn.scan_backward(
-            cell, *gradients_and_inputs, lengths, batch_sizes, reset, reverse, y, gates, cells, needs
+            cell, *grads_and_inputs, lengths, batch_sizes, reset, reverse, y, gates, cells, needs
         )
 
     @staticmethod
@@ -146,7 +161,7 @@ class _ScanBackward(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, *_):  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
         raise NotImplementedError(
             "fastrnn: derivatives of gradients (double backward, create_graph=True) are not "
             "supported yet; use torch.nn's module here (fastrnn.decelerate)"

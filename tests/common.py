@@ -72,7 +72,9 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1
         for output in outputs
     ]
     pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
-    found = torch.autograd.grad([y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
+    found = torch.autograd.grad(
+        [y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True
+    )
     return [
         torch.zeros_like(input) if gradient is None else gradient
         for gradient, input in zip(found, inputs, strict=True)

@@ -96,7 +96,9 @@ def test_packed_is_padded(cell, reverse):
     """The same bits from a packed batch and a padded one with lengths, in results and gradients."""
     x, h, c, weights, lengths, packed = packed_case(cell)
     packed_x, padded_x = packed.data.clone().requires_grad_(), x.clone().requires_grad_()
-    w1, w2 = (ScanWeights(*(leaf(t, t.dtype) if t is not None else t for t in weights)) for _ in "12")
+    w1, w2 = (
+        ScanWeights(*(leaf(t, t.dtype) if t is not None else t for t in weights)) for _ in "12"
+    )
     y, *states = present(
         ops.scan(cell, packed_x, h, c, w1, batch_sizes=packed.batch_sizes, reverse=reverse)
     )
@@ -151,7 +153,9 @@ def test_any_strides(cell):
         if t is None:
             return None
         wide = torch.full([2 * size for size in t.shape], float("nan"), dtype=t.dtype)
-        view = wide.permute(*reversed(range(t.dim())))[tuple(slice(0, s) for s in reversed(t.shape))]
+        view = wide.permute(*reversed(range(t.dim())))[
+            tuple(slice(0, s) for s in reversed(t.shape))
+        ]
         view.copy_(t.permute(*reversed(range(t.dim()))))
         return view.permute(*reversed(range(t.dim()))).requires_grad_()
 
@@ -197,7 +201,9 @@ def test_activations_within_two_ulp(instruction_set, function, dtype):
     special = [0.0, 1.0, 20.0, 88.0, 104.0, 746.0, float("inf"), info.tiny, info.eps, info.max]
     values = torch.cat([2.0**exponents, torch.linspace(0, 120, 20001, dtype=torch.float64)])
     values = torch.cat([values, torch.tensor(special, dtype=torch.float64)])
-    values = torch.cat([values, -values, torch.tensor([float("nan")], dtype=torch.float64)]).to(dtype)
+    values = torch.cat([values, -values, torch.tensor([float("nan")], dtype=torch.float64)]).to(
+        dtype
+    )
     x = values.reshape(1, -1, 1)
     zeros = torch.zeros(values.numel(), 1, dtype=dtype)
     if function is torch.tanh:
@@ -219,7 +225,9 @@ def test_activations_within_two_ulp(instruction_set, function, dtype):
     sample = torch.cat([sample, torch.arange(values.numel() - 1)[-30:]])
     for index in sample.tolist():
         value, got = x.flatten()[index].item(), actual[index].item()
-        want = exact(mpmath.mpf(value)) if abs(value) < 1e6 else function(torch.tensor(value)).item()
+        want = (
+            exact(mpmath.mpf(value)) if abs(value) < 1e6 else function(torch.tensor(value)).item()
+        )
         rounded = torch.tensor(float(want), dtype=dtype)
         up = torch.nextafter(rounded.abs(), torch.tensor(float("inf"), dtype=dtype))
         ulp = (up - rounded.abs()).item() or info.smallest_normal * info.eps
@@ -326,7 +334,9 @@ NONSENSE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "text"), [row[1:] for row in NONSENSE], ids=[r[0] for r in NONSENSE])
+@pytest.mark.parametrize(
+    ("change", "text"), [row[1:] for row in NONSENSE], ids=[r[0] for r in NONSENSE]
+)
 def test_nonsense_is_an_error(change, text):
     arguments = {
         "cell": "lstm",
@@ -362,7 +372,7 @@ def test_nonsense_is_an_error(change, text):
 def test_unknown_instruction_set(monkeypatch):
     monkeypatch.setenv("FASTRNN_CPU_ISA", "mmx")
     x, h, c, weights = make_scan("gru", (1, 1, 1, 1))
-    with pytest.raises(RuntimeError, match="FASTRNN_CPU_ISA is 'mmx', expected one of .*plain"):
+    with pytest.raises(RuntimeError, match=r"FASTRNN_CPU_ISA is 'mmx', expected one of .*plain"):
         ops.scan("gru", x, h, c, weights)
 
 

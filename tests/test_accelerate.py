@@ -1,0 +1,161 @@
+"""accelerate and decelerate: what is shared, what is kept, what is left."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import fastrnn
+
+KINDS = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
+
+
+class UsersLSTM(nn.LSTM):
+    pass
+
+
+class Model(nn.Module):
+    """Nested, with a list, a cell, a tied module and a user's subclass."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleDict(
+            {"rnn": nn.LSTM(3, 4, num_layers=2, bidirectional=True, dropout=0.3)}
+        )
+        self.stack = nn.ModuleList([nn.GRU(8, 5, bias=False), nn.RNN(5, 5, nonlinearity="relu")])
+        self.tied = self.stack[1]
+        self.cell = nn.LSTMCell(5, 6)
+        self.users = UsersLSTM(6, 2)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.encoder["rnn"](x)[0]
+        for layer in (*self.stack, self.tied):
+            x = layer(x)[0]
+        h, _ = self.cell(x[-1])
+        return self.head(self.users(h.unsqueeze(0))[0])
+
+
+def test_nested_model():
+    torch.manual_seed(0)
+    model, x = Model().double(), torch.randn(7, 2, 3, dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reference = copy.deepcopy(model)
+    torch.manual_seed(1)
+    expected = reference(x)
+    report = fastrnn.Report()
+    assert fastrnn.accelerate(model, report=report) is model
+    assert report.replaced == {
+        "encoder.rnn": "fastrnn.LSTM",
+        "stack.0": "fastrnn.GRU",
+        "stack.1": "fastrnn.RNN",
+        "tied": "fastrnn.RNN",
+        "cell": "fastrnn.LSTMCell",
+    }
+    assert list(report.left) == ["users"]
+    assert "UsersLSTM: a subclass" in str(report)
+    assert model.tied is model.stack[1]
+    assert isinstance(model.tied, fastrnn.RNN)
+    assert type(model.users) is UsersLSTM
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+
+    torch.manual_seed(1)
+    actual = model(x)
+    torch.testing.assert_close(actual, expected)
+    actual.sum().backward()
+    optimizer.step()  # made before: it moves the weights the replacement computes with
+    assert not torch.equal(model(x), actual)
+
+    back = fastrnn.Report()
+    fastrnn.decelerate(model, report=back)
+    assert back.replaced["encoder.rnn"] == "torch.nn.LSTM"
+    assert type(model.encoder["rnn"]) is nn.LSTM
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    reference.load_state_dict(model.state_dict())
+    for m in (model, reference):
+        m.eval()
+    torch.testing.assert_close(model(x), reference(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_itself(kind):
+    original = getattr(nn, kind)(3, 4).eval()
+    fast = fastrnn.accelerate(original)
+    assert type(fast) is getattr(fastrnn, kind)
+    assert not fast.training
+    assert repr(fast) == repr(original)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(fast(x), original(x))
+    assert type(fastrnn.decelerate(fast)) is type(original)
+    assert fastrnn.accelerate(fast) is fast
+
+
+def test_hooks_and_attributes_are_kept():
+    model = nn.Sequential(nn.GRU(3, 4))
+    calls = []
+    handle = model[0].register_forward_hook(lambda *_: calls.append("forward"))
+    model[0].register_forward_pre_hook(lambda *_: calls.append("before"))
+    model[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    model[0].note = "kept"
+    fastrnn.accelerate(model)
+    assert model[0].note == "kept"
+    x = torch.randn(2, 1, 3, requires_grad=True)
+    model(x)[0].sum().backward()
+    assert calls == ["before", "forward", "backward"]
+    handle.remove()  # a handle from before still works
+    model(x)
+    assert calls == ["before", "forward", "backward", "before"]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "utility", [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.spectral_norm]
+)
+def test_parametrized_weights(utility):
+    torch.manual_seed(0)
+    original = nn.LSTM(3, 4)
+    utility(original, "weight_hh_l0")
+    names = [name for name, _ in original.named_parameters()]
+    x = torch.randn(5, 2, 3)
+    original.eval()
+    expected = original(x)[0]
+    fast = fastrnn.accelerate(original)
+    assert isinstance(fast, fastrnn.LSTM)
+    assert [name for name, _ in fast.named_parameters()] == names
+    torch.testing.assert_close(fast(x)[0], expected)
+    fast(x)[0].sum().backward()
+    assert all(p.grad is not None for p in fast.parameters())
+    back = fastrnn.decelerate(fast)
+    assert isinstance(back, nn.LSTM)
+    torch.testing.assert_close(back(x)[0], expected)
+
+
+def test_parametrization_can_be_removed_from_the_replacement():
+    fast = fastrnn.accelerate(parametrizations.weight_norm(nn.GRU(3, 4), "weight_ih_l0"))
+    x = torch.randn(5, 2, 3)
+    expected = fast(x)[0]
+    nn.utils.parametrize.remove_parametrizations(fast, "weight_ih_l0")
+    assert type(fast) is fastrnn.GRU
+    torch.testing.assert_close(fast(x)[0], expected)
+
+
+def test_what_has_no_kernel_is_left(monkeypatch):
+    module = importlib.import_module("fastrnn.accelerate")
+    monkeypatch.setattr(module, "DTYPES", (torch.float64,))
+    report = fastrnn.Report()
+    model = fastrnn.accelerate(nn.Sequential(nn.GRU(2, 3)), report=report)
+    assert type(model[0]) is nn.GRU
+    assert report.left == {"0": "GRU: fastrnn has no kernel for torch.float32"}
+
+
+def test_nothing_to_do():
+    report = fastrnn.Report()
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert fastrnn.accelerate(model, report=report) is model
+    assert str(report) == "no recurrent module found"
