@@ -1,0 +1,506 @@
+"""`python -m fastrnn train`: data, training, resuming, comparing, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn import datasets, train
+from fastrnn.__main__ import main
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short warm-ups, and one thread: on a busy machine two would wait for each other."""
+    monkeypatch.setattr(train, "WARM_UP_SECONDS", 1e-9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def document(capsys: pytest.CaptureFixture[str]) -> Callable[[str], dict[str, Any]]:
+    """Run ``train --json`` with more options, and read what it prints."""
+
+    def run(options: str = "") -> dict[str, Any]:
+        assert main(["train", "--json", *options.split()]) == 0
+        parsed: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return parsed
+
+    return run
+
+
+def small_run(implementation: str = "fastrnn", **options: Any) -> train.Trainer:
+    """Three epochs of a small tutorial task."""
+    config = train.config_for("tutorial", **{"num_samples": 60, "epochs": 3, **options})
+    trainer = train.Trainer(config, implementation)
+    train.fit([trainer], train.silent)
+    return trainer
+
+
+# --- Data ---------------------------------------------------------------------------------------
+
+
+def test_japanese_vowels_are_complete() -> None:
+    task = datasets.japanese_vowels()
+    assert (len(task.train), len(task.test), task.input_size) == (270, 370, 12)
+    assert task.train.labels.bincount().tolist() == [30] * 9 and task.num_classes == 9
+    assert task.test.labels.unique().tolist() == list(range(9))
+    assert task.held_out
+    lengths = torch.cat([task.train.lengths, task.test.lengths])
+    assert (lengths.min(), lengths.max(), lengths.dtype) == (7, 29, torch.int64)
+
+
+def test_japanese_vowels_are_standardised_by_valid_training_steps() -> None:
+    samples = datasets.japanese_vowels().train
+    valid = torch.arange(samples.x.size(1)) < samples.lengths[:, None]  # (N, T)
+    steps = samples.x[valid]
+    torch.testing.assert_close(steps.mean(0), torch.zeros_like(steps[0]))
+    torch.testing.assert_close(steps.std(0), torch.ones_like(steps[0]))
+    assert not samples.x[~valid].any()
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [("sktime.datasets", "--data japanese-vowels"), ("matplotlib", "--plot loss.png")],
+)
+def test_missing_extra_is_named(
+    module: str,
+    options: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    datasets.japanese_vowels.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *options.split()])
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"python -m fastrnn: error: .* pip install 'fastrnn\[train\]'\n", err)
+    assert out == "" and not list(Path().iterdir())
+
+
+# --- Training -----------------------------------------------------------------------------------
+
+
+class TutorialModel(nn.Module):
+    """As tutorials write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(1, 5, batch_first=True)
+        self.linear = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = self.rnn(x)
+        return self.linear(output[:, -1, :])
+
+
+@pytest.mark.parametrize("implementation", train.LAYERS)
+def test_default_is_the_tutorial(implementation: str) -> None:
+    torch.manual_seed(7)
+    x = torch.rand(1000, 10, 1)
+    labels = (x.sum(dim=1) > 5).long().squeeze()
+    model = TutorialModel()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    expected = []
+    for _ in range(20):
+        loss = nn.CrossEntropyLoss()(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+
+    trainer = train.Trainer(train.config_for("tutorial", seed=7), implementation)
+    for _ in range(20):
+        trainer.run_epoch()
+    assert trainer.config.epochs == 100
+    assert trainer.history.loss == pytest.approx(expected, rel=1e-4)
+    assert trainer.history.accuracy[-1] == pytest.approx(
+        (model(x).argmax(1) == labels).double().mean().item(), abs=0.002
+    )
+
+
+def test_lines_of_the_tutorial(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epochs", "35"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "Epoch [10/35], Loss",
+        "Epoch [20/35], Loss",
+        "Epoch [30/35], Loss",
+        "Accuracy",
+    ]
+    assert all(re.fullmatch(r".*: \d\.\d{4}", line) for line in lines)
+
+
+def test_japanese_vowels_are_learnt(document: Callable[[str], dict[str, Any]]) -> None:
+    result = document("--data japanese-vowels")
+    assert result["config"]["cell"] == "lstm"
+    assert result["accuracy"] == "Held-out accuracy"
+    assert result["runs"]["fastrnn"]["final_accuracy"] >= 0.93
+
+
+@pytest.mark.parametrize("implementation", train.LAYERS)
+@pytest.mark.parametrize("cell", train.CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_is_never_seen(implementation: str, cell: str, bidirectional: bool) -> None:
+    config = train.config_for("japanese-vowels", cell=cell, bidirectional=bidirectional)
+    samples = datasets.japanese_vowels().train[list(range(0, 270, 30))].to("cpu", torch.float32)
+    padding = torch.arange(samples.x.size(1)) >= samples.lengths[:, None]
+    other = replace(samples, x=samples.x.masked_fill(padding[..., None], 1e3))
+    model = train.Trainer(config, implementation).model
+    gradients = []
+    for batch in (samples, other):
+        loss = nn.functional.cross_entropy(model(batch.x, batch.lengths), batch.labels)
+        gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", train.LAYERS)
+@pytest.mark.parametrize("cell", train.CELLS)
+def test_classifier_reads_the_last_layer_from_both_ends(implementation: str, cell: str) -> None:
+    config = train.config_for(
+        "japanese-vowels", cell=cell, num_layers=2, bidirectional=True, hidden_size=3
+    )
+    model = train.Trainer(config, implementation).model
+    layer: nn.RNNBase = getattr(nn, train.CELLS[cell][0])(
+        12, 3, 2, batch_first=True, bidirectional=True, **train.CELLS[cell][1]
+    )
+    layer.load_state_dict(model.rnn.state_dict())
+    x, length = torch.rand(1, 9, 12), 7
+    output, _ = layer(x[:, :length])
+    ends = torch.cat([output[:, -1, :3], output[:, 0, 3:]], dim=1)
+    torch.testing.assert_close(model(x, torch.tensor([length])), model.linear(ends))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"cell": "gru"},
+        {"cell": "rnn-relu"},
+        {"hidden_size": 6},
+        {"bidirectional": True},
+        {"batch_size": 25},
+        {"lr": 0.02},
+        {"clip_grad_norm": 1e-8},
+        {"seed": 1},
+        {"num_samples": 61},
+        {"seq_length": 11},
+        {"dropout": 0.5},
+    ],
+    ids=str,
+)
+def test_option_has_an_effect(option: dict[str, Any]) -> None:
+    layers = {"num_layers": 2}
+    assert small_run(**layers, **option).history.loss != small_run(**layers).history.loss
+
+
+def test_more_layers_have_more_weights() -> None:
+    weights = {
+        name for name, _ in small_run(num_layers=2, dtype="float64").model.named_parameters()
+    }
+    assert {"rnn.weight_ih_l1", "rnn.bias_hh_l1", "linear.weight"} <= weights
+
+
+def test_batches_are_shuffled_every_epoch() -> None:
+    samples = datasets.Sequences(torch.zeros(60, 1, 1), torch.arange(60))
+
+    def epochs(batch_size: int | None) -> list[list[int]]:
+        loader = train.batches(samples, batch_size, torch.Generator().manual_seed(0))
+        return [torch.cat([batch.labels for batch in loader]).tolist() for _ in range(2)]
+
+    in_order = list(range(60))
+    first, second = epochs(25)
+    assert first != second and in_order not in (first, second)
+    assert sorted(first) == sorted(second) == in_order
+    assert epochs(None) == [in_order, in_order]
+
+
+def test_last_batch_counts_by_its_size() -> None:
+    """60 samples in batches of 50 and 10, at a learning rate too small to matter."""
+    config = {"lr": 1e-12, "dtype": "float64", "epochs": 1}
+    by_batches, at_once = small_run(batch_size=50, **config), small_run(**config)
+    assert by_batches.history.loss == pytest.approx(at_once.history.loss, rel=1e-8)
+
+
+# --- Save and resume ----------------------------------------------------------------------------
+
+
+def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = train.Trainer._train, iter(range(epochs))
+
+    def interrupted(self: train.Trainer) -> float:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(train.Trainer, "_train", interrupted)
+
+
+def learnt(path: str) -> dict[str, Any]:
+    """The runs in a checkpoint, apart from the measured times."""
+    runs: dict[str, Any] = torch.load(path, weights_only=True)["runs"]
+    for run in runs.values():
+        del run["history"]["seconds"]
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs_before"),
+    [
+        ("--num-samples 50 --batch-size 20 --num-layers 2 --dropout 0.3 --cell gru", 3),
+        ("--data japanese-vowels --hidden-size 8 --batch-size 90", 2),
+        ("--num-samples 50 --compare", 9),  # the warm-ups take at least one each
+    ],
+)
+def test_interrupted_run_continues_to_the_same_bits(
+    options: str,
+    epochs_before: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["train", "--epochs", "5", *options.split()]
+    assert main([*command, "--save", "whole.pt"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(epochs_before, patch)
+        assert main([*command, "--save", "part.pt"]) == 130
+    assert "--resume part.pt" in capsys.readouterr().err
+    done = {name: len(run["history"]["loss"]) for name, run in learnt("part.pt").items()}
+    assert 0 < sum(done.values()) < 5 * len(done)
+
+    assert main([*command, "--resume", "part.pt", "--save", "part.pt"]) == 0
+    torch.testing.assert_close(learnt("part.pt"), learnt("whole.pt"), rtol=0, atol=0)
+    assert sorted(path.name for path in Path().iterdir()) == ["part.pt", "whole.pt"]
+
+
+def test_finished_run_goes_on_to_more_epochs() -> None:
+    command = ["train", "--num-samples", "60", "--batch-size", "25"]
+    assert main([*command, "--epochs", "6", "--save", "six.pt"]) == 0
+    assert main([*command, "--epochs", "4", "--save", "four.pt"]) == 0
+    assert main([*command, "--epochs", "6", "--save", "more.pt", "--resume", "four.pt"]) == 0
+    torch.testing.assert_close(learnt("more.pt"), learnt("six.pt"), rtol=0, atol=0)
+
+
+def test_failed_save_keeps_the_old_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, written = torch.save, []
+
+    def recording_save(document: object, path: Path) -> None:
+        written.append(path.name)
+        original(document, path)
+
+    monkeypatch.setattr(torch, "save", recording_save)
+    assert main(["train", "--epochs", "2", "--save", "run.pt"]) == 0
+    assert len(written) == 3 and "run.pt" not in written
+    before = Path("run.pt").read_bytes()
+
+    def fill_the_disk(document: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--epochs", "2", "--save", "run.pt"])
+    assert "--save run.pt: No space left on device" in capsys.readouterr().err
+    assert Path("run.pt").read_bytes() == before
+    assert list(Path().iterdir()) == [Path("run.pt")]
+
+
+# --- Comparison ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", train.CELLS)
+def test_implementations_agree_in_float64(
+    cell: str, document: Callable[[str], dict[str, Any]]
+) -> None:
+    options = f"--data japanese-vowels --cell {cell} --hidden-size 12 --batch-size 90 --epochs 3"
+    comparison = document(f"{options} --compare --dtype float64")["comparison"]
+    assert comparison["must_agree"] and not comparison["disagrees"]
+    assert comparison["largest_loss_difference"] <= 1e-6
+    assert comparison["speed_ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ("--dtype float64", 1),
+        ("--dtype float32", 0),
+        ("--dtype float64 --num-layers 2 --dropout 0.5", 0),
+    ],
+)
+def test_disagreement_shows_where_round_off_alone_may_differ(
+    options: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong_rnn(*args: Any, **keywords: Any) -> nn.RNN:
+        return nn.RNN(*args, **{**keywords, "nonlinearity": "relu"})
+
+    monkeypatch.setitem(train.LAYERS, "fastrnn", SimpleNamespace(RNN=wrong_rnn))
+    assert main(["train", "--compare", "--epochs", "3", *options.split()]) == status
+    out, err = capsys.readouterr()
+    assert ("differ by a relative" in err) == (status == 1)
+    assert re.search(r"Training time .* fastrnn \d.* s, torch.nn \d.* s, ratio \d", out)
+    assert re.search(r"Largest loss difference: \d\.\de-\d\d relative", out)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "difference"),
+    [([1.0, 0.0], [1.0, 0.0], 0.0), ([1.0, 3.0], [1.0, 4.0], 0.25), ([1.0], [math.nan], math.nan)],
+)
+def test_largest_relative_difference(
+    ours: list[float], theirs: list[float], difference: float
+) -> None:
+    found = train.largest_relative_difference(ours, theirs)
+    assert found == pytest.approx(difference, nan_ok=True)
+    comparison = train.Comparison(1.0, found, must_agree=True)
+    assert comparison.disagrees == (difference != 0)
+
+
+def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def taking(seconds: float) -> Callable[[train.Trainer], float]:
+        def run(self: train.Trainer) -> float:
+            nonlocal now
+            now += seconds
+            return 0.5
+
+        return run
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(train.Trainer, "_train", taking(1))
+    monkeypatch.setattr(train.Trainer, "_accuracy", taking(10))
+    assert small_run().history.seconds == [1, 1, 1]
+
+
+# --- Output -------------------------------------------------------------------------------------
+
+
+def test_json_has_no_nan() -> None:
+    history = train.History([math.nan], [0.5], [1.0])
+    result = train.Result(train.config_for("tutorial"), "Accuracy", {"fastrnn": history})
+    assert train.as_document(result)["runs"]["fastrnn"]["loss"] == [None]
+
+
+@pytest.mark.parametrize("options", ["", "--compare"])
+def test_plot(options: str) -> None:
+    assert main(["train", "--epochs", "3", "--plot", "curves.png", *options.split()]) == 0
+    assert Path("curves.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_progress_bar_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--epochs", "10"]
+    assert main(command) == 0
+    plain = capsys.readouterr()
+    assert plain.err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(command) == 0
+    terminal = capsys.readouterr()
+    assert "10/10" in terminal.err and terminal.out == plain.out
+    monkeypatch.setattr(train, "find_spec", lambda name: None)  # tqdm is not installed
+    assert main(command) == 0
+    assert capsys.readouterr() == plain
+
+
+def test_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for defaults in train.DEFAULTS.values():
+        monkeypatch.setitem(defaults, "epochs", 2)
+    assert main(["demo", "--plot", "both.png"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    header = rows.index(
+        ["task", "cell", "dtype", "epochs", *train.LAYERS, *train.LAYERS, "ratio", "difference"]
+    )
+    assert [row[:4] for row in rows[header + 1 : -1]] == [
+        ["tutorial", "rnn", "float32", "2"],
+        ["japanese-vowels", "lstm", "float32", "2"],
+        ["tutorial", "rnn", "float64", "2"],
+    ]
+    assert Path("both.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_module_is_a_command() -> None:
+    command = [sys.executable, "-m", "fastrnn", "train", "--epochs", "10", "--json"]
+    root = Path(fastrnn.__file__).parents[1]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert len(json.loads(run.stdout)["runs"]["fastrnn"]["loss"]) == 10
+    assert run.stderr == ""
+
+
+# --- Bad input ----------------------------------------------------------------------------------
+
+BAD_OPTIONS = {
+    "--data mnist": "--data: invalid choice: 'mnist'",
+    "--cell transformer": "--cell: invalid choice: 'transformer'",
+    "--hidden-size 0": "--hidden-size: '0' is not an integer from 1",
+    "--hidden-size five": "--hidden-size: 'five' is not an integer from 1",
+    "--hidden-size 2000000000": "--hidden-size 2000000000, --num-layers 1: ",
+    "--num-samples 2000000000 --seq-length 2000000000": "--num-samples 2000000000, --seq-length",
+    "--num-layers -1": "--num-layers: '-1' is not",
+    "--dropout 1.5 --num-layers 2": "--dropout: '1.5' is not a number from 0 to 1",
+    "--dropout 0.5": "--dropout acts between layers",
+    "--batch-size 1001": "--batch-size 1001: there are 1000 training samples",
+    "--lr 0": "--lr: '0' is not a positive number",
+    "--lr nan": "--lr: 'nan' is not a positive number",
+    "--clip-grad-norm inf": "--clip-grad-norm: 'inf' is not",
+    "--seed -1": "--seed: '-1' is not an integer from 0",
+    "--dtype int8": "--dtype: invalid choice: 'int8'",
+    "--device abacus": "--device: 'abacus': expected cpu, cuda or cuda:N",
+    "--device cuda:99": "--device: 'cuda:99': ",
+    "--data japanese-vowels --seq-length 5": "--seq-length: the size of japanese-vowels is fixed",
+    "--plot absent/loss.png": "--plot: 'absent/loss.png': there is no folder 'absent'",
+    "--plot loss.jpeg": "--plot: 'loss.jpeg' does not end in .png",
+    "--save absent/run.pt": "--save: 'absent/run.pt': there is no folder 'absent'",
+    "--save .": "--save: '.' is a folder",
+    "--resume absent.pt": "--resume absent.pt: no such file",
+    "--resume text.pt": "--resume text.pt: damaged, or no checkpoint",
+    "--resume cut.pt": "--resume cut.pt: damaged, or no checkpoint",
+    "--resume other.pt": "--resume other.pt: damaged, or no checkpoint",
+    "--resume good.pt --cell lstm": "--resume good.pt: saved with --cell rnn, not lstm",
+    "--resume good.pt --hidden-size 6": "--resume good.pt: saved with --hidden-size 5, not 6",
+    "--resume good.pt --epochs 1": "--resume good.pt: saved after 2 epochs, more than --epochs 1",
+    "--epoch 3": "unrecognized arguments: --epoch 3",
+}
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_bad_input_is_one_line_and_status_2(
+    options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--epochs", "2", "--save", "good.pt", "--json"]) == 0
+    Path("cut.pt").write_bytes(Path("good.pt").read_bytes()[:-2000])
+    Path("text.pt").write_text("no checkpoint")
+    torch.save({"weights": torch.zeros(3)}, "other.pt")
+    files = {path: path.read_bytes() for path in Path().iterdir()}
+    capsys.readouterr()
+
+    monkeypatch.setattr(train.Trainer, "run_epoch", lambda self: pytest.fail("it trains"))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--epochs", "5", *options.split()])
+    assert exit_info.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and BAD_OPTIONS[options] in err
+    assert err.count("\n") == 1 and err.startswith("python -m fastrnn")
+    assert {path: path.read_bytes() for path in Path().iterdir()} == files
