@@ -135,6 +135,7 @@ def test_cell_forward(package, name, row):
             cell(zeros(*shape), state(name, *state_shape, **options))
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # torch.nn's, on its way to the error
 @PACKAGES
 @pytest.mark.parametrize("wrong", ["tensor", "triple", "single"])
 def test_lstm_wants_two_states(package, wrong):
