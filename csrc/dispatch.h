@@ -1,6 +1,7 @@
 // The only place where a run-time choice becomes a compile-time type.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <type_traits>
 
@@ -12,6 +13,13 @@ namespace fastrnn {
 
 template <class... Cells>
 struct CellList {
+  // "rnn_tanh,rnn_relu,...", every name
+  static std::string names() {
+    std::string all;
+    (all.append(all.empty() ? "" : ",").append(Cells::kName), ...);
+    return all;
+  }
+
   // Calls f.template operator()<Cell>() for the cell of that name; false if there is none.
   template <class F>
   static constexpr bool dispatch(std::string_view name, F&& f) {

@@ -1,5 +1,22 @@
-// The ops' schemas; no logic. scan is one layer in one direction over a whole sequence.
+// The ops' schemas, and what Python asks about the cells. scan is one layer in one direction over a whole sequence.
 #include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "checks.h"
+
+namespace fastrnn {
+namespace {
+
+std::string cells() { return Cells::names(); }
+
+std::tuple<int64_t, int64_t, bool> cell_facts_of(std::string cell) {
+  const CellFacts facts = cell_facts(cell);
+  return {facts.gates, facts.saved, facts.has_cell_state};
+}
+
+}  // namespace
+}  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(
@@ -13,4 +30,11 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "int needs) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, "
       "Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_hr)");
   m.def("cpu_instruction_sets() -> str");
+  m.def("cells() -> str");
+  m.def("cell_facts(str cell) -> (int gates, int saved, bool has_cell_state)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cells", TORCH_BOX(&fastrnn::cells));
+  m.impl("cell_facts", TORCH_BOX(&fastrnn::cell_facts_of));
 }

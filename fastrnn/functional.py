@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks
 from fastrnn.layers import run_stack
-from fastrnn.ops import ScanWeights, gate_count
+from fastrnn.ops import CELLS, ScanWeights
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -165,9 +165,9 @@ def _run(
     projection: bool = False,
 ) -> tuple[Any, Any]:
     """Any layout in, the op's (T, N, I) or packed rows inside, the same layout out."""
-    name, gates, directions = _NAMES[cell], gate_count(cell), 2 if bidirectional else 1
+    name, facts, directions = _NAMES[cell], CELLS[cell], 2 if bidirectional else 1
     checks.check_input_type(name, input, lengths)
-    states = () if hx is None else checks.check_states(name, hx, cell == "lstm")
+    states = () if hx is None else checks.check_states(name, hx, facts.has_cell_state)
 
     packed = input if isinstance(input, PackedSequence) else None
     data = packed.data if packed is not None else input
@@ -188,12 +188,12 @@ def _run(
 
     fields = (True, True, bias, bias, projection)
     stack = _split_weights(name, weights, fields, num_layers, directions)
-    checks.check_stack(name, gates, stack, directions)
+    checks.check_stack(name, facts.gates, stack, directions)
     first = stack[0]
-    hidden_size, output_size = first.weight_hh.size(0) // gates, first.weight_hh.size(1)
+    hidden_size, output_size = first.weight_hh.size(0) // facts.gates, first.weight_hh.size(1)
     batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
     rows = num_layers * directions
-    shapes = [(rows, batch, output_size), (rows, batch, hidden_size)][: 1 + (cell == "lstm")]
+    shapes = [(rows, batch, output_size), (rows, batch, hidden_size)][: 1 + facts.has_cell_state]
 
     checks.check_dtype(data, first.weight_ih)
     checks.check_input_size(data, first.weight_ih.size(1))
@@ -228,4 +228,4 @@ def _run(
         result, finals = output.squeeze(1), tuple(state.squeeze(1) for state in finals)
     else:
         result = output.transpose(0, 1) if batch_first else output
-    return result, finals if cell == "lstm" else finals[0]
+    return result, finals if facts.has_cell_state else finals[0]

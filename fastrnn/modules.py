@@ -73,7 +73,7 @@ class _RecurrentModule(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
 
-        rows = ops.gate_count(self._cell) * hidden_size
+        rows = ops.CELLS[self._cell].gates * hidden_size
         output_size = proj_size or hidden_size
         columns = input_size
         for names in self._weight_names():
@@ -326,7 +326,7 @@ class _RecurrentCell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
-        rows = ops.gate_count(cell) * hidden_size
+        rows = ops.CELLS[cell].gates * hidden_size
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -356,7 +356,7 @@ class _RecurrentCell(nn.Module):
         )
         checks.check_cell_dtype(input, weights[0])
         batched = input.dim() == 2
-        count = 1 + (cell == "lstm")
+        count = 1 + ops.CELLS[cell].has_cell_state
         if not states:
             states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * count
         checks.check_companions(input, states, weights)

@@ -13,17 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "ScanWeights", "cpu_instruction_sets", "gate_count", "scan"]
+__all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "scan"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-# Gates, saved values a unit (beside the cell state), whether there is a cell state: csrc/cells/*.h
-_CELLS = {
-    "rnn_tanh": (1, 0, False),
-    "rnn_relu": (1, 0, False),
-    "gru": (3, 4, False),
-    "lstm": (4, 4, True),
-}
 
 
 def _load_library() -> None:
@@ -44,6 +36,20 @@ def _load_library() -> None:
 _load_library()
 
 
+class CellFacts(NamedTuple):
+    """What csrc/cells/ says of a cell."""
+
+    gates: int  # rows of the weights for each hidden unit
+    saved: int  # values a unit and step saves for backward, beside h and c
+    has_cell_state: bool
+
+
+CELLS = {
+    name: CellFacts(*torch.ops.fastrnn.cell_facts(name))
+    for name in torch.ops.fastrnn.cells().split(",")
+}
+
+
 class ScanWeights(NamedTuple):
     """Weights of one layer in one direction, G gates of H units, R = proj_size or H."""
 
@@ -62,11 +68,6 @@ def cpu_instruction_sets() -> list[str]:
     return torch.ops.fastrnn.cpu_instruction_sets().split(",")
 
 
-def gate_count(cell: str) -> int:
-    """Gates of a cell: the rows of its weights for each hidden unit."""
-    return _CELLS[cell][0]
-
-
 def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -76,7 +77,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
     cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
     lengths, batch_sizes, reset, reverse, save,
 ):  # fmt: skip
-    gates, saved, has_cell_state = _CELLS[cell]
+    gates, saved, has_cell_state = CELLS[cell]
     hidden_size, output_size = weight_ih.size(0) // gates, weight_hh.size(1)
     steps = input.shape[:-1]
     y = input.new_empty(*steps, output_size)
@@ -122,7 +123,7 @@ class _Scan(torch.autograd.Function):
         cell, lengths, batch_sizes, reset, reverse, *tensors = inputs
         y, _, c_n, gates, cells = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(gates, cells, *(() if _CELLS[cell][2] else (c_n,)))
+        ctx.mark_non_differentiable(gates, cells, *(() if CELLS[cell].has_cell_state else (c_n,)))
         ctx.save_for_backward(*tensors, lengths, batch_sizes, reset, y, gates, cells)
         ctx.cell, ctx.reverse = cell, reverse
 
@@ -183,7 +184,7 @@ def scan(
     """Run one layer in one direction over a whole sequence.
 
     Args:
-        cell: ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``.
+        cell: a name in ``CELLS``.
         input: (T, N, I), or (rows, I) when packed, in a dtype of ``DTYPES``.
         h_0: (N, R), the initial hidden state.
         c_0: (N, H), the initial cell state of an LSTM, else None.
@@ -213,4 +214,4 @@ def scan(
             cell, *tensors, lengths, batch_sizes, reset, reverse, False
         )
     y, h_n, c_n = results[:3]
-    return y, h_n, c_n if _CELLS[cell][2] else None
+    return y, h_n, c_n if CELLS[cell].has_cell_state else None

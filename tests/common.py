@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fastrnn import cpu_instruction_sets
-from fastrnn.ops import ScanWeights, gate_count
+from fastrnn import cpu_instruction_sets, ops
+from fastrnn.ops import ScanWeights
 
-CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+CELLS = tuple(ops.CELLS)
 
 # Every instruction set in the build for this architecture; those the machine lacks are listed as skipped.
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")
@@ -37,7 +37,7 @@ def make_scan(
     """Random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H)."""
     T, N, I, H = sizes
     generator = torch.Generator().manual_seed(seed)
-    R, rows = proj_size or H, gate_count(cell) * H
+    R, rows = proj_size or H, ops.CELLS[cell].gates * H
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -176,7 +176,6 @@ void multiply_fused(int64_t rows, const A* a, int64_t a_row, const PackedWeights
 }
 
 // out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in [begin, end): a weight gradient.
-// Each call sums its rows from 0 and adds the sum once, so long sequences do not lose small terms.
 template <class A>
 void accumulate_outer(int64_t begin, int64_t end, int64_t rows, const A* left, int64_t left_row, const A* right,
                       int64_t right_row, int64_t columns, A* out, int64_t out_row) {

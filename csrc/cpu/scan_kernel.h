@@ -10,7 +10,10 @@ namespace fastrnn::FASTRNN_ISA {
 
 // Chunks depend on sizes alone: sums over a chunk must not change with the machine.
 constexpr int64_t kChunkBytes = 1 << 20;
-constexpr int64_t kMaxChunkRows = 1024;
+constexpr int64_t kMaxChunkRows = 8192;
+
+// Weight gradients sum this many rows from zero, then add the sum: long sequences do not lose small terms.
+constexpr int64_t kSumRows = 512;
 
 template <class S>
 inline Vec<Accumulate<S>> load_as_vec(const S* p, int64_t n) {
@@ -457,16 +460,27 @@ class BackwardScan : Scan<Cell, S> {
   }
 
   void weight_gradients(int64_t rows, int64_t part, int64_t parts) {
-    const auto [begin, end] = share(gate_row_, part, parts);
+    for (int64_t first = 0; first < rows; first += kSumRows)
+      weight_gradients_of({first, std::min(first + kSumRows, rows)}, share(gate_row_, part, parts),
+                          share(R, part, parts));
+  }
+
+  // What rows m add to the gradients of the gates' rows of the weights, and to the projection's.
+  void weight_gradients_of(Range m, Range gates, Range outputs) {
+    const int64_t rows = m.end - m.begin;
+    const A* d_gx = d_gx_.get() + m.begin * gate_row_;
+    const A* d_gh = d_gh_ + m.begin * gate_row_;
     if (d.weights.ih)
-      accumulate_outer(begin, end, rows, d_gx_.get(), gate_row_, x_.get(), i_row, I, dw_ih_.get(), i_row);
-    if (d.weights.hh) accumulate_outer(begin, end, rows, d_gh_, gate_row_, h_.get(), r_row, R, dw_hh_.get(), r_row);
-    if (d.weights.bias_ih) accumulate_rows(begin, end, rows, d_gx_.get(), gate_row_, db_ih_.get());
-    if (d.weights.bias_hh) accumulate_rows(begin, end, rows, d_gh_, gate_row_, db_hh_.get());
-    if (d.weights.hr) {
-      const auto [first, last] = share(R, part, parts);
-      accumulate_outer(first, last, rows, d_projected_.get(), r_row, unprojected_.get(), h_row, H, dw_hr_.get(), h_row);
-    }
+      accumulate_outer(gates.begin, gates.end, rows, d_gx, gate_row_, x_.get() + m.begin * i_row, i_row, I,
+                       dw_ih_.get(), i_row);
+    if (d.weights.hh)
+      accumulate_outer(gates.begin, gates.end, rows, d_gh, gate_row_, h_.get() + m.begin * r_row, r_row, R,
+                       dw_hh_.get(), r_row);
+    if (d.weights.bias_ih) accumulate_rows(gates.begin, gates.end, rows, d_gx, gate_row_, db_ih_.get());
+    if (d.weights.bias_hh) accumulate_rows(gates.begin, gates.end, rows, d_gh, gate_row_, db_hh_.get());
+    if (d.weights.hr)
+      accumulate_outer(outputs.begin, outputs.end, rows, d_projected_.get() + m.begin * r_row, r_row,
+                       unprojected_.get() + m.begin * h_row, h_row, H, dw_hr_.get(), h_row);
   }
 
   void store_results() {
