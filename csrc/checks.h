@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -134,7 +135,23 @@ inline ScanSizes check_sizes(const ScanInputs& in) {
   };
 }
 
+// Buffers hold a few rows of each size, and expanded tensors make any size free: below these bounds no product of sizes
+// overflows.
+constexpr int64_t kMaxSteps = int64_t{1} << 40;
+constexpr int64_t kMaxSize = int64_t{1} << 24;
+
+inline void check_bounds(const ScanSizes& sizes) {
+  const auto [T, N, I, H, R, cell, packed] = sizes;
+  STD_TORCH_CHECK(T <= kMaxSteps, "fastrnn: ", T, " steps are more than ", kMaxSteps);
+  const int64_t largest = std::max({N, I, H, R});
+  STD_TORCH_CHECK(largest <= kMaxSize, "fastrnn: a size of ", largest,
+                  " (of batch, input_size, hidden_size, "
+                  "proj_size) is more than ",
+                  kMaxSize);
+}
+
 inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+  check_bounds(sizes);
   const auto [T, N, I, H, R, cell, packed] = sizes;
   const ScalarType dtype = in.input.scalar_type();
   STD_TORCH_CHECK(R > 0, "fastrnn: weight_hh has no columns");
@@ -182,10 +199,13 @@ inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
 // Views. A const S asks for const data, which keeps a copy-on-write tensor shared.
 template <class S>
 S* data_of(const Tensor& tensor) {
+  S* data;
   if constexpr (std::is_const_v<S>)
-    return static_cast<S*>(tensor.const_data_ptr());
+    data = static_cast<S*>(tensor.const_data_ptr());
   else
-    return static_cast<S*>(tensor.mutable_data_ptr());
+    data = static_cast<S*>(tensor.mutable_data_ptr());
+  STD_TORCH_CHECK(data, "fastrnn: a tensor has no data: its storage was freed");
+  return data;
 }
 
 template <class S>

@@ -69,7 +69,7 @@ struct Schedule {
   const int64_t* order = nullptr;   // [N], sample of row r; null: r itself
   const int64_t* active = nullptr;  // [T], rows running at step t (non-increasing); null: N
   bool reverse = false;             // from the last step to the first
-  Matrix<const bool> reset;         // [T, N], marks the first step of a segment; null: none
+  Matrix<const uint8_t> reset;      // [T, N], not 0 at the first step of a segment; null: none
 
   int64_t sample(int64_t r) const { return order ? order[r] : r; }
   int64_t rows(int64_t t) const { return active ? active[t] : N; }
@@ -82,7 +82,7 @@ struct Schedule {
   bool resets(int64_t t, int64_t r) const {
     if (!reset) return false;
     const int64_t mark = reverse ? t + 1 : t;
-    return runs(mark, r) && reset(mark, sample(r));
+    return runs(mark, r) && reset(mark, sample(r)) != 0;
   }
 };
 

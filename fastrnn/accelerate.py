@@ -1,7 +1,7 @@
 """Swap torch.nn's recurrent modules inside a model for fastrnn's, and back.
 
-A replacement takes over the original's own dictionaries of parameters, hooks and submodules, not
-copies: whatever holds a Parameter (an optimizer, a tied layer) or a hook's handle goes on working.
+A module stays the object it is and changes its class, as torch.nn.utils.parametrize does. Whatever
+holds the module, a Parameter or a hook of it (an optimizer, a list, a compiled call) stays right.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -55,16 +54,16 @@ class Report:
 def accelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
     """Replace every torch.nn RNN, GRU, LSTM and cell inside a model by fastrnn's.
 
-    Replacements share the originals' Parameters, hooks, training flag and parametrizations; an
-    optimizer made before goes on working. Subclasses of torch.nn's modules are left alone, for they
-    may rely on what they override.
+    Each module stays the object it is, with its Parameters, hooks, training flag and
+    parametrizations; an optimizer made before goes on working. Subclasses of torch.nn's modules are
+    left alone, for they may rely on what they override.
 
     Args:
-        model: changed in place. If it is itself a recurrent module, use what is returned.
+        model: changed in place; may itself be a recurrent module.
         report: filled with what was replaced and what was left, with reasons; print it.
 
     Returns:
-        The model, or its replacement.
+        The model.
 
     Example::
 
@@ -79,7 +78,8 @@ def accelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
 def decelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
     """Undo :func:`accelerate`: replace every fastrnn module inside a model by torch.nn's.
 
-    Arguments, results and sharing are those of :func:`accelerate`.
+    Arguments and results are those of :func:`accelerate`. What torch.nn's forward does not take
+    (``lengths=``) fails at the next call.
     """
     return _swap(model, _FAST_TO_TORCH, lambda module: None, report)
 
@@ -91,39 +91,30 @@ def _swap(
     report: Report | None,
 ) -> nn.Module:
     report = Report() if report is None else report
-    replacements: dict[nn.Module, nn.Module] = {}
     kinds: tuple[type[nn.Module], ...] = tuple(mapping)
-    for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, kinds):
-            continue
-        target = mapping.get(_unparametrized_class(module))
-        reason = "a subclass, which may rely on what it overrides" if target is None else None
-        reason = reason or reason_to_leave(module)
-        if reason is not None or target is None:
+    found = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, kinds)
+    ]
+    reasons: dict[nn.Module, str | None] = {}
+    for name, module in found:
+        if module not in reasons:
+            target = mapping.get(_unparametrized_class(module))
+            if target is None:
+                reasons[module] = "a subclass, which may rely on what it overrides"
+            else:
+                reasons[module] = _odd_instance(module) or reason_to_leave(module)
+            if target is not None and reasons[module] is None:
+                _change_class(module, target)
+        reason = reasons[module]
+        if reason is None:
+            kind = _unparametrized_class(module)
+            package = "fastrnn" if kind in _FAST_TO_TORCH else "torch.nn"
+            report.replaced[name] = f"{package}.{kind.__name__}"
+        else:
             report.left[name] = f"{type(module).__qualname__}: {reason}"
-            continue
-        if module not in replacements:
-            replacements[module] = _convert(module, target)
-        report.replaced[name] = f"{_package(target)}.{target.__name__}"
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in replacements:
-                parent._modules[name] = replacements[child]
-    return replacements.get(model, model)
-
-
-def _package(kind: type[nn.Module]) -> str:
-    return "fastrnn" if kind in _FAST_TO_TORCH else "torch.nn"
-
-
-def _reason_to_leave(module: nn.Module) -> str | None:
-    weight = module.weight_ih_l0 if hasattr(module, "weight_ih_l0") else module.weight_ih
-    assert isinstance(weight, torch.Tensor)
-    if weight.device.type not in ("cpu", "meta"):
-        return f"fastrnn has no kernel for device '{weight.device}' in this build"
-    if weight.dtype not in DTYPES:
-        return f"fastrnn has no kernel for {weight.dtype}"
-    return None
+    return model
 
 
 def _unparametrized_class(module: nn.Module) -> type[nn.Module]:
@@ -132,21 +123,42 @@ def _unparametrized_class(module: nn.Module) -> type[nn.Module]:
     return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
 
 
-def _convert(module: nn.Module, target: type[nn.Module]) -> nn.Module:
-    """A module of another class that shares the state of this one."""
-    # What decides the number and names of the parameters; everything else comes with the state.
-    options = ("num_layers", "bidirectional", "proj_size")
-    structure = {name: value for name in options if (value := getattr(module, name, None))}
-    new = target(
-        module.input_size, module.hidden_size, bias=module.bias, device="meta", **structure
-    )
-    new.__dict__.update(
-        {name: value for name, value in module.__dict__.items() if name not in _TORCH_CACHES}
-    )
+def _odd_instance(module: nn.Module) -> str | None:
+    """What makes this instance more than its class says."""
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    missing = [name for name in _weight_names(module) if not hasattr(module, name)]
+    return f"it has no {missing[0]}" if missing else None
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    if isinstance(module, (nn.RNNBase, modules.RecurrentModule)):
+        return modules.flat_weight_names(module)
+    return ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+
+
+def _reason_to_leave(module: nn.Module) -> str | None:
+    weight = getattr(module, _weight_names(module)[0])
+    if weight.device.type not in ("cpu", "meta"):
+        return f"fastrnn has no kernel for device '{weight.device}' in this build"
+    if weight.dtype not in DTYPES:
+        return f"fastrnn has no kernel for {weight.dtype}"
+    return None
+
+
+def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
+    parametrized: list[str] = []
     if parametrize.is_parametrized(module):
-        parametrize._inject_new_class(new)
-        for name in module.parametrizations:  # type: ignore[union-attr]
-            parametrize._inject_property(new, name)
-    if isinstance(new, nn.RNNBase):
-        new._init_flat_weights()
-    return new
+        parametrized = list(module.parametrizations)  # type: ignore[arg-type]
+    for name in _TORCH_CACHES:
+        module.__dict__.pop(name, None)
+    module.__class__ = target
+    if isinstance(module, nn.RNNBase):
+        module._all_weights = modules.weight_names(module)
+        module._flat_weights_names = modules.flat_weight_names(module)
+    if parametrized:
+        parametrize._inject_new_class(module)
+        for name in parametrized:
+            parametrize._inject_property(module, name)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()

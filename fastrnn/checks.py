@@ -7,11 +7,14 @@ anything is computed.
 from __future__ import annotations
 
 import numbers
+import operator
 import warnings
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.ops import DTYPES, ScanWeights
@@ -24,6 +27,7 @@ def check_module_arguments(
     num_layers: object,
     bias: object,
     batch_first: object,
+    bidirectional: object,
     dropout: object,
     proj_size: object,
     takes_projection: bool,
@@ -40,21 +44,22 @@ def check_module_arguments(
         )
     _check_bool("bias", bias)
     _check_bool("batch_first", batch_first)
+    _check_bool("bidirectional", bidirectional)
     _check_positive("input_size", input_size)
     _check_positive("hidden_size", hidden_size)
-    if not isinstance(num_layers, int) or num_layers <= 0:
+    if not isinstance(num_layers, SupportsIndex) or operator.index(num_layers) <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers!r}")
     if proj_size and not takes_projection:
         raise ValueError(
             "proj_size argument is only supported for LSTM, not RNN or GRU, "
             f"got proj_size={proj_size!r}"
         )
-    if not isinstance(proj_size, int) or proj_size < 0:
+    if not isinstance(proj_size, SupportsIndex) or operator.index(proj_size) < 0:
         raise ValueError(
             "proj_size should be a positive integer or zero to disable projections, "
             f"got {proj_size!r}"
         )
-    if proj_size >= hidden_size:  # type: ignore[operator]
+    if operator.index(proj_size) >= hidden_size:  # type: ignore[operator]
         raise ValueError(
             f"proj_size has to be smaller than hidden_size, got proj_size={proj_size} and "
             f"hidden_size={hidden_size}"
@@ -68,9 +73,13 @@ def check_module_arguments(
 
 
 def check_cell_arguments(input_size: object, hidden_size: object) -> None:
-    """Constructor arguments of RNNCell, GRUCell and LSTMCell."""
-    _check_positive("input_size", input_size)
-    _check_positive("hidden_size", hidden_size)
+    """Constructor arguments of RNNCell, GRUCell and LSTMCell: any integers, as torch.nn's take."""
+    for name, size, least in (("input_size", input_size, 0), ("hidden_size", hidden_size, 1)):
+        if not isinstance(size, SupportsIndex):
+            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+        if operator.index(size) < least:
+            expected = "be greater than zero" if least else "not be negative"
+            raise ValueError(f"{name} must {expected}, got {size}")
 
 
 def check_nonlinearity(nonlinearity: object) -> None:
@@ -186,18 +195,20 @@ def check_state_shapes(states: Sequence[Tensor], shapes: Sequence[tuple[int, int
             )
 
 
-def check_lengths(lengths: object, steps: int, batch: int) -> None:
+def check_lengths(lengths: object, input: Tensor, steps: int, batch: int) -> None:
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor of shape (N,), got {type(lengths).__name__}")
-    if lengths.dtype != torch.int64 or lengths.device.type not in ("cpu", "meta"):
+    devices = ("cpu", "meta") if input.device.type == "meta" else ("cpu",)
+    integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if lengths.dtype not in integers or lengths.device.type not in devices:
         raise TypeError(
-            f"lengths must be an int64 tensor on cpu, got {lengths.dtype} on {lengths.device}"
+            f"lengths must be an integer tensor on cpu, got {lengths.dtype} on {lengths.device}"
         )
     if tuple(lengths.shape) != (batch,):
         raise ValueError(
             f"lengths must have shape ({batch},), one per sample, got {list(lengths.shape)}"
         )
-    if lengths.device.type == "cpu":
+    if lengths.device.type == "cpu" and not isinstance(lengths, FakeTensor):
         outside = ((lengths < 0) | (lengths > steps)).nonzero()
         if outside.numel():
             n = int(outside[0])

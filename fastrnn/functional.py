@@ -52,8 +52,8 @@ def rnn(
         dropout: probability of zeroing an element between layers, in training.
         training: whether dropout applies.
         bidirectional: run each layer in both directions, outputs side by side.
-        lengths: int64 tensor (N,) on CPU. Outputs at steps past a sample's length are 0, its final
-            state is that of its last step, and the reverse direction starts there.
+        lengths: integer tensor (N,) on CPU. Outputs at steps past a sample's length are 0, its
+            final state is that of its last step, and the reverse direction starts there.
 
     Returns:
         output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H).
@@ -198,7 +198,8 @@ def _run(
     checks.check_dtype(data, first.weight_ih)
     checks.check_input_size(data, first.weight_ih.size(1))
     if lengths is not None:
-        checks.check_lengths(lengths, data.size(0), batch)
+        checks.check_lengths(lengths, data, data.size(0), batch)
+        lengths = lengths.to(torch.int64).contiguous()
     if states:
         checks.check_state_shapes(states, shapes)
     else:

@@ -26,7 +26,23 @@ def _reset_uniform(module: nn.Module, hidden_size: int) -> None:
         nn.init.uniform_(parameter, -bound, bound)
 
 
-class _RecurrentModule(nn.Module):
+def weight_names(module: Any) -> list[list[str]]:
+    """Parameter names of a module, one list per layer and direction, in torch's order."""
+    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(module.bias)
+    kinds += ["weight_hr"] * (getattr(module, "proj_size", 0) > 0)
+    suffixes = ["", "_reverse"] if module.bidirectional else [""]
+    return [
+        [f"{kind}_l{layer}{suffix}" for kind in kinds]
+        for layer in range(module.num_layers)
+        for suffix in suffixes
+    ]
+
+
+def flat_weight_names(module: Any) -> list[str]:
+    return [name for names in weight_names(module) for name in names]
+
+
+class RecurrentModule(nn.Module):
     """What RNN, GRU and LSTM share: arguments, parameters and their names."""
 
     input_size: int
@@ -59,6 +75,7 @@ class _RecurrentModule(nn.Module):
             num_layers=num_layers,
             bias=bias,
             batch_first=batch_first,
+            bidirectional=bidirectional,
             dropout=dropout,
             proj_size=proj_size,
             takes_projection=mode == "LSTM",
@@ -66,20 +83,20 @@ class _RecurrentModule(nn.Module):
         self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size
-        self.num_layers = num_layers
+        self.num_layers = int(num_layers)
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
-        self.proj_size = proj_size
+        self.proj_size = int(proj_size)
 
         rows = ops.CELLS[self._cell].gates * hidden_size
-        output_size = proj_size or hidden_size
+        output_size = self.proj_size or hidden_size
         columns = input_size
-        for names in self._weight_names():
+        for names in weight_names(self):
             direction = "_reverse" in names[0]
             shapes = [(rows, columns), (rows, output_size)] + [(rows,), (rows,)] * bias
-            shapes += [(output_size, hidden_size)] * (proj_size > 0)
+            shapes += [(output_size, hidden_size)] * (self.proj_size > 0)
             for name, shape in zip(names, shapes, strict=True):
                 setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
             if direction or not bidirectional:
@@ -90,21 +107,27 @@ class _RecurrentModule(nn.Module):
     def _cell(self) -> str:
         return self.mode.lower()
 
-    def _weight_names(self) -> list[list[str]]:
-        """Parameter names, one list per layer and direction, in torch's order."""
-        kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias
-        kinds += ["weight_hr"] * (self.proj_size > 0)
-        suffixes = ["", "_reverse"] if self.bidirectional else [""]
-        return [
-            [f"{kind}_l{layer}{suffix}" for kind in kinds]
-            for layer in range(self.num_layers)
-            for suffix in suffixes
-        ]
-
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights, one list per layer and direction."""
-        return [[getattr(self, name) for name in names] for names in self._weight_names()]
+        return [[getattr(self, name) for name in names] for names in weight_names(self)]
+
+    # Names that code written for torch.nn's modules reads.
+    @property
+    def _all_weights(self) -> list[list[str]]:
+        return weight_names(self)
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return flat_weight_names(self)
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return self._weights()
+
+    def _weights(self) -> list[Tensor]:
+        # A method: in a property, a missing weight would be reported as the property missing.
+        return [getattr(self, name) for name in flat_weight_names(self)]
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
@@ -140,11 +163,8 @@ class _RecurrentModule(nn.Module):
             "bidirectional": self.bidirectional,
         }
 
-    def _flat_weights(self) -> list[Tensor]:
-        return [weight for weights in self.all_weights for weight in weights]
 
-
-class RNN(_RecurrentModule):
+class RNN(RecurrentModule):
     r"""Elman network, a drop-in for :class:`torch.nn.RNN`.
 
     :math:`h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`, :math:`\phi` tanh or relu.
@@ -208,14 +228,14 @@ class RNN(_RecurrentModule):
         return functional.rnn(
             input,
             hx,
-            self._flat_weights(),
-            nonlinearity=self.nonlinearity,
+            self._weights(),
+            nonlinearity=self._cell.removeprefix("rnn_"),
             lengths=lengths,
             **self._options(),
         )
 
 
-class GRU(_RecurrentModule):
+class GRU(RecurrentModule):
     r"""Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`.
 
     :math:`r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr})`, z likewise,
@@ -252,10 +272,10 @@ class GRU(_RecurrentModule):
         lengths: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers over a sequence; as :func:`fastrnn.functional.gru`."""
-        return functional.gru(input, hx, self._flat_weights(), lengths=lengths, **self._options())
+        return functional.gru(input, hx, self._weights(), lengths=lengths, **self._options())
 
 
-class LSTM(_RecurrentModule):
+class LSTM(RecurrentModule):
     r"""Long short-term memory, a drop-in for :class:`torch.nn.LSTM`.
 
     The gates :math:`i, f, o = \sigma(\cdot)` and :math:`g = \tanh(\cdot)` are of
@@ -299,7 +319,7 @@ class LSTM(_RecurrentModule):
         return functional.lstm(
             input,
             hx,
-            self._flat_weights(),
+            self._weights(),
             projection=self.proj_size > 0,
             lengths=lengths,
             **self._options(),
@@ -346,9 +366,8 @@ class _RecurrentCell(nn.Module):
 
     def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         name = type(self).__name__
-        weights = [
-            w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None
-        ]
+        parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        weights = [weight for weight in parameters if weight is not None]
         input, *rest = functional.autocast([input, *states, *weights], input.device)
         states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         checks.check_cell_input(

@@ -1,12 +1,14 @@
 """The op in Python: the library, fake kernels and autograd. One call is one layer in one direction.
 
-Autograd lives outside the op, in a ``torch.autograd.Function`` whose backward is a second Function:
-so the gradient is itself a node of the graph, and a gradient of it cannot be silently wrong.
+In eager mode autograd lives outside the op, in a ``torch.autograd.Function`` whose backward is a
+second Function: so the gradient is itself a node of the graph, and a gradient of it cannot be
+silently wrong. The bare op has the same formulas, for whoever traces it (compile, export).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +70,15 @@ def cpu_instruction_sets() -> list[str]:
     return torch.ops.fastrnn.cpu_instruction_sets().split(",")
 
 
+def _check_one_device(input: Tensor, tensors: Iterable[Tensor | None]) -> None:
+    """One tensor on the meta device is enough for the dispatcher to compute nothing."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"fastrnn: a tensor is on {tensor.device}, expected input's device {input.device}"
+            )
+
+
 def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -77,6 +88,8 @@ def _scan_fake(  # type: ignore[no-untyped-def]
     cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
     lengths, batch_sizes, reset, reverse, save,
 ):  # fmt: skip
+    tensors = (h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset)
+    _check_one_device(input, tensors)
     gates, saved, has_cell_state = CELLS[cell]
     hidden_size, output_size = weight_ih.size(0) // gates, weight_hh.size(1)
     steps = input.shape[:-1]
@@ -98,75 +111,103 @@ def _scan_backward_fake(  # type: ignore[no-untyped-def]
     weight_hr, lengths, batch_sizes, reset, reverse, y, gates, cells, needs,
 ):  # fmt: skip
     inputs = (input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    _check_one_device(input, (*inputs, grad_y, grad_h_n, grad_c_n, reset, y, gates, cells))
     return tuple(
         input.new_empty(tensor.shape if tensor is not None and needs >> bit & 1 else (0,))
         for bit, tensor in enumerate(inputs)
     )
 
 
-class _Scan(torch.autograd.Function):
-    """Forward; its differentiable inputs are the last eight."""
+# Autograd. The arguments are the op's: cell, eight tensors that may need a gradient, then the rest.
+_TENSORS = slice(1, 9)
 
+
+def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    cell, *tensors, lengths, batch_sizes, reset, reverse, save = inputs
+    y, _, _, gates, cells = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, lengths, batch_sizes, reset, y, gates, cells)
+    ctx.cell, ctx.reverse, ctx.save = cell, reverse, save
+
+
+def _differentiate_scan(
+    backward: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the op's arguments; ``backward`` is scan_backward in one form or the other."""
+    if not ctx.save:
+        raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
+    wanted = ctx.needs_input_grad[_TENSORS]
+    needs = sum(1 << bit for bit, need in enumerate(wanted) if need)
+    *tensors, lengths, batch_sizes, reset, y, gates, cells = ctx.saved_tensors
+    grad_y, grad_h_n, grad_c_n = grads[:3]
+    if not CELLS[ctx.cell].has_cell_state:
+        grad_c_n = None  # of a c_n without elements; some tracers make one up
+    gradients = backward(
+        ctx.cell, grad_y, grad_h_n, grad_c_n, *tensors, lengths, batch_sizes, reset, ctx.reverse,
+        y, gates, cells, needs,
+    )  # fmt: skip
+    found = (grad if need else None for grad, need in zip(gradients, wanted, strict=True))
+    return (None, *found, None, None, None, None, None)
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
+    raise NotImplementedError(
+        "fastrnn: derivatives of gradients (double backward, create_graph=True) are not "
+        "supported yet; use torch.nn's module here (fastrnn.decelerate)"
+    )
+
+
+class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        cell: str,
-        lengths: Tensor | None,
-        batch_sizes: Tensor | None,
-        reset: Tensor | None,
-        reverse: bool,
-        *tensors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        return torch.ops.fastrnn.scan(cell, *tensors, lengths, batch_sizes, reset, reverse, True)
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.fastrnn.scan(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        cell, lengths, batch_sizes, reset, reverse, *tensors = inputs
-        y, _, c_n, gates, cells = output
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(gates, cells, *(() if CELLS[cell].has_cell_state else (c_n,)))
-        ctx.save_for_backward(*tensors, lengths, batch_sizes, reset, y, gates, cells)
-        ctx.cell, ctx.reverse = cell, reverse
+        _setup_scan(ctx, inputs, output)
+        _, _, c_n, gates, cells = output
+        fixed = (gates, cells) if CELLS[ctx.cell].has_cell_state else (c_n, gates, cells)
+        ctx.mark_non_differentiable(*fixed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[5:]
-        needs = sum(1 << bit for bit, need in enumerate(wanted) if need)
-        *tensors, lengths, batch_sizes, reset, y, gates, cells = ctx.saved_tensors
-        gradients = _ScanBackward.apply(
-            ctx.cell, needs, lengths, batch_sizes, reset, ctx.reverse,
-            *grads[:3], *tensors, y, gates, cells,
-        )  # fmt: skip
-        return (None,) * 5 + tuple(
-            gradient if need else None for gradient, need in zip(gradients, wanted, strict=True)
-        )
+        return _differentiate_scan(_ScanBackward.apply, ctx, grads)
 
 
 class _ScanBackward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        cell: str,
-        needs: int,
-        lengths: Tensor | None,
-        batch_sizes: Tensor | None,
-        reset: Tensor | None,
-        reverse: bool,
-        *tensors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        *grads_and_inputs, y, gates, cells = tensors
-        return torch.ops.fastrnn.scan_backward(
-            cell, *grads_and_inputs, lengths, batch_sizes, reset, reverse, y, gates, cells, needs
-        )
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.fastrnn.scan_backward(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(
-            "fastrnn: derivatives of gradients (double backward, create_graph=True) are not "
-            "supported yet; use torch.nn's module here (fastrnn.decelerate)"
-        )
+    backward = staticmethod(_refuse_second_derivative)
+
+
+torch.library.register_autograd(
+    "fastrnn::scan",
+    lambda ctx, *grads: _differentiate_scan(torch.ops.fastrnn.scan_backward, ctx, grads),
+    setup_context=lambda ctx, inputs, output: _setup_scan(ctx, inputs, output),
+)
+torch.library.register_autograd("fastrnn::scan_backward", _refuse_second_derivative)
+
+
+def _may_be_differentiated(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a derivative may be taken through this call.
+
+    Under torch.func and forward-mode AD a tensor does not tell: these take the Function, which
+    raises where it has no rule, rather than the op, through which a tangent is lost in silence.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    grad_enabled = torch.is_grad_enabled()
+    vmap = torch._C._functorch.TransformType.Vmap
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if any(grad_enabled or level.key() != vmap for level in levels):
+        return True
+    return grad_enabled and any(t is not None and t.requires_grad for t in tensors)
 
 
 def scan(
@@ -207,11 +248,14 @@ def scan(
             "move the module and its input, or use torch.nn's module there"
         )
     tensors = (input, h_0, c_0, *weights)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        results = _Scan.apply(cell, lengths, batch_sizes, reset, reverse, *tensors)
+    arguments = (cell, *tensors, lengths, batch_sizes, reset, reverse)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if torch.autograd.forward_ad._current_level >= 0:
+            raise NotImplementedError("fastrnn: forward-mode AD is not supported yet")
+        results = torch.ops.fastrnn.scan(*arguments, torch.is_grad_enabled())
+    elif _may_be_differentiated(tensors):
+        results = _Scan.apply(*arguments, True)
     else:
-        results = torch.ops.fastrnn.scan(
-            cell, *tensors, lengths, batch_sizes, reset, reverse, False
-        )
+        results = torch.ops.fastrnn.scan(*arguments, False)
     y, h_n, c_n = results[:3]
     return y, h_n, c_n if CELLS[cell].has_cell_state else None

@@ -86,14 +86,18 @@ def test_nested_model():
 @pytest.mark.parametrize("kind", KINDS)
 def test_model_itself(kind):
     original = getattr(nn, kind)(3, 4).eval()
-    fast = fastrnn.accelerate(original)
+    fast = fastrnn.accelerate(copy.deepcopy(original))
     assert type(fast) is getattr(fastrnn, kind)
     assert not fast.training
     assert repr(fast) == repr(original)
     x = torch.randn(5, 3)
     torch.testing.assert_close(fast(x), original(x))
-    assert type(fastrnn.decelerate(fast)) is type(original)
     assert fastrnn.accelerate(fast) is fast
+    slow = fastrnn.decelerate(fast)
+    assert type(slow) is type(original)
+    torch.testing.assert_close(slow(x), original(x))
+    # No trace is left of either change of class.
+    assert vars(slow).keys() == vars(original).keys()
 
 
 def test_hooks_and_attributes_are_kept():
@@ -152,6 +156,50 @@ def test_what_has_no_kernel_is_left(monkeypatch):
     model = fastrnn.accelerate(nn.Sequential(nn.GRU(2, 3)), report=report)
     assert type(model[0]) is nn.GRU
     assert report.left == {"0": "GRU: fastrnn has no kernel for torch.float32"}
+
+
+def test_whoever_holds_the_module_sees_the_change():
+    """Lists and load hooks hold the module, not its name in the model."""
+    model = nn.Sequential(nn.LSTM(3, 4, num_layers=2, dropout=0.9))
+    held, seen = [model[0]], []
+    model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    fastrnn.accelerate(model)
+    model.eval()
+    x = torch.randn(5, 2, 3)
+    expected = model(x)[0]
+    assert torch.equal(held[0](x)[0], expected)
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]]
+
+
+def test_compiled_before():
+    module = nn.GRU(3, 4, num_layers=2, dropout=0.9)
+    module.compile(backend="eager")
+    fastrnn.accelerate(module).eval()
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(module(x)[0], module(x)[0])
+    torch.testing.assert_close(module(x)[0], fastrnn.decelerate(module)(x)[0])
+
+
+def test_odd_instances_are_left():
+    model = nn.ModuleList([nn.GRU(2, 3), nn.GRU(2, 3), nn.GRU(2, 3)])
+    model[0].forward = lambda x: x
+    del model[1].weight_ih_l0
+    report = fastrnn.Report()
+    fastrnn.accelerate(model, report=report)
+    assert report.left == {
+        "0": "GRU: its forward was replaced",
+        "1": "GRU: it has no weight_ih_l0",
+    }
+    assert list(report.replaced) == ["2"]
+
+
+def test_mode_decides_as_in_torch():
+    """Modules pickled by old torch have no nonlinearity."""
+    module, x = nn.RNN(3, 4, nonlinearity="relu"), torch.randn(5, 2, 3)
+    expected = module(x)[0]
+    del module.nonlinearity
+    torch.testing.assert_close(fastrnn.accelerate(module)(x)[0], expected)
 
 
 def test_nothing_to_do():

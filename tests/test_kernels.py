@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -19,6 +20,7 @@ from common import (
 )
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import fastrnn
 from fastrnn import ops, reference
 from fastrnn.ops import ScanWeights
 
@@ -367,6 +369,79 @@ def test_nonsense_is_an_error(change, text):
         for nonsense in (torch.zeros(1), torch.zeros(4, 3, 5, dtype=torch.int32)):
             with pytest.raises(RuntimeError, match=name):
                 torch.ops.fastrnn.scan_backward(**(grads | arguments | saved | {name: nonsense}))
+
+
+def test_impossible_sizes_are_errors():
+    """Expanded tensors make any size free: no product of sizes may overflow, no loop run for hours."""
+    z = torch.zeros
+
+    def forward(x: torch.Tensor, h: torch.Tensor, weight_ih: torch.Tensor) -> None:
+        rest = (None,) * 6
+        torch.ops.fastrnn.scan("rnn_tanh", x, h, None, weight_ih, z(1, 1), *rest, False, False)
+
+    for size in (2**25, 2**58 + 1, 2**60):
+        with pytest.raises(RuntimeError, match="is more than"):
+            forward(z(0, 0, 1).expand(0, 0, size), z(0, 1), z(1, 1).expand(1, size))
+        with pytest.raises(RuntimeError, match="is more than"):
+            forward(z(0, 1, 1).expand(0, size, 1), z(1, 1).expand(size, 1), z(1, 1))
+    with pytest.raises(RuntimeError, match="steps are more than"):
+        forward(z(1, 0, 1).expand(2**41, 0, 1), z(0, 1), z(1, 1))
+    forward(z(1, 0, 1).expand(2**40, 0, 1), z(0, 1), z(1, 1))  # nothing to do, and at once
+
+
+def test_freed_storage_is_an_error():
+    x, h, c, weights = make_scan("gru", (2, 3, 4, 5))
+    weights.weight_hh.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="storage was freed"):
+        ops.scan("gru", x, h, c, weights)
+
+
+def test_backward_leaves_copy_on_write_tensors_shared():
+    x, h, c, weights = make_scan("lstm", (2, 3, 4, 5))
+    y, _, _, gates, cells = torch.ops.fastrnn.scan(
+        "lstm", x, h, c, *weights, None, None, None, False, True
+    )
+    lazy = [torch._lazy_clone(t) for t in (y, gates, cells)]
+    torch.ops.fastrnn.scan_backward(
+        "lstm", y, None, None, x, h, c, *weights, None, None, None, False, *lazy, 255
+    )
+    assert all(torch._C._is_cow_tensor(t) for t in lazy)
+
+
+def test_one_meta_tensor_is_an_error():
+    """The dispatcher would take the fake kernel and return uninitialised memory."""
+    x, h, c, weights = make_scan("gru", (2, 3, 4, 5))
+    with pytest.raises(RuntimeError, match="expected input's device"):
+        ops.scan("gru", x, h, c, weights._replace(weight_hh=weights.weight_hh.to("meta")))
+
+
+# T, N, I, H where one long chain of additions would lose to torch.nn's blocked sums.
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("LSTM", (1000, 4, 16, 32)), ("RNN", (5, 8, 64, 1500)), ("GRU", (2, 5000, 3, 8))],
+    ids=str,
+)
+def test_error_next_to_torch(name, sizes):
+    """RMS error against float64 at most 1.2 times torch.nn's, in results and gradients."""
+    T, N, I, H = sizes
+    torch.manual_seed(0)
+    reference = getattr(torch.nn, name)(I, H)
+    fast = fastrnn.accelerate(copy.deepcopy(reference))
+    exact = copy.deepcopy(reference).double()
+    x = torch.randn(T, N, I)
+
+    def run(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.clone().requires_grad_()
+        y = module(x)[0]
+        return [y, *gradients([y], [x, *module.parameters()])]
+
+    def rms(found: list[torch.Tensor]) -> list[float]:
+        pairs = zip(found, expected, strict=True)
+        return [(a.double() - b).square().mean().sqrt().item() for a, b in pairs]
+
+    expected = run(exact, x.double())
+    for ours, theirs in zip(rms(run(fast, x)), rms(run(reference, x)), strict=True):
+        assert ours <= 1.2 * theirs
 
 
 def test_unknown_instruction_set(monkeypatch):

@@ -8,6 +8,7 @@ import io
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from common import TOLERANCE, assert_all_close, gradients
@@ -256,6 +257,42 @@ def test_cells(name, options, dtype, batched):
         assert_all_close(run(fast, x, hx), exact, dtype)
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_take_any_integers(name):
+    """As torch.nn's: numpy's sizes, and no input at all."""
+    for sizes in ((np.int64(3), np.int64(4)), (0, 4)):
+        reference, fast = make_pair(name, size=sizes)
+        x = torch.randn(2, int(sizes[0]), dtype=torch.float64)
+        assert_all_close(run(fast, x, None), run(reference, x, None), torch.float64)
+
+
+def test_layers_take_numpy_counts():
+    fast = fastrnn.LSTM(3, 4, num_layers=np.int64(2), proj_size=np.int64(2))
+    assert fast(torch.randn(5, 2, 3))[0].shape == (5, 2, 2)
+
+
+def test_lengths_of_any_layout_and_integer_type():
+    fast = make_pair("GRU")[1]
+    x = make_inputs("GRU", {})[0]
+    expected = fast(x, lengths=torch.tensor([3, 3, 3, 3]))[0]
+    table = torch.tensor([[3, 9]] * N)
+    for lengths in (
+        table[:, 0],
+        torch.tensor(3).expand(N),
+        torch.tensor([3] * N, dtype=torch.int32),
+    ):
+        assert torch.equal(fast(x, lengths=lengths)[0], expected)
+
+
+def test_names_that_torch_code_reads():
+    for name, options in CASES:
+        reference, fast = make_pair(name, options)
+        assert fast._all_weights == reference._all_weights
+        assert fast._flat_weights_names == reference._flat_weights_names
+        assert all(map(torch.equal, fast._flat_weights, reference._flat_weights))
+        assert fast.mode == reference.mode
+
+
 def test_relu_cell():
     reference, fast = make_pair("RNNCell", {"nonlinearity": "relu"})
     assert repr(fast) == repr(reference)
@@ -317,15 +354,113 @@ def test_double_backward_is_an_error_not_silent(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("transform", ["vmap", "jvp"])
+def test_only_what_is_needed_is_saved_and_computed(name, monkeypatch):
+    """What the op is asked to save and to differentiate, whatever autograd would drop afterwards."""
+    asked = []
+    real = torch.ops.fastrnn
+
+    class Spy:
+        def scan(self, *args):
+            asked.append(("save", args[-1]))
+            return real.scan(*args)
+
+        def scan_backward(self, *args):
+            asked.append(("needs", args[-1]))
+            return real.scan_backward(*args)
+
+    fast = make_pair(name)[1]
+    x = make_inputs(name, {})[0]
+    monkeypatch.setattr(torch.ops, "fastrnn", Spy())
+    with torch.no_grad():
+        fast(x)
+    fast.weight_ih_l0.requires_grad_(False)
+    fast(x)[0].sum().backward()
+    fast.requires_grad_(False)
+    fast(x)
+    # input, h_0, c_0 and the frozen weight_ih have bits 0 to 3, weight_hr bit 7.
+    assert asked == [("save", False), ("save", True), ("needs", 0b01110000), ("save", False)]
+
+
+def detached_call(module):
+    """The module as a function of x, with parameters that do not require gradients."""
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    return lambda x: torch.func.functional_call(module, parameters, (x,))[0]
+
+
+def ensemble(module, x):
+    parameters, _ = torch.func.stack_module_state([module, copy.deepcopy(module)])
+    call = torch.func.vmap(lambda p: torch.func.functional_call(module, p, (x,))[0])
+    call(parameters).sum().backward()
+
+
+def dual(module, x):
+    with torch.autograd.forward_ad.dual_level():
+        detached_call(module)(torch.autograd.forward_ad.make_dual(x, x))
+
+
+def under_no_grad(module, x):
+    with torch.no_grad():
+        torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
+
+
+# No rule yet: an error, never a tangent or a gradient lost in silence.
+WITHOUT_A_RULE = {
+    "vmap of grad": lambda m, x: torch.func.vmap(torch.func.grad(lambda x: m(x)[0].sum()))(
+        torch.stack([x, x])
+    ),
+    "jvp": lambda m, x: torch.func.jvp(lambda x: m(x)[0], (x,), (x,)),
+    "jvp, detached": lambda m, x: torch.func.jvp(detached_call(m), (x,), (x,)),
+    "jvp, no_grad": under_no_grad,
+    "forward_ad": dual,
+    "ensemble": ensemble,
+    "compiled jvp": lambda m, x: torch.compile(
+        lambda x: torch.func.jvp(detached_call(m), (x,), (x,))[1], backend="aot_eager"
+    )(x),
+    "compiled grad": lambda m, x: torch.compile(
+        lambda x: torch.func.grad(lambda x: detached_call(m)(x).sum())(x), backend="aot_eager"
+    )(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, on the way to its rules
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+@pytest.mark.parametrize("transform", WITHOUT_A_RULE)
 def test_transforms_without_a_rule_are_errors(name, transform):
     fast = make_pair(name)[1]
     x = make_inputs(name, {})[0]
+    torch._dynamo.reset()
     with pytest.raises(RuntimeError):
-        if transform == "vmap":
-            torch.func.vmap(torch.func.grad(lambda x: fast(x)[0].sum()), in_dims=1)(x)
-        else:
-            torch.func.jvp(lambda x: fast(x)[0], (x,), (x,))
+        WITHOUT_A_RULE[transform](fast, x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_func_grad(name):
+    reference, fast = make_pair(name)
+    x = make_inputs(name, {})[0]
+    found = [
+        torch.func.grad(lambda x, m=m: detached_call(m)(x).sum())(x) for m in (reference, fast)
+    ]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates in itself
+@pytest.mark.parametrize("way", ["compile", "export"])
+@pytest.mark.parametrize(("name", "options"), [("GRU", {}), ("LSTM", OPTIONS["bidirectional"])])
+def test_traced_modules_train(name, options, way):
+    """One graph, and the gradients of eager mode: also of an exported module."""
+    reference, fast = make_pair(name, options)
+    x = make_inputs(name, options)[0]
+    torch._dynamo.reset()
+    if way == "compile":
+        traced = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    else:
+        traced = torch.export.export(fast, (x,)).module()
+    assert_all_close(run_traced(traced, x), run_traced(reference, x), torch.float64)
+
+
+def run_traced(module, x):
+    results = flatten(module(x))
+    return results + gradients(results, list(module.parameters()))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -347,8 +482,12 @@ def test_autocast_casts_inputs_and_weights(name, dtype):
     with torch.autocast("cpu", dtype=dtype):
         results = flatten(fast(x, hx))
     assert all(t.dtype == dtype for t in results)
+    exact = [t.to(dtype) for t in flatten(fast(x, hx))]
+    assert_all_close(results, exact, dtype)
     results[0].sum().backward()
     assert fast.weight_hh_l0.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=dtype):
+        assert all(t.dtype == torch.float64 for t in flatten(fast.double()(x.double())))
 
 
 @pytest.mark.parametrize("name", LAYERS)

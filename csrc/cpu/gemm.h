@@ -32,6 +32,9 @@ struct Tile {
   int64_t out_row;
 };
 
+// Sums run over this many k from zero and are then added up, for the error of one long chain grows with its length.
+constexpr int64_t kSumDepth = 128;
+
 template <class A, int kRows, int kVecs>
 [[gnu::noinline]] void micro_kernel(const Tile<A>& tile) {
   using V = Vec<A>;
@@ -43,21 +46,30 @@ template <class A, int kRows, int kVecs>
   const A* a = tile.a;
   const A* b = tile.b;
   const int64_t a_row = tile.a_row;
-  for (int64_t k = tile.depth; k > 0; --k, a += tile.a_depth, b += tile.b_depth) {
-    V panel[kVecs];
+  int64_t begin = 0;
+  do {
+    const int64_t end = std::min(begin + kSumDepth, tile.depth);
+    for (int64_t k = begin; k < end; ++k, a += tile.a_depth, b += tile.b_depth) {
+      V panel[kVecs];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) panel[v] = V::load(b + v * V::kWidth);
+      for (int v = 0; v < kVecs; ++v) panel[v] = V::load(b + v * V::kWidth);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const V x(a[r * a_row]);
+      for (int r = 0; r < kRows; ++r) {
+        const V x(a[r * a_row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = mul_add(x, panel[v], acc[r][v]);
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = mul_add(x, panel[v], acc[r][v]);
+      }
     }
-  }
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) acc[r][v].store(tile.out + r * tile.out_row + v * V::kWidth);
+      for (int v = 0; v < kVecs; ++v) {
+        A* out = tile.out + r * tile.out_row + v * V::kWidth;
+        (begin == 0 ? acc[r][v] : V::load(out) + acc[r][v]).store(out);
+        acc[r][v] = V(A(0));
+      }
+    begin = end;
+  } while (begin < tile.depth);
 }
 
 // rows <= tile_rows(vecs)
@@ -208,12 +220,18 @@ void accumulate_outer(int64_t begin, int64_t end, int64_t rows, const A* left, i
   }
 }
 
-// out[i] += sum over the rows m of left[m][i], for i in [begin, end): a bias gradient.
+// out[i] += sum over the rows m of left[m][i], for i in [begin, end): a bias gradient. Kahan's summation: of all
+// gradients this one adds the most terms of one sign.
 template <class A>
 void accumulate_rows(int64_t begin, int64_t end, int64_t rows, const A* left, int64_t left_row, A* out) {
   for (int64_t i = begin; i < end; i += Vec<A>::kWidth) {
-    Vec<A> sum(A(0));
-    for (int64_t m = 0; m < rows; ++m) sum = sum + load_first(left + m * left_row + i, end - i);
+    Vec<A> sum(A(0)), lost(A(0));
+    for (int64_t m = 0; m < rows; ++m) {
+      const Vec<A> term = load_first(left + m * left_row + i, end - i) - lost;
+      const Vec<A> next = sum + term;
+      lost = (next - sum) - term;
+      sum = next;
+    }
     store_first(load_first(out + i, end - i) + sum, out + i, end - i);
   }
 }

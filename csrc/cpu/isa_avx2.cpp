@@ -4,13 +4,17 @@
 
 #include "cpu/isa.h"
 
+namespace {
+// Before the instruction set is named: it runs on every machine.
+bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+}  // namespace
+
 #define FASTRNN_ISA avx2
 #define FASTRNN_ISA_AVX2
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
-const InstructionSet kAvx2 =
-    avx2::instruction_set("avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); });
+const InstructionSet kAvx2 = avx2::instruction_set("avx2", runs_here);
 }  // namespace fastrnn::cpu
 #endif

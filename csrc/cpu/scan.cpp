@@ -66,7 +66,7 @@ struct HostSchedule {
   int64_t rows;  // steps run by all samples
 
   HostSchedule(const ScanInputs& in, const ScanSizes& sizes) : rows(sizes.T * sizes.N) {
-    schedule = {.T = sizes.T, .N = sizes.N, .reverse = in.reverse, .reset = matrix<const bool>(in.reset)};
+    schedule = {.T = sizes.T, .N = sizes.N, .reverse = in.reverse, .reset = matrix<const uint8_t>(in.reset)};
     if (in.lengths && sizes.N > 0) {
       sort_by_length(in.lengths->const_data_ptr<int64_t>());
     } else if (sizes.packed) {
@@ -126,6 +126,13 @@ Sequence<S> saved_sequence(const Tensor& tensor, const ScanSizes& sizes, const i
   if (tensor.numel() == 0) return {};
   const int64_t columns = tensor.size(1);
   return {data_of<S>(tensor), step_start, step_start ? columns : sizes.N * columns, columns, 1};
+}
+
+// What the forward pass wrote, for the backward pass to read: asking for writable data would copy a copy-on-write
+// tensor.
+template <class S>
+Sequence<S> as_result(const Sequence<const S>& read) {
+  return {const_cast<S*>(read.data), read.step_start, read.step_stride, read.sample_stride, read.col_stride};
 }
 
 using ScanResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -192,8 +199,14 @@ ScanGradientResults scan_backward(std::string cell, OptionalTensor grad_y, Optio
   check_sequence(y, "y");
   check_matrix(grad_h_n, "grad_h_n", dtype, N, R);
   check_matrix(grad_c_n, "grad_c_n", dtype, N, H);
-  if (facts.saved > 0) check_matrix(gates, "gates", dtype, rows, facts.saved * H);
-  if (facts.has_cell_state) check_matrix(cells, "cells", cell_state_dtype(input), rows, H);
+  const auto check_saved = [&](const Tensor& tensor, const char* name, ScalarType kind, int64_t columns) {
+    if (columns > 0)
+      check_matrix(tensor, name, kind, rows, columns);
+    else
+      check_shape<1>(tensor, name, {0});
+  };
+  check_saved(gates, "gates", dtype, facts.saved * H);
+  check_saved(cells, "cells", cell_state_dtype(input), facts.has_cell_state ? H : 0);
   STD_TORCH_CHECK(y.is_contiguous() && gates.is_contiguous() && cells.is_contiguous(),
                   "fastrnn: y, gates and cells must be as scan returned them");
   STD_TORCH_CHECK(!grad_c_n || facts.has_cell_state, "fastrnn: grad_c_n is for cells with a cell state");
@@ -211,9 +224,9 @@ ScanGradientResults scan_backward(std::string cell, OptionalTensor grad_y, Optio
   dispatch_dtype(input, [&]<class S>() {
     const HostSchedule host(in, sizes);
     ScanParams<S> p = scan_params<S>(in, sizes, host.schedule, host.starts());
-    p.y = sequence<S>(y, host.starts());
-    p.gates = saved_sequence<S>(gates, sizes, host.starts());
-    p.cells = saved_sequence<Accumulate<S>>(cells, sizes, host.starts());
+    p.y = as_result(sequence<const S>(y, host.starts()));
+    p.gates = as_result(saved_sequence<const S>(gates, sizes, host.starts()));
+    p.cells = as_result(saved_sequence<const Accumulate<S>>(cells, sizes, host.starts()));
     ScanGradients<S> d;
     d.y = sequence<const S>(grad_y, host.starts());
     d.h_n = matrix<const S>(grad_h_n);

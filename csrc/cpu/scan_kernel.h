@@ -97,7 +97,7 @@ struct Chunk {
 
   static int64_t steps(const Schedule& schedule, int64_t row_bytes) {
     const int64_t rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 1, kMaxChunkRows);
-    return std::max<int64_t>(1, rows / std::max<int64_t>(1, schedule.N));
+    return std::clamp<int64_t>(rows / std::max<int64_t>(1, schedule.N), 1, std::max<int64_t>(1, schedule.T));
   }
 };
 
@@ -202,6 +202,7 @@ class ForwardScan : Scan<Cell, S> {
 
   void run() {
     finish_rows(schedule.T > 0 ? schedule.rows(0) : 0, N, h_[0].get(), {0, 1});  // samples of length 0
+    if (N == 0) return;
     for (int64_t begin = 0; begin < schedule.T; begin += chunk_steps_) {
       const Chunk chunk(schedule, begin, std::min(begin + chunk_steps_, schedule.T));
       if (chunk.rows() == 0) continue;
@@ -216,7 +217,7 @@ class ForwardScan : Scan<Cell, S> {
  private:
   void input_products(const Chunk& chunk, Range range) {
     if (range.begin == range.end) return;
-    chunk.for_rows(range, [&](int64_t m, int64_t s, int64_t r) {
+    chunk.for_rows(p.x ? range : Range{}, [&](int64_t m, int64_t s, int64_t r) {  // a cell may have no input
       gather(p.x.row(schedule.step(s), schedule.sample(r)), p.x.col_stride, x_.get() + m * i_row, I);
     });
     multiply(range.end - range.begin, x_.get() + range.begin * i_row, i_row, w_ih_, b_ih_.get(),
@@ -348,7 +349,7 @@ class BackwardScan : Scan<Cell, S> {
 
   void run() {
     const int64_t last_begin = (schedule.T - 1) / chunk_steps_ * chunk_steps_;
-    for (int64_t begin = last_begin; begin >= 0 && schedule.T > 0; begin -= chunk_steps_) {
+    for (int64_t begin = last_begin; begin >= 0 && schedule.T > 0 && N > 0; begin -= chunk_steps_) {
       const Chunk chunk(schedule, begin, std::min(begin + chunk_steps_, schedule.T));
       if (chunk.rows() == 0) continue;
       team.run(this->slots(), [&](int64_t part) {
@@ -460,27 +461,22 @@ class BackwardScan : Scan<Cell, S> {
   }
 
   void weight_gradients(int64_t rows, int64_t part, int64_t parts) {
-    for (int64_t first = 0; first < rows; first += kSumRows)
-      weight_gradients_of({first, std::min(first + kSumRows, rows)}, share(gate_row_, part, parts),
-                          share(R, part, parts));
-  }
-
-  // What rows m add to the gradients of the gates' rows of the weights, and to the projection's.
-  void weight_gradients_of(Range m, Range gates, Range outputs) {
-    const int64_t rows = m.end - m.begin;
-    const A* d_gx = d_gx_.get() + m.begin * gate_row_;
-    const A* d_gh = d_gh_ + m.begin * gate_row_;
-    if (d.weights.ih)
-      accumulate_outer(gates.begin, gates.end, rows, d_gx, gate_row_, x_.get() + m.begin * i_row, i_row, I,
-                       dw_ih_.get(), i_row);
-    if (d.weights.hh)
-      accumulate_outer(gates.begin, gates.end, rows, d_gh, gate_row_, h_.get() + m.begin * r_row, r_row, R,
-                       dw_hh_.get(), r_row);
-    if (d.weights.bias_ih) accumulate_rows(gates.begin, gates.end, rows, d_gx, gate_row_, db_ih_.get());
-    if (d.weights.bias_hh) accumulate_rows(gates.begin, gates.end, rows, d_gh, gate_row_, db_hh_.get());
-    if (d.weights.hr)
-      accumulate_outer(outputs.begin, outputs.end, rows, d_projected_.get() + m.begin * r_row, r_row,
-                       unprojected_.get() + m.begin * h_row, h_row, H, dw_hr_.get(), h_row);
+    const Range gates = share(gate_row_, part, parts);
+    const Range outputs = share(R, part, parts);
+    if (d.weights.bias_ih) accumulate_rows(gates.begin, gates.end, rows, d_gx_.get(), gate_row_, db_ih_.get());
+    if (d.weights.bias_hh) accumulate_rows(gates.begin, gates.end, rows, d_gh_, gate_row_, db_hh_.get());
+    for (int64_t first = 0; first < rows; first += kSumRows) {
+      const int64_t count = std::min(kSumRows, rows - first);
+      if (d.weights.ih)
+        accumulate_outer(gates.begin, gates.end, count, d_gx_.get() + first * gate_row_, gate_row_,
+                         x_.get() + first * i_row, i_row, I, dw_ih_.get(), i_row);
+      if (d.weights.hh)
+        accumulate_outer(gates.begin, gates.end, count, d_gh_ + first * gate_row_, gate_row_, h_.get() + first * r_row,
+                         r_row, R, dw_hh_.get(), r_row);
+      if (d.weights.hr)
+        accumulate_outer(outputs.begin, outputs.end, count, d_projected_.get() + first * r_row, r_row,
+                         unprojected_.get() + first * h_row, h_row, H, dw_hr_.get(), h_row);
+    }
   }
 
   void store_results() {

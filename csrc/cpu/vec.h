@@ -115,6 +115,17 @@ FASTRNN_FN Vec<A> mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 }
 #endif
 
+// With one rounding: on a chip without the instruction, lane by lane.
+template <class A>
+FASTRNN_FN Vec<A> exact_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+#if defined(FASTRNN_ISA_AVX512) || defined(FASTRNN_ISA_AVX2) || defined(FASTRNN_ISA_NEON)
+  return mul_add(a, b, c);
+#else
+  for (int j = 0; j < Vec<A>::kWidth; ++j) c.raw[j] = std::fma(a.raw[j], b.raw[j], c.raw[j]);
+  return c;
+#endif
+}
+
 // The first n lanes of a vector (n >= width: all of them), the rest 0.
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> load_lanes(const float* p, int64_t n) {
