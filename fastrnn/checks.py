@@ -161,27 +161,18 @@ def check_input_size(input: Tensor, input_size: int) -> None:
 
 def check_companions(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     """Initial states and weights live where the input does, in its dtype."""
-    for state in states:
-        if state.device != input.device:
+    companions = [("hidden", state) for state in states]
+    companions += [("parameter", weight) for weight in weights]
+    for kind, tensor in companions:
+        if tensor.device != input.device:
             raise RuntimeError(
-                "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{input.device} and hidden tensor at {state.device}"
+                f"Input and {kind} tensors are not at the same device, found input tensor at "
+                f"{input.device} and {kind} tensor at {tensor.device}"
             )
-        if state.dtype != input.dtype:
+        if tensor.dtype != input.dtype:
             raise RuntimeError(
-                "Input and hidden tensors are not the same dtype, found input tensor with "
-                f"{input.dtype} and hidden tensor with {state.dtype}"
-            )
-    for weight in weights:
-        if weight.device != input.device:
-            raise RuntimeError(
-                "Input and parameter tensors are not at the same device, found input tensor at "
-                f"{input.device} and parameter tensor at {weight.device}"
-            )
-        if weight.dtype != input.dtype:
-            raise RuntimeError(
-                "Input and parameter tensors are not the same dtype, found input tensor with "
-                f"{input.dtype} and parameter tensor with {weight.dtype}"
+                f"Input and {kind} tensors are not the same dtype, found input tensor with "
+                f"{input.dtype} and {kind} tensor with {tensor.dtype}"
             )
 
 

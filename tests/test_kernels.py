@@ -193,6 +193,19 @@ def test_non_finite_values_stay_in_their_sample(instruction_set, cell):
     torch.testing.assert_close(y, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.7, 1.3e-3, 300.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_round_as_torch_does(instruction_set, dtype, weight):
+    """Every value of the type, times a weight, in one ReLU step: the product is rounded once."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    weights = ScanWeights(torch.full((1, 1), weight, dtype=dtype), torch.zeros(1, 1, dtype=dtype))
+    zeros = torch.zeros(x.numel(), 1, dtype=dtype)
+    y = ops.scan("rnn_relu", x.reshape(1, -1, 1), zeros, None, weights)[0].flatten()
+    expected = torch.relu(x.float() * weights.weight_ih.item()).to(dtype)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
 @pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_activations_within_two_ulp(instruction_set, function, dtype):
