@@ -101,7 +101,6 @@ inline void check_like(const Tensor& tensor, const char* name, ScalarType dtype,
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, "fastrnn: ", name, " has dtype ",
                   static_cast<int>(tensor.scalar_type()), ", expected ", static_cast<int>(dtype));
   STD_TORCH_CHECK(tensor.device() == other.device(), "fastrnn: ", name, " is on another device than input");
-  STD_TORCH_CHECK(tensor.layout() == torch::headeronly::Layout::Strided, "fastrnn: ", name, " is not strided");
 }
 
 // A host vector of integers that the walk is planned by.
