@@ -56,7 +56,8 @@ def accelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
 
     Each module stays the object it is, with its Parameters, hooks, training flag and
     parametrizations; an optimizer made before goes on working. Subclasses of torch.nn's modules are
-    left alone, for they may rely on what they override.
+    left alone, for they may rely on what they override; so are modules whose ``forward`` was
+    replaced, and those in a dtype or on a device without a kernel.
 
     Args:
         model: changed in place; may itself be a recurrent module.

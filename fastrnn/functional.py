@@ -59,7 +59,11 @@ def rnn(
         output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H).
 
     Raises:
-        ValueError, TypeError, RuntimeError: as ``torch.nn.RNN`` does, naming the argument.
+        ValueError: input of another rank than 2 or 3 or of another dtype than the weights; a dtype
+            without a kernel; lengths outside [0, T], or beside a PackedSequence.
+        TypeError: input, hx or lengths of another type than said above.
+        RuntimeError: sizes, dtypes or devices of hx or weights that do not fit the input.
+        NotImplementedError: a device without a kernel.
     """
     checks.check_nonlinearity(nonlinearity)
     return _run(
@@ -83,6 +87,7 @@ def gru(
 ) -> tuple[Any, Tensor]:
     r"""Gated recurrent unit on given weights; arguments and results as :func:`rnn`.
 
+    :math:`r, z = \sigma(W_i x + b_i + W_h h + b_h)`, each with rows of its own,
     :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`
     (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; others likewise.
     """
@@ -140,9 +145,7 @@ def _split_weights(
 
 def autocast(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Input, states and weights in the autocast dtype, where autocast is on."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(
-        device.type
-    ):
+    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device.type)
     return [

@@ -184,8 +184,19 @@ class RNN(RecurrentModule):
     and ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict
     loads from and into torch.nn's module.
 
+    Shapes (D is 2 if ``bidirectional``, else 1):
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
+        hx: (L * D, N, H), without N if the input has none.
+        lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        output: (T, N, D * H), laid out as the input.
+        h_n: (L * D, N, H).
+
     Raises:
-        ValueError, TypeError: for arguments that torch.nn refuses, too.
+        ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
+            with torch.nn's type and words, naming the argument.
+        NotImplementedError: on a device without a kernel.
+
+    Source: J. L. Elman, Finding structure in time, Cognitive Science 14 (1990).
 
     Example::
 
@@ -242,7 +253,29 @@ class GRU(RecurrentModule):
     :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`.
 
     Arguments as :class:`RNN`, without ``nonlinearity``. Parameters have its names, with 3 * H rows:
-    gates r, z, n.
+    gates r, z, n. (``proj_size`` is taken only to be refused, as by torch.nn.)
+
+    Shapes (D is 2 if ``bidirectional``, else 1):
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
+        hx: (L * D, N, H), without N if the input has none.
+        lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        output: (T, N, D * H), laid out as the input.
+        h_n: (L * D, N, H).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
+            with torch.nn's type and words, naming the argument.
+        NotImplementedError: on a device without a kernel.
+
+    Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder, EMNLP 2014,
+    with the reset gate after the product.
+
+    Example::
+
+        >>> gru = fastrnn.GRU(10, 20, batch_first=True)
+        >>> output, h_n = gru(torch.randn(3, 5, 10), lengths=torch.tensor([5, 2, 4]))
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 5, 20]), torch.Size([1, 3, 20]))
     """
 
     def __init__(
@@ -287,7 +320,29 @@ class LSTM(RecurrentModule):
         proj_size: if positive, :math:`h' = W_{hr} (o \tanh(c'))` has this size, smaller than H.
 
     Parameters have the names of :class:`RNN`'s, with 4 * H rows (gates i, f, g, o), and
-    ``weight_hr_l{k}`` (proj_size, H).
+    ``weight_hr_l{k}`` (proj_size, H). R is ``proj_size`` or H.
+
+    Shapes (D is 2 if ``bidirectional``, else 1):
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
+        hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), without N if the input has none.
+        lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        output: (T, N, D * R), laid out as the input.
+        h_n, c_n: as hx.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
+            with torch.nn's type and words, naming the argument.
+        NotImplementedError: on a device without a kernel.
+
+    Source: S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997), with
+    forget gates; projection: H. Sak et al., Interspeech 2014.
+
+    Example::
+
+        >>> lstm = fastrnn.LSTM(10, 20, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output.shape, c_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
     def __init__(

@@ -157,7 +157,17 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
+def _refuse_transform(ctx: Any, *grad_inputs: Any) -> Any:
+    raise NotImplementedError(
+        "fastrnn: vmap and forward-mode AD (jvp) are not supported yet; use torch.nn's module here "
+        "(fastrnn.decelerate)"
+    )
+
+
 class _Scan(torch.autograd.Function):
+    vmap = staticmethod(_refuse_transform)
+    jvp = staticmethod(_refuse_transform)
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         return torch.ops.fastrnn.scan(*args)
@@ -175,6 +185,9 @@ class _Scan(torch.autograd.Function):
 
 
 class _ScanBackward(torch.autograd.Function):
+    vmap = staticmethod(_refuse_transform)
+    jvp = staticmethod(_refuse_transform)
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         return torch.ops.fastrnn.scan_backward(*args)
@@ -251,7 +264,7 @@ def scan(
     arguments = (cell, *tensors, lengths, batch_sizes, reset, reverse)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         if torch.autograd.forward_ad._current_level >= 0:
-            raise NotImplementedError("fastrnn: forward-mode AD is not supported yet")
+            _refuse_transform(None)
         results = torch.ops.fastrnn.scan(*arguments, torch.is_grad_enabled())
     elif _may_be_differentiated(tensors):
         results = _Scan.apply(*arguments, True)

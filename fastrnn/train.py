@@ -434,33 +434,46 @@ def save_checkpoint(path: Path, trainers: Sequence[Trainer]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, trainers: Sequence[Trainer]) -> None:
-    """Continue where the file's runs stopped; a trainer whose run it does not have starts anew."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"--resume {path}: no such file")
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-        if document["format"] != CHECKPOINT_FORMAT:
-            raise UsageError(f"its format is {document['format']}, not {CHECKPOINT_FORMAT}")
-        check_resumable(document, trainers[0].config)
-        for trainer in trainers:
-            if trainer.implementation in document["runs"]:
-                trainer.load_state_dict(document["runs"][trainer.implementation])
+        document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if document["format"] == CHECKPOINT_FORMAT:
+            return document
+        raise UsageError(f"its format is {document['format']}, not {CHECKPOINT_FORMAT}")
     except UsageError as error:
         raise UsageError(f"--resume {path}: {error}") from error
     except Exception as error:  # a damaged file can raise anything
         raise UsageError(f"--resume {path}: damaged, or no checkpoint of this command") from error
 
 
-def check_resumable(document: Mapping[str, Any], config: Config) -> None:
-    """Only more epochs may be asked for: anything else would not give the uninterrupted result."""
+def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """The saved options. Only more epochs may be asked for: others would not give the result of an
+    uninterrupted run."""
     saved = document["config"]
-    for name, wanted in asdict(config).items():
+    for name, wanted in given.items():
         if name != "epochs" and saved[name] != wanted:
-            raise UsageError(f"saved with {option(name)} {saved[name]}, not {wanted}")
+            raise UsageError(
+                f"--resume {path}: saved with {option(name)} {saved[name]}, not {wanted}"
+            )
+    config = Config(**{**saved, **given})
     done = max(len(run["history"]["loss"]) for run in document["runs"].values())
     if done > config.epochs:
-        raise UsageError(f"saved after {done} epochs, more than --epochs {config.epochs}")
+        raise UsageError(
+            f"--resume {path}: saved after {done} epochs, more than --epochs {config.epochs}"
+        )
+    return config
+
+
+def restore(path: Path, document: Mapping[str, Any], trainers: Sequence[Trainer]) -> None:
+    """Continue where the file's runs stopped; a trainer whose run it does not have starts anew."""
+    try:
+        for trainer in trainers:
+            if trainer.implementation in document["runs"]:
+                trainer.load_state_dict(document["runs"][trainer.implementation])
+    except Exception as error:  # a damaged file can raise anything
+        raise UsageError(f"--resume {path}: damaged, or no checkpoint of this command") from error
 
 
 # --- Plot ---------------------------------------------------------------------------------------
@@ -513,8 +526,9 @@ def headline(config: Config) -> str:
 def plot_curves(loss: Any, accuracy: Any, result: Result) -> None:
     for name, history in result.histories.items():
         epochs = range(1, history.epochs + 1)
-        loss.plot(epochs, history.loss, label=name, **LINES[name])
-        accuracy.plot(epochs, [100 * share for share in history.accuracy], **LINES[name])
+        style = LINES[name] | ({"marker": "o"} if history.epochs == 1 else {})
+        loss.plot(epochs, history.loss, label=name, **style)
+        accuracy.plot(epochs, [100 * share for share in history.accuracy], **style)
     values = [value for history in result.histories.values() for value in history.loss]
     decades = min(values) > 0 and max(values) > 10 * min(values)
     loss.set(ylabel="Cross-entropy (nats)", yscale="log" if decades else "linear")
@@ -525,6 +539,7 @@ def plot_curves(loss: Any, accuracy: Any, result: Result) -> None:
     accuracy.set_title(f"{result.accuracy_name}: {100 * final:.1f} %")
     for axes in (loss, accuracy):
         axes.set(xlabel="Epoch")
+        axes.locator_params(axis="x", integer=True)
         axes.grid(visible=True)
 
 
@@ -618,11 +633,15 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     about = "train a sequence classifier"
     train = commands.add_parser("train", help=about, description=about, allow_abbrev=False)
     train.set_defaults(run=run_train)
-    train.add_argument("--data", choices=DEFAULTS, default=TUTORIAL, help="default: %(default)s")
+    train.add_argument(
+        "--data", choices=DEFAULTS, default=argparse.SUPPRESS, help=f"default: {TUTORIAL}"
+    )
     add_config_options(train)
     train.add_argument("--compare", action="store_true", help="train with torch.nn as well")
     train.add_argument("--save", type=output_file, metavar="FILE", help="checkpoint, every epoch")
-    train.add_argument("--resume", type=Path, metavar="FILE", help="continue from a checkpoint")
+    train.add_argument(
+        "--resume", type=Path, metavar="FILE", help="continue a saved run, and save it there"
+    )
     train.add_argument("--plot", type=picture_file, metavar="FILE.png", help="loss, accuracy, time")
     train.add_argument("--json", action="store_true", help="print one JSON document, nothing else")
 
@@ -646,7 +665,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     add("num_layers", "stacked layers", type=positive_integer, metavar="N")
     add("bidirectional", "read the sequences from both ends", action="store_true")
     add("dropout", "probability, between stacked layers", type=probability, metavar="P")
-    add("batch_size", "samples of a batch, elsewhere all", type=positive_integer, metavar="N")
+    add(
+        "batch_size",
+        "samples of a batch; without it all at once",
+        type=positive_integer,
+        metavar="N",
+    )
     add("epochs", "passes over the training samples", type=positive_integer, metavar="N")
     add("lr", "learning rate of Adam", type=positive_number, metavar="X")
     add("clip_grad_norm", "upper limit of the gradient's norm", type=positive_number, metavar="X")
@@ -670,15 +694,24 @@ def config_for(data: str, **given: Any) -> Config:
 
 def run_train(args: argparse.Namespace) -> int:
     names = {f.name for f in fields(Config)}
-    config = config_for(**{name: value for name, value in vars(args).items() if name in names})
-    trainers = trainers_for(config, compare=args.compare)
-    if args.resume is not None:
-        load_checkpoint(args.resume, trainers)
+    given = {name: value for name, value in vars(args).items() if name in names}
+    save: Path | None = args.save
+    if args.resume is None:
+        config = config_for(**{"data": TUTORIAL, **given})
+        if save is not None and save.exists():
+            raise UsageError(f"--save {save}: exists; --resume {save} continues it")
+        trainers = trainers_for(config, compare=args.compare)
+    else:
+        document = read_checkpoint(args.resume)
+        config = resumed_config(args.resume, document, given)
+        trainers = trainers_for(config, compare=args.compare or len(document["runs"]) > 1)
+        restore(args.resume, document, trainers)
+        save = save or args.resume
     try:
-        result = fit(trainers, silent if args.json else print_line, args.save)
+        result = fit(trainers, silent if args.json else print_line, save)
     except KeyboardInterrupt:
-        if args.save is not None:
-            print(f"interrupted: --resume {args.save} continues", file=sys.stderr)
+        if save is not None:
+            print(f"interrupted: --resume {save} continues", file=sys.stderr)
         raise
     if args.json:
         print(json.dumps(as_document(result), allow_nan=False))

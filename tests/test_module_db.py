@@ -8,6 +8,7 @@ from common import assert_all_close, gradients
 from test_modules import flatten
 from torch import nn
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.torch_version import TorchVersion
 
 import fastrnn
 
@@ -51,7 +52,7 @@ ERRORS = [
 def test_database_has_what_we_expect():
     """So that a torch whose database is empty or renamed does not pass by running nothing."""
     assert all(samples(name) for name in NAMES)
-    assert len(ERRORS) >= 30
+    assert len(ERRORS) >= (30 if TorchVersion(torch.__version__) >= (2, 13) else 10)
 
 
 @pytest.mark.parametrize(("name", "index", "training"), SAMPLES)

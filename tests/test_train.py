@@ -302,6 +302,20 @@ def test_finished_run_goes_on_to_more_epochs() -> None:
     torch.testing.assert_close(learnt("more.pt"), learnt("six.pt"), rtol=0, atol=0)
 
 
+def test_resume_needs_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was saved says what to train, and goes on being saved."""
+    command = ["train", "--num-samples", "60", "--cell", "gru", "--epochs"]
+    assert main([*command, "6", "--save", "six.pt"]) == 0
+    assert main([*command, "4", "--save", "run.pt"]) == 0
+    assert main(["train", "--resume", "run.pt", "--epochs", "6"]) == 0
+    torch.testing.assert_close(learnt("run.pt"), learnt("six.pt"), rtol=0, atol=0)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "1", "--save", "run.pt"])
+    assert "--save run.pt: exists; --resume run.pt continues it" in capsys.readouterr().err
+    torch.testing.assert_close(learnt("run.pt"), learnt("six.pt"), rtol=0, atol=0)
+
+
 def test_failed_save_keeps_the_old_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +336,7 @@ def test_failed_save_keeps_the_old_file(
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(SystemExit, match="2"):
-        main(["train", "--epochs", "2", "--save", "run.pt"])
+        main(["train", "--epochs", "3", "--resume", "run.pt"])
     assert "--save run.pt: No space left on device" in capsys.readouterr().err
     assert Path("run.pt").read_bytes() == before
     assert list(Path().iterdir()) == [Path("run.pt")]
