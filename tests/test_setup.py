@@ -61,7 +61,7 @@ def test_compiler_version(setup, monkeypatch):
     monkeypatch.setenv("CXX", claim + "11")
     assert setup.find_compiler() == claim + "11"
     monkeypatch.setenv("CXX", claim + "10")
-    with pytest.raises(SystemExit, match=r"cannot compile C\+\+20; g\+\+ >= 11 and clang"):
+    with pytest.raises(SystemExit, match=r"cannot compile the kernels; g\+\+ >= 11 can"):
         setup.find_compiler()
 
 
