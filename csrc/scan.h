@@ -20,7 +20,6 @@ struct Matrix {
   T* row(int64_t i) const { return data + i * row_stride; }
   T& operator()(int64_t i, int64_t j) const { return data[i * row_stride + j * col_stride]; }
   Matrix transposed() const { return {data, col_stride, row_stride}; }
-  Matrix shifted(int64_t elements) const { return {data ? data + elements : nullptr, row_stride, col_stride}; }
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -30,7 +29,6 @@ struct Vector {
   int64_t stride = 0;
 
   T& operator[](int64_t i) const { return data[i * stride]; }
-  Vector shifted(int64_t elements) const { return {data ? data + elements : nullptr, stride}; }
   explicit operator bool() const { return data != nullptr; }
 };
 

@@ -8,9 +8,11 @@ using cpu::Team;
 }  // namespace fastrnn::FASTRNN_ISA
 
 #include "cpu/vec.h"
-// The cells, compiled for this instruction set's vectors
+
+// The cells, compiled for this instruction set's vectors.
 #include "dispatch.h"
-// clang-format: keep the order
+
+// What is built on both.
 #include "cpu/gemm.h"
 #include "cpu/scan_kernel.h"
 
