@@ -10,6 +10,7 @@
 // A function of formulas: part of whatever kernel uses it. (Without the attribute, gcc compiles a template's friends
 // for the baseline, even where a pragma names an instruction set.)
 #define FASTRNN_FN [[gnu::always_inline]] inline
+#define FASTRNN_LAMBDA __attribute__((always_inline))
 
 namespace fastrnn {
 

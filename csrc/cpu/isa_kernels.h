@@ -3,7 +3,9 @@
 
 namespace fastrnn::FASTRNN_ISA {
 using cpu::Buffer;
+using cpu::Grid;
 using cpu::Kernels;
+using cpu::Range;
 using cpu::Team;
 }  // namespace fastrnn::FASTRNN_ISA
 

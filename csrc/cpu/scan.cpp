@@ -52,10 +52,8 @@ Team team_for(const ScanSizes& sizes, int64_t rows) {
   const double flop = 2.0 * rows * sizes.cell.gates * sizes.H * (sizes.I + sizes.R);
   const int64_t useful = std::max<int64_t>(1, static_cast<int64_t>(flop / kMinFlopPerThread));
   const int64_t threads = getpid() == kLoadedIn ? torch::stable::get_num_threads() : 1;
-  return {std::min(threads, useful), [](int64_t parts, const Team::Body& body) {
-            torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t part = begin; part < end; ++part) body(part);
-            });
+  return {std::min(threads, useful), [](int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+            torch::stable::parallel_for(0, parts, 1, body);
           }};
 }
 

@@ -69,21 +69,21 @@ struct Vec {
 
   FASTRNN_FN friend Vec select(Mask m, Vec a, Vec b) { return Vec(m.raw ? a.raw : b.raw); }
   FASTRNN_FN friend Vec max(Vec a, Vec b) { return Vec(a.raw > b.raw ? a.raw : b.raw); }  // b where one is NaN
+  FASTRNN_FN friend Vec min(Vec a, Vec b) { return Vec(a.raw < b.raw ? a.raw : b.raw); }  // likewise
   FASTRNN_FN friend Vec abs(Vec x) { return Vec((Raw)((RawBits)x.raw & ~sign_bit())); }
   FASTRNN_FN friend Vec copy_sign(Vec magnitude, Vec sign) {
     return Vec((Raw)(((RawBits)magnitude.raw & ~sign_bit()) | ((RawBits)sign.raw & sign_bit())));
   }
-  // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits of the mantissa.
-  FASTRNN_FN friend Vec round_to_int(Vec x) { return (x + Vec(kRound)) - Vec(kRound); }
-  FASTRNN_FN friend Vec pow2(Vec n) {
-    const RawBits shifted = (RawBits)(n + Vec(kRound + kExponentBias)).raw << kMantissaBits;
-    return Vec((Raw)shifted);
+  // 1.5 * 2^(mantissa bits) + exponent bias: adding it leaves the nearest integer in the low bits of the mantissa, biased
+  // as an exponent.
+  static constexpr A kToExponent = sizeof(A) == 4 ? A(0x1.8p23 + 127) : A(0x1.8p52 + 1023);
+  FASTRNN_FN friend Vec exponent_from_mantissa(Vec shifted) {
+    const RawBits bits = (RawBits)shifted.raw << (sizeof(A) == 4 ? 23 : 52);
+    return Vec((Raw)bits);
   }
 
  private:
-  static constexpr int kMantissaBits = sizeof(A) == 4 ? 23 : 52;
-  static constexpr A kExponentBias = sizeof(A) == 4 ? 127 : 1023;
-  static constexpr A kRound = sizeof(A) == 4 ? A(0x1.8p23) : A(0x1.8p52);
+ private:
   FASTRNN_FN static RawBits sign_bit() { return (RawBits)(-Raw{}); }
 };
 
@@ -125,6 +125,99 @@ FASTRNN_FN Vec<A> exact_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
   return c;
 #endif
 }
+
+// 1 / x to 13 bits or more, in less time than a division takes.
+template <class A>
+FASTRNN_FN Vec<A> reciprocal(Vec<A> x) {
+#if defined(FASTRNN_ISA_AVX512)
+  if constexpr (sizeof(A) == 4) return Vec<A>(_mm512_rcp14_ps(x.raw));
+#elif defined(FASTRNN_ISA_AVX2)
+  if constexpr (sizeof(A) == 4) {  // 11 bits, doubled by one step of Newton's
+    const Vec<A> estimate(_mm256_rcp_ps(x.raw));
+    return mul_add(estimate, mul_add(-estimate, x, Vec<A>(A(1))), estimate);
+  }
+#elif defined(FASTRNN_ISA_NEON)
+  if constexpr (sizeof(A) == 4) {  // 8 bits, doubled
+    const auto estimate = vrecpeq_f32(x.raw);
+    return Vec<A>(estimate * vrecpsq_f32(x.raw, estimate));
+  }
+#endif
+  return A(1) / x;
+}
+
+// Several vectors as one value: formulas run side by side, hiding the latency of each.
+template <class V, int kParts>
+struct Bundle {
+  using Scalar = typename V::Scalar;
+  struct Mask {
+    typename V::Mask part[kParts];
+  };
+  static constexpr Scalar kToExponent = V::kToExponent;
+
+  V part[kParts];
+
+  Bundle() = default;
+  FASTRNN_FN Bundle(Scalar scalar) {
+    for (V& p : part) p = V(scalar);
+  }
+  template <class F>
+  FASTRNN_FN static Bundle of(F&& f) {
+    Bundle out;
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) out.part[i] = f(i);
+    return out;
+  }
+
+  FASTRNN_FN friend Bundle operator+(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return a.part[i] + b.part[i]; });
+  }
+  FASTRNN_FN friend Bundle operator-(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return a.part[i] - b.part[i]; });
+  }
+  FASTRNN_FN friend Bundle operator*(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return a.part[i] * b.part[i]; });
+  }
+  FASTRNN_FN friend Bundle operator-(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return -a.part[i]; });
+  }
+  FASTRNN_FN friend Mask operator<(Bundle a, Bundle b) {
+    Mask out;
+    for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] < b.part[i];
+    return out;
+  }
+  FASTRNN_FN friend Mask operator<=(Bundle a, Bundle b) {
+    Mask out;
+    for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] <= b.part[i];
+    return out;
+  }
+  FASTRNN_FN friend Bundle mul_add(Bundle a, Bundle b, Bundle c) {
+    return of([&](int i) FASTRNN_LAMBDA { return mul_add(a.part[i], b.part[i], c.part[i]); });
+  }
+  FASTRNN_FN friend Bundle exact_mul_add(Bundle a, Bundle b, Bundle c) {
+    return of([&](int i) FASTRNN_LAMBDA { return exact_mul_add(a.part[i], b.part[i], c.part[i]); });
+  }
+  FASTRNN_FN friend Bundle select(Mask m, Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return select(m.part[i], a.part[i], b.part[i]); });
+  }
+  FASTRNN_FN friend Bundle max(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return max(a.part[i], b.part[i]); });
+  }
+  FASTRNN_FN friend Bundle min(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return min(a.part[i], b.part[i]); });
+  }
+  FASTRNN_FN friend Bundle abs(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return abs(a.part[i]); });
+  }
+  FASTRNN_FN friend Bundle copy_sign(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return copy_sign(a.part[i], b.part[i]); });
+  }
+  FASTRNN_FN friend Bundle exponent_from_mantissa(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return exponent_from_mantissa(a.part[i]); });
+  }
+  FASTRNN_FN friend Bundle reciprocal(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return reciprocal(a.part[i]); });
+  }
+};
 
 // The first n lanes of a vector (n >= width: all of them), the rest 0.
 #if defined(FASTRNN_ISA_AVX512)
@@ -179,6 +272,87 @@ FASTRNN_FN void store_first(Vec<A> v, A* p, int64_t n) {
     v.store(p);
   else
     store_lanes(v, p, n);
+}
+
+// Lane i of row j becomes lane j of row i.
+template <class A>
+FASTRNN_FN void transpose(Vec<A> (&rows)[Vec<A>::kWidth]) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  const auto exchange = [&]<int kStep, int... kLane>(std::integral_constant<int, kStep>,
+                                                     std::integer_sequence<int, kLane...>) [[gnu::always_inline]] {
+    using Bits = typename Vec<A>::RawBits;
+    constexpr Bits kLow = {(kLane & kStep ? kWidth + kLane - kStep : kLane)...};
+    constexpr Bits kHigh = {(kLane & kStep ? kWidth + kLane : kLane + kStep)...};
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if (i & kStep) continue;
+      const auto low = rows[i].raw, high = rows[i + kStep].raw;
+      rows[i].raw = __builtin_shuffle(low, high, kLow);
+      rows[i + kStep].raw = __builtin_shuffle(low, high, kHigh);
+    }
+  };
+  constexpr auto kLanes = std::make_integer_sequence<int, kWidth>{};
+  if constexpr (kWidth > 1) exchange(std::integral_constant<int, 1>{}, kLanes);
+  if constexpr (kWidth > 2) exchange(std::integral_constant<int, 2>{}, kLanes);
+  if constexpr (kWidth > 4) exchange(std::integral_constant<int, 4>{}, kLanes);
+  if constexpr (kWidth > 8) exchange(std::integral_constant<int, 8>{}, kLanes);
+}
+
+// The first n values of a row in memory, of any storage type, as a vector of the type it is computed in; and back.
+template <class S>
+FASTRNN_FN Vec<Accumulate<S>> load_as_vec(const S* p, int64_t n) {
+  using A = Accumulate<S>;
+  if constexpr (std::is_same_v<S, A>) {
+    return load_first(p, n);
+  } else {
+    A lanes[Vec<A>::kWidth] = {};
+    n = std::min<int64_t>(n, Vec<A>::kWidth);
+    for (int64_t j = 0; j < n; ++j) lanes[j] = Storage<S>::to(p[j]);
+    return Vec<A>::load(lanes);
+  }
+}
+
+template <class S>
+FASTRNN_FN void store_as(Vec<Accumulate<S>> v, S* p, int64_t n) {
+  using A = Accumulate<S>;
+  if constexpr (std::is_same_v<S, A>) {
+    store_first(v, p, n);
+  } else {
+    A lanes[Vec<A>::kWidth];
+    v.store(lanes);
+    n = std::min<int64_t>(n, Vec<A>::kWidth);
+    for (int64_t j = 0; j < n; ++j) p[j] = Storage<S>::from(lanes[j]);
+  }
+}
+
+// The same from a row of any stride.
+template <class S>
+FASTRNN_FN Vec<Accumulate<S>> load_strided(const S* p, int64_t stride, int64_t n) {
+  using A = Accumulate<S>;
+  if (stride == 1) return load_as_vec(p, n);
+  A lanes[Vec<A>::kWidth] = {};
+  n = std::min<int64_t>(n, Vec<A>::kWidth);
+  for (int64_t j = 0; j < n; ++j) lanes[j] = Storage<S>::to(p[j * stride]);
+  return Vec<A>::load(lanes);
+}
+
+// A row of any stride to and from a contiguous one.
+template <class S>
+inline void gather(const S* row, int64_t stride, Accumulate<S>* out, int64_t n) {
+  if (std::is_same_v<S, Accumulate<S>> && stride == 1) {
+    std::memcpy(out, row, n * sizeof(S));
+  } else {
+    for (int64_t j = 0; j < n; ++j) out[j] = Storage<S>::to(row[j * stride]);
+  }
+}
+
+template <class S>
+inline void scatter(const Accumulate<S>* row, S* out, int64_t stride, int64_t n) {
+  if (std::is_same_v<S, Accumulate<S>> && stride == 1) {
+    std::memcpy(out, row, n * sizeof(S));
+  } else {
+    for (int64_t j = 0; j < n; ++j) out[j * stride] = Storage<S>::from(row[j]);
+  }
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,65 @@
+// Memory for one call. Pages are kept for the next: a fresh page costs more than the products written to it.
+//
+// Buffers of a thread live on a stack of their own. They are made on the thread that called the op and die in the
+// opposite order, as members and locals do.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace fastrnn::cpu {
+
+constexpr std::size_t kCacheLine = 64;
+
+// Asks for huge pages where a range is about to be touched for the first time.
+void prefer_huge_pages(void* begin, std::size_t bytes);
+
+class MemoryStack {
+ public:
+  static MemoryStack& of_this_thread();
+
+  void* push(std::size_t bytes);
+  void pop(std::size_t bytes);
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  struct Block {
+    std::unique_ptr<char[], Free> data;
+    std::size_t size;
+    std::size_t used;
+  };
+
+  void add_block(std::size_t bytes);
+
+  std::vector<Block> blocks_;
+  std::size_t in_use_ = 0;
+  std::size_t most_ = 0;  // that a call had in use at once
+};
+
+// Uninitialised memory, aligned to a cache line and rounded up to one.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size)
+      : bytes_((size * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine),
+        data_(bytes_ > 0 ? static_cast<T*>(MemoryStack::of_this_thread().push(bytes_)) : nullptr) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (bytes_ > 0) MemoryStack::of_this_thread().pop(bytes_);
+  }
+
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  std::size_t bytes_ = 0;
+  T* data_ = nullptr;
+};
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,89 @@
+// The threads of one call: one fork and join a call, and barriers that spin, for a step lasts microseconds.
+//
+// A runtime may bring fewer threads than asked for, or hand several parts to one (nested regions do). So members count
+// themselves as they come, and the work is shared among those that came. Results never depend on how many they are.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+
+namespace fastrnn::cpu {
+
+// The part of `total` items that part `part` of `parts` owns.
+struct Range {
+  int64_t begin, end;
+
+  int64_t size() const { return end - begin; }
+};
+
+inline Range share(int64_t total, int64_t part, int64_t parts) {
+  return {total * part / parts, total * (part + 1) / parts};
+}
+
+class alignas(64) Barrier {
+ public:
+  void wait(int64_t count);  // for so many threads
+
+ private:
+  std::atomic<int64_t> arrived_{0};
+  std::atomic<int64_t> phase_{0};
+};
+
+class Team {
+ public:
+  // Calls body(begin, end) for ranges that make up [0, parts), side by side where it can.
+  using Fork = void (*)(int64_t parts, const std::function<void(int64_t begin, int64_t end)>& body);
+
+  struct Member {
+    int64_t index;  // below count
+    int64_t count;
+    Barrier* barriers;  // [count + 1]: of the whole team, of its groups
+
+    void barrier() const { barriers[0].wait(count); }
+    // Among the `size` members of a group.
+    void barrier(int64_t group, int64_t size) const { barriers[1 + group].wait(size); }
+    Range share(int64_t total) const { return cpu::share(total, index, count); }
+  };
+
+  Team(int64_t threads, Fork fork) : threads_(threads), fork_(fork) {}
+  int64_t threads() const { return threads_; }  // at most so many members come
+
+  // body(const Member&) on every thread that comes. It must not throw: the others would wait for ever.
+  template <class Body>
+  void run(Body&& body) const {
+    const auto barriers = std::make_unique<Barrier[]>(threads_ + 1);
+    if (threads_ == 1) return body(Member{0, 1, barriers.get()});
+    Entrance entrance(threads_);
+    fork_(threads_, [&](int64_t begin, int64_t end) noexcept {
+      if (const std::optional<int64_t> index = entrance.enter(end - begin))
+        body(Member{*index, entrance.count(), barriers.get()});
+    });
+  }
+
+ private:
+  // Closes when all parts are accounted for, or after a while without them: a part that the runtime starts only when
+  // another has ended finds the door closed, and nothing left to do.
+  class Entrance {
+   public:
+    explicit Entrance(int64_t parts) : state_(State{0, static_cast<int32_t>(parts)}) {}
+
+    // The index of a new member that answers for so many parts, once all are here; nothing when it came too late.
+    std::optional<int64_t> enter(int64_t parts);
+    int64_t count() const { return state_.load().members; }
+
+   private:
+    struct State {
+      int32_t members;
+      int32_t parts_missing;  // 0: closed
+    };
+    std::atomic<State> state_;
+  };
+
+  int64_t threads_;
+  Fork fork_;
+};
+
+}  // namespace fastrnn::cpu
