@@ -4,6 +4,7 @@
 // step are always a prefix of the batch: a padded batch with lengths, a packed one and a plain one are the same walk.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "dtypes.h"
@@ -73,6 +74,7 @@ struct Schedule {
   int64_t rows(int64_t t) const { return active ? active[t] : N; }
   int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // time of the s-th step walked
   int64_t previous(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  int64_t next(int64_t t) const { return std::clamp<int64_t>(reverse ? t - 1 : t + 1, 0, T - 1); }  // or t itself
   bool runs(int64_t t, int64_t r) const { return 0 <= t && t < T && r < rows(t); }
 
   // Row r's state is cleared before step t. The reverse walk enters a segment at its end: one step before the

@@ -101,12 +101,19 @@ Tensor empty_like_dtype(const Tensor& like, std::vector<int64_t> shape, bool wan
   return torch::stable::new_empty(like, shape, dtype);
 }
 
+// A sequence can be large, and fresh: 256 page faults a MB would cost as much as the arithmetic.
+Tensor with_huge_pages(Tensor tensor) {
+  if (tensor.numel() > 0) prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
 // A sequence result [T, N, columns] or [rows, columns]. Steps that no sample runs stay 0.
 Tensor new_sequence(const ScanInputs& in, const ScanSizes& sizes, int64_t columns, bool wanted = true) {
   if (!wanted) return empty_like_dtype(in.input, {0});
   const std::vector<int64_t> shape =
       sizes.packed ? std::vector<int64_t>{in.input.size(0), columns} : std::vector<int64_t>{sizes.T, sizes.N, columns};
-  return in.lengths ? torch::stable::new_zeros(in.input, shape) : torch::stable::new_empty(in.input, shape);
+  if (in.lengths) return torch::stable::new_zeros(in.input, shape);
+  return with_huge_pages(torch::stable::new_empty(in.input, shape));
 }
 
 ScalarType cell_state_dtype(const Tensor& input) {
@@ -146,9 +153,10 @@ ScanResults scan(std::string cell, Tensor input, Tensor h_0, OptionalTensor c_0,
   Tensor y = new_sequence(in, sizes, sizes.R);
   Tensor h_n = empty_like_dtype(input, {sizes.N, sizes.R});
   Tensor c_n = empty_like_dtype(input, {sizes.N, sizes.H}, has_c);
-  Tensor gates =
-      empty_like_dtype(input, saved_shape(in, sizes, sizes.cell.saved * sizes.H), save && sizes.cell.saved > 0);
-  Tensor cells = empty_like_dtype(input, saved_shape(in, sizes, sizes.H), save && has_c, cell_state_dtype(input));
+  Tensor gates = with_huge_pages(
+      empty_like_dtype(input, saved_shape(in, sizes, sizes.cell.saved * sizes.H), save && sizes.cell.saved > 0));
+  Tensor cells = with_huge_pages(
+      empty_like_dtype(input, saved_shape(in, sizes, sizes.H), save && has_c, cell_state_dtype(input)));
 
   dispatch_dtype(input, [&]<class S>() {
     const HostSchedule host(in, sizes);

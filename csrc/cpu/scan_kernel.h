@@ -198,73 +198,85 @@ class ForwardScan : Scan<Cell, S> {
     }
   }
 
-  // The cell of a panel's units for `count` rows of the part. gh: their products.
+  // The cell of a panel's units for `count` rows of the part, as many side by side as hide their latency and fit the
+  // registers. gh: their products.
   void update(const Part& part, int64_t t, int64_t first, int64_t count, int64_t panel, int64_t chunk_row, const A* gh,
               const A* h, A* h_next) {
-    const int64_t vecs = w_hh_.unit_vecs(panel);
-    int64_t i = 0, v = 0;
-    const auto next = [&]() FASTRNN_LAMBDA {
-      const int64_t r = part.row(first + i);
-      const int64_t sample = schedule.sample(r);
-      const int64_t unit = w_hh_.unit(panel) + v * V::kWidth;
-      const Place place{
-          .units = H - unit,
-          .gx = gx_.get() + (chunk_row + first + i) * gx_row_ + w_ih_.offset(panel) + v * V::kWidth,
-          .gh = gh + (i * kGates * vecs + v) * V::kWidth,
-          .h = h + r * r_row + unit,
-          .h_next = projected ? unprojected_.get() + r * h_row + unit : h_next + r * r_row + unit,
-          .c = kHasC ? c_.get() + r * h_row + unit : nullptr,
-          .y = projected ? nullptr : p.y.row(t, sample) + unit,
-          .gates = p.gates ? p.gates.row(t, sample) + unit : nullptr,
-          .cells = p.cells ? p.cells.row(t, sample) + unit : nullptr,
-      };
-      if (++v == vecs) v = 0, ++i;
-      return place;
+    const int64_t width = kGates * w_hh_.unit_vecs(panel) * V::kWidth;
+    const auto rows = [&]<int kRows, int kVecs>(int64_t i) FASTRNN_LAMBDA {
+      update_rows<kRows, kVecs>(part, t, first + i, w_hh_.unit(panel),
+                                gx_.get() + (chunk_row + first + i) * gx_row_ + w_ih_.offset(panel), gh + i * width, h,
+                                h_next);
     };
-    int64_t places = count * vecs;
-    for (; places >= kBundle; places -= kBundle) update_places<kBundle>(vecs * V::kWidth, next);
-    for (; places > 0; --places) update_places<1>(vecs * V::kWidth, next);
+    int64_t i = 0;
+    if constexpr (kGates == 1) {
+      switch (w_hh_.unit_vecs(panel)) {
+        case 4:
+          for (; i < count; ++i) rows.template operator()<1, 4>(i);
+          break;
+        case 3:
+          for (; i < count; ++i) rows.template operator()<1, 3>(i);
+          break;
+        case 2:
+          for (; i < count; ++i) rows.template operator()<1, 2>(i);
+          break;
+        default:
+          for (; i < count; ++i) rows.template operator()<1, 1>(i);
+      }
+    } else {
+      static_assert(w_hh_.kUnitVecs == 1);
+      for (; i + 2 <= count; i += 2) rows.template operator()<2, 1>(i);
+      for (; i < count; ++i) rows.template operator()<1, 1>(i);
+    }
   }
 
-  // A vector of units of a row.
-  struct Place {
-    int64_t units;      // from its first on
-    const A *gx, *gh;   // gate g at + g * gate_stride
-    const A* h;
-    A *h_next, *c;
-    S *y, *gates;
-    A* cells;
-  };
-
-  // As many independent chains as hide their latency and fit the registers.
-  static constexpr int kBundle = kGates == 1 ? 4 : 2;
-
-  template <int kParts, class Next>
-  FASTRNN_FN void update_places(int64_t gate_stride, Next&& next) {
-    using B = Bundle<V, kParts>;
-    Place at[kParts];
-    for (Place& place : at) place = next();
-    std::array<B, kGates> gx, gh;
+  // The cell of kVecs vectors of units from `unit` on, for kRows rows of the part from the i-th on.
+  template <int kRows, int kVecs>
+  FASTRNN_FN void update_rows(const Part& part, int64_t t, int64_t i, int64_t unit, const A* gx, const A* gh,
+                              const A* h, A* h_next) {
+    using B = Bundle<V, kRows * kVecs>;
+    int64_t row[kRows], sample[kRows];
+    for (int j = 0; j < kRows; ++j) {
+      row[j] = part.row(i + j);
+      sample[j] = schedule.sample(row[j]);
+    }
+    // Part q of a bundle is vector q % kVecs of row q / kVecs.
+    const auto offset = [&](int q, int64_t stride) FASTRNN_LAMBDA {
+      return row[q / kVecs] * stride + unit + q % kVecs * V::kWidth;
+    };
+    std::array<B, kGates> x_products, h_products;
     for (int g = 0; g < kGates; ++g) {
-      gx[g] = B::of([&](int i) FASTRNN_LAMBDA { return V::load(at[i].gx + g * gate_stride); });
-      gh[g] = B::of([&](int i) FASTRNN_LAMBDA { return V::load(at[i].gh + g * gate_stride); });
+      const auto at = [g](int q, int64_t stride) FASTRNN_LAMBDA {
+        return q / kVecs * stride + (g * kVecs + q % kVecs) * V::kWidth;
+      };
+      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gx + at(q, gx_row_)); });
+      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gh + at(q, kGates * kVecs * V::kWidth)); });
     }
     State<B> state;
-    if constexpr (Cell::kReadsPreviousH) state.h = B::of([&](int i) FASTRNN_LAMBDA { return V::load(at[i].h); });
-    if constexpr (kHasC) state.c = B::of([&](int i) FASTRNN_LAMBDA { return V::load(at[i].c); });
+    if constexpr (Cell::kReadsPreviousH)
+      state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(h + offset(q, r_row)); });
+    if constexpr (kHasC) state.c = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c_.get() + offset(q, h_row)); });
     std::array<B, Cell::kSaved> saved;
-    Cell::forward(gx, gh, state, saved);
-    for (int i = 0; i < kParts; ++i) {
-      const Place& place = at[i];
-      state.h.part[i].store(place.h_next);
-      if (place.y) store_as<S>(state.h.part[i], place.y, place.units);
-      if constexpr (kHasC) {
-        state.c.part[i].store(place.c);
-        if (place.cells) store_first(state.c.part[i], place.cells, place.units);
+    Cell::forward(x_products, h_products, state, saved);
+
+    // The next step's lines are fetched meanwhile: they are far away, and a store to one would wait for it.
+    const int64_t next = schedule.next(t);
+    const auto store = [&]<class T>(const B& values, const Sequence<T>& to, int64_t column) FASTRNN_LAMBDA {
+      for (int q = 0; q < kRows * kVecs; ++q) {
+        const int64_t first = unit + q % kVecs * V::kWidth;
+        store_as<T>(values.part[q], to.row(t, sample[q / kVecs]) + column + first, H - first);
+        __builtin_prefetch(to.row(next, sample[q / kVecs]) + column + first, 1);
       }
-      if (place.gates)
-        for (int k = 0; k < Cell::kSaved; ++k) store_as<S>(saved[k].part[i], place.gates + k * H, place.units);
+    };
+    for (int q = 0; q < kRows * kVecs; ++q) {
+      state.h.part[q].store(projected ? unprojected_.get() + offset(q, h_row) : h_next + offset(q, r_row));
+      if constexpr (kHasC) state.c.part[q].store(c_.get() + offset(q, h_row));
     }
+    if (!projected) store(state.h, p.y, 0);
+    if constexpr (kHasC)
+      if (p.cells) store(state.c, p.cells, 0);
+    if (p.gates)
+      for (int k = 0; k < Cell::kSaved; ++k) store(saved[k], p.gates, k * H);
   }
 
   void project(const Part& part, int64_t t, int64_t rows, A* h_next) {
