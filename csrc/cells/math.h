@@ -5,8 +5,8 @@
 // denominator is carried along, and one step of Newton's turns an estimated quotient into a rounded one: the error
 // stays below 2 ulp over the whole range (tests try every float).
 //
-// A value type V brings: arithmetic with its scalar, mul_add(a, b, c), exact_mul_add (one rounding, whatever the chip),
-// abs, copy_sign, max(a, b) and min(a, b) (b where one is NaN), reciprocal (13 bits or more of 1 / x), select(condition,
+// A value type V brings: arithmetic with its scalar, mul_add(a, b, c) and neg_mul_add (c - a * b), exact_neg_mul_add (one
+// rounding, whatever the chip), abs, copy_sign, max(a, b) and min(a, b) (b where one is NaN), reciprocal (13 bits or more of 1 / x), select(condition,
 // a, b), kToExponent (adding it leaves the nearest integer in the low bits of the mantissa, biased as an exponent) and
 // exponent_from_mantissa (2^n from what that sum is for n).
 #pragma once
@@ -66,7 +66,7 @@ FASTRNN_FN Reduced<V> reduce(V z) {
   using K = ExpConstants<Scalar<V>>;
   const V shifted = mul_add(z, V(Scalar<V>(0x1.71547652b82fep+0)), V(V::kToExponent));  // log2(e)
   const V n = shifted - V(V::kToExponent);
-  return {shifted, mul_add(n, V(-K::kLn2Low), mul_add(n, V(-K::kLn2High), z))};
+  return {shifted, neg_mul_add(n, V(K::kLn2Low), neg_mul_add(n, V(K::kLn2High), z))};
 }
 
 // e^r - 1
@@ -85,7 +85,7 @@ FASTRNN_FN V divide_by_sum(V a, V b, V c) {
   const V d_lost = c - (d - b);
   const V inverse = reciprocal(d);
   const V q = a * inverse;
-  return mul_add(mul_add(-q, d_lost, exact_mul_add(-q, d, a)), inverse, q);
+  return mul_add(neg_mul_add(q, d_lost, exact_neg_mul_add(q, d, a)), inverse, q);
 }
 
 template <class V>
@@ -94,7 +94,7 @@ FASTRNN_FN V tanh(V x) {
   const auto [shifted, r] = reduce(max(V(-2 * ExpConstants<A>::kTanhIsOne), A(-2) * abs(x)));
   const V scale = exponent_from_mantissa(shifted);
   const V u = mul_add(scale, expm1(r), scale - A(1));
-  return copy_sign(divide_by_sum(-u, V(A(2)), u), x);
+  return copy_sign(divide_by_sum(u, V(A(2)), u), x);
 }
 
 template <class V>

@@ -275,11 +275,14 @@ void accumulate_outer(Range range, int64_t rows, const A* left, int64_t left_row
                        .out_row = width,
                        .add = m > 0});
           next += kLine<A>;
+          if (m + kSumDepth < rows) return;
+          for (int64_t i = begin + first; i < begin + first + count; ++i)  // what the sums are added to
+            for (int64_t j = 0; j < width; j += kLine<A>) __builtin_prefetch(out + i * out_row + v * kWidth + j, 1);
         });
       }
       for (int64_t i = 0; i < size; ++i)
         for (int64_t j = 0; j < width; j += kWidth) {
-          A* target = out + (begin + i) * out_row + v * kWidth + j;
+          A* const target = out + (begin + i) * out_row + v * kWidth + j;
           (Vec<A>::load(target) + Vec<A>::load(sums + i * width + j)).store(target);
         }
     }

@@ -16,7 +16,7 @@ constexpr int64_t kBackwardChunkBytes = 1 << 20;
 constexpr int64_t kMaxChunkRows = 8192;
 
 // Weight gradients sum this many rows from zero, then add the sum: long sequences do not lose small terms.
-constexpr int64_t kSumRows = 512;
+constexpr int64_t kSumRows = 1024;
 
 inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t rows_of_a_step, int64_t steps) {
   const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, 1, kMaxChunkRows);

@@ -68,8 +68,6 @@ struct Vec {
   FASTRNN_FN friend Mask operator<=(Vec a, Vec b) { return {a.raw <= b.raw}; }
 
   FASTRNN_FN friend Vec select(Mask m, Vec a, Vec b) { return Vec(m.raw ? a.raw : b.raw); }
-  FASTRNN_FN friend Vec max(Vec a, Vec b) { return Vec(a.raw > b.raw ? a.raw : b.raw); }  // b where one is NaN
-  FASTRNN_FN friend Vec min(Vec a, Vec b) { return Vec(a.raw < b.raw ? a.raw : b.raw); }  // likewise
   FASTRNN_FN friend Vec abs(Vec x) { return Vec((Raw)((RawBits)x.raw & ~sign_bit())); }
   FASTRNN_FN friend Vec copy_sign(Vec magnitude, Vec sign) {
     return Vec((Raw)(((RawBits)magnitude.raw & ~sign_bit()) | ((RawBits)sign.raw & sign_bit())));
@@ -87,6 +85,7 @@ struct Vec {
   FASTRNN_FN static RawBits sign_bit() { return (RawBits)(-Raw{}); }
 };
 
+// a * b + c, and c - a * b. max and min: b where one is NaN.
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(_mm512_fmadd_ps(a.raw, b.raw, c.raw));
@@ -94,6 +93,16 @@ FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
 FASTRNN_FN Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
   return Vec<double>(_mm512_fmadd_pd(a.raw, b.raw, c.raw));
 }
+FASTRNN_FN Vec<float> neg_mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>(_mm512_fnmadd_ps(a.raw, b.raw, c.raw));
+}
+FASTRNN_FN Vec<double> neg_mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>(_mm512_fnmadd_pd(a.raw, b.raw, c.raw));
+}
+FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) { return Vec<float>(_mm512_max_ps(a.raw, b.raw)); }
+FASTRNN_FN Vec<double> max(Vec<double> a, Vec<double> b) { return Vec<double>(_mm512_max_pd(a.raw, b.raw)); }
+FASTRNN_FN Vec<float> min(Vec<float> a, Vec<float> b) { return Vec<float>(_mm512_min_ps(a.raw, b.raw)); }
+FASTRNN_FN Vec<double> min(Vec<double> a, Vec<double> b) { return Vec<double>(_mm512_min_pd(a.raw, b.raw)); }
 #elif defined(FASTRNN_ISA_AVX2)
 FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(_mm256_fmadd_ps(a.raw, b.raw, c.raw));
@@ -101,27 +110,57 @@ FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
 FASTRNN_FN Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
   return Vec<double>(_mm256_fmadd_pd(a.raw, b.raw, c.raw));
 }
-#elif defined(FASTRNN_ISA_NEON)
+FASTRNN_FN Vec<float> neg_mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>(_mm256_fnmadd_ps(a.raw, b.raw, c.raw));
+}
+FASTRNN_FN Vec<double> neg_mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>(_mm256_fnmadd_pd(a.raw, b.raw, c.raw));
+}
+FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) { return Vec<float>(_mm256_max_ps(a.raw, b.raw)); }
+FASTRNN_FN Vec<double> max(Vec<double> a, Vec<double> b) { return Vec<double>(_mm256_max_pd(a.raw, b.raw)); }
+FASTRNN_FN Vec<float> min(Vec<float> a, Vec<float> b) { return Vec<float>(_mm256_min_ps(a.raw, b.raw)); }
+FASTRNN_FN Vec<double> min(Vec<double> a, Vec<double> b) { return Vec<double>(_mm256_min_pd(a.raw, b.raw)); }
+#else
+#if defined(FASTRNN_ISA_NEON)
 FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(vfmaq_f32(c.raw, a.raw, b.raw));
 }
 FASTRNN_FN Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
   return Vec<double>(vfmaq_f64(c.raw, a.raw, b.raw));
 }
+FASTRNN_FN Vec<float> neg_mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>(vfmsq_f32(c.raw, a.raw, b.raw));
+}
+FASTRNN_FN Vec<double> neg_mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>(vfmsq_f64(c.raw, a.raw, b.raw));
+}
 #else
 template <class A>
 FASTRNN_FN Vec<A> mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
   return a * b + c;
 }
+template <class A>
+FASTRNN_FN Vec<A> neg_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return c - a * b;
+}
+#endif
+template <class A>
+FASTRNN_FN Vec<A> max(Vec<A> a, Vec<A> b) {
+  return Vec<A>(a.raw > b.raw ? a.raw : b.raw);
+}
+template <class A>
+FASTRNN_FN Vec<A> min(Vec<A> a, Vec<A> b) {
+  return Vec<A>(a.raw < b.raw ? a.raw : b.raw);
+}
 #endif
 
-// With one rounding: on a chip without the instruction, lane by lane.
+// c - a * b with one rounding: on a chip without the instruction, lane by lane.
 template <class A>
-FASTRNN_FN Vec<A> exact_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+FASTRNN_FN Vec<A> exact_neg_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #if defined(FASTRNN_ISA_AVX512) || defined(FASTRNN_ISA_AVX2) || defined(FASTRNN_ISA_NEON)
-  return mul_add(a, b, c);
+  return neg_mul_add(a, b, c);
 #else
-  for (int j = 0; j < Vec<A>::kWidth; ++j) c.raw[j] = std::fma(a.raw[j], b.raw[j], c.raw[j]);
+  for (int j = 0; j < Vec<A>::kWidth; ++j) c.raw[j] = std::fma(-a.raw[j], b.raw[j], c.raw[j]);
   return c;
 #endif
 }
@@ -134,7 +173,7 @@ FASTRNN_FN Vec<A> reciprocal(Vec<A> x) {
 #elif defined(FASTRNN_ISA_AVX2)
   if constexpr (sizeof(A) == 4) {  // 11 bits, doubled by one step of Newton's
     const Vec<A> estimate(_mm256_rcp_ps(x.raw));
-    return mul_add(estimate, mul_add(-estimate, x, Vec<A>(A(1))), estimate);
+    return mul_add(estimate, neg_mul_add(estimate, x, Vec<A>(A(1))), estimate);
   }
 #elif defined(FASTRNN_ISA_NEON)
   if constexpr (sizeof(A) == 4) {  // 8 bits, doubled
@@ -193,8 +232,11 @@ struct Bundle {
   FASTRNN_FN friend Bundle mul_add(Bundle a, Bundle b, Bundle c) {
     return of([&](int i) FASTRNN_LAMBDA { return mul_add(a.part[i], b.part[i], c.part[i]); });
   }
-  FASTRNN_FN friend Bundle exact_mul_add(Bundle a, Bundle b, Bundle c) {
-    return of([&](int i) FASTRNN_LAMBDA { return exact_mul_add(a.part[i], b.part[i], c.part[i]); });
+  FASTRNN_FN friend Bundle neg_mul_add(Bundle a, Bundle b, Bundle c) {
+    return of([&](int i) FASTRNN_LAMBDA { return neg_mul_add(a.part[i], b.part[i], c.part[i]); });
+  }
+  FASTRNN_FN friend Bundle exact_neg_mul_add(Bundle a, Bundle b, Bundle c) {
+    return of([&](int i) FASTRNN_LAMBDA { return exact_neg_mul_add(a.part[i], b.part[i], c.part[i]); });
   }
   FASTRNN_FN friend Bundle select(Mask m, Bundle a, Bundle b) {
     return of([&](int i) FASTRNN_LAMBDA { return select(m.part[i], a.part[i], b.part[i]); });
