@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace fastrnn::cpu {
@@ -48,8 +49,7 @@ class Buffer {
   explicit Buffer(int64_t size)
       : bytes_((size * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine),
         data_(bytes_ > 0 ? static_cast<T*>(MemoryStack::of_this_thread().push(bytes_)) : nullptr) {}
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&& other) noexcept : bytes_(std::exchange(other.bytes_, 0)), data_(std::exchange(other.data_, nullptr)) {}
   ~Buffer() {
     if (bytes_ > 0) MemoryStack::of_this_thread().pop(bytes_);
   }

@@ -289,29 +289,39 @@ void accumulate_outer(Range range, int64_t rows, const A* left, int64_t left_row
   }
 }
 
-// out[i] += sum over the rows m of left[m][i], for i in a range: a bias gradient. Kahan's summation: of all gradients
-// this one adds the most terms of one sign.
+// Kahan's summation.
+template <class V>
+struct CompensatedSum {
+  V value, lost;
+
+  FASTRNN_FN CompensatedSum() : value(0), lost(0) {}
+  FASTRNN_FN void add(V x) {
+    const V term = x - lost;
+    const V next = value + term;
+    lost = (next - value) - term;
+    value = next;
+  }
+};
+
+// out[i] += sum over the rows m of left[m][i], for i in a range: a bias gradient. Of all gradients this one adds the
+// most terms of one sign.
 template <class A>
 void accumulate_rows(Range range, int64_t rows, const A* left, int64_t left_row, A* out) {
   using V = Vec<A>;
   constexpr int kVecs = 4;  // independent sums hide the latency of each
   for (int64_t i = range.begin; i < range.end; i += kVecs * V::kWidth) {
-    V sum[kVecs], lost[kVecs];
-    for (int v = 0; v < kVecs; ++v) sum[v] = lost[v] = V(A(0));
+    CompensatedSum<V> sums[kVecs];
+    const auto for_vecs = [&](auto&& f) {
+      for (int v = 0; v < kVecs && i + v * V::kWidth < range.end; ++v)
+        f(sums[v], i + v * V::kWidth, range.end - i - v * V::kWidth);
+    };
     for (int64_t m = 0; m < rows; ++m)
-      for (int v = 0; v < kVecs; ++v) {
-        const int64_t first = i + v * V::kWidth;
-        if (first >= range.end) break;
-        const V term = load_first(left + m * left_row + first, range.end - first) - lost[v];
-        const V next = sum[v] + term;
-        lost[v] = (next - sum[v]) - term;
-        sum[v] = next;
-      }
-    for (int v = 0; v < kVecs; ++v) {
-      const int64_t first = i + v * V::kWidth;
-      if (first >= range.end) break;
-      store_first(load_first(out + first, range.end - first) + sum[v], out + first, range.end - first);
-    }
+      for_vecs([&](CompensatedSum<V>& sum, int64_t first, int64_t n) {
+        sum.add(load_first(left + m * left_row + first, n));
+      });
+    for_vecs([&](CompensatedSum<V>& sum, int64_t first, int64_t n) {
+      store_first(load_first(out + first, n) + sum.value, out + first, n);
+    });
   }
 }
 

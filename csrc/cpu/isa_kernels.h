@@ -17,8 +17,32 @@ using cpu::Team;
 // What is built on both.
 #include "cpu/gemm.h"
 #include "cpu/scan_kernel.h"
+#include "cpu/lanes_kernel.h"
 
 namespace fastrnn::FASTRNN_ISA {
+template <class S>
+void forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
+  Cells::dispatch(cell, [&]<class Cell>() {
+    if (LaneScan<Cell, S>::suits(params))
+      LaneForward<Cell, S>(params, team).run();
+    else
+      ForwardScan<Cell, S>(params, team).run();
+  });
+}
+
+template <class S>
+void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
+  Cells::dispatch(cell, [&]<class Cell>() {
+    if (LaneScan<Cell, S>::suits(params))
+      LaneBackward<Cell, S>(params, gradients, team).run();
+    else
+      BackwardScan<Cell, S>(params, gradients, team).run();
+  });
+}
+
+template <class S>
+constexpr Kernels<S> kKernels{forward<S>, backward<S>};
+
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name, runs_here, kKernels<float>, kKernels<double>, kKernels<BFloat16>, kKernels<Half>};
 }

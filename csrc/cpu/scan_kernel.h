@@ -571,17 +571,4 @@ class BackwardScan : Scan<Cell, S> {
   }
 };
 
-template <class S>
-void forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() { ForwardScan<Cell, S>(params, team).run(); });
-}
-
-template <class S>
-void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() { BackwardScan<Cell, S>(params, gradients, team).run(); });
-}
-
-template <class S>
-constexpr Kernels<S> kKernels{forward<S>, backward<S>};
-
 }  // namespace fastrnn::FASTRNN_ISA
