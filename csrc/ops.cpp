@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "scan(str cell, Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
       "Tensor? bias_hh, Tensor? weight_hr, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse, "
-      "bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+      "bool save, bool recompute=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   m.def(
       "scan_backward(str cell, Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h_0, "
       "Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, "

@@ -103,8 +103,8 @@ struct ScanParams {
 
   // Results of the forward pass; inputs of the backward pass. Steps a sample does not run are left untouched.
   Sequence<S> y;      // [T, N, R]
-  Sequence<S> gates;  // [T, N, kSaved * H], what the cell saves; null: nothing is saved
-  Sequence<A> cells;  // [T, N, H], c of every step; null as above
+  Sequence<S> gates;  // [T, N, kSaved * H], what the cell saves; null: nothing is saved, backward recomputes it
+  Sequence<A> cells;  // [T, N, H], c of every step; null: not saved
   Matrix<S> h_n;      // [N, R]
   Matrix<S> c_n;      // [N, H]
 };

@@ -33,6 +33,7 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     lengths: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Any, Tensor]:
     r"""Elman network, :math:`h' = \phi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`, on given weights.
 
@@ -54,6 +55,8 @@ def rnn(
         bidirectional: run each layer in both directions, outputs side by side.
         lengths: integer tensor (N,) on CPU. Outputs at steps past a sample's length are 0, its
             final state is that of its last step, and the reverse direction starts there.
+        recompute: save no gates for backward, which computes them again: less memory in training
+            for a third more arithmetic in it.
 
     Returns:
         output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H).
@@ -68,7 +71,7 @@ def rnn(
     checks.check_nonlinearity(nonlinearity)
     return _run(
         f"rnn_{nonlinearity}", input, hx, weights, num_layers, bias, batch_first, dropout,
-        training, bidirectional, lengths,
+        training, bidirectional, lengths, recompute,
     )  # fmt: skip
 
 
@@ -84,6 +87,7 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     lengths: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Any, Tensor]:
     r"""Gated recurrent unit on given weights; arguments and results as :func:`rnn`.
 
@@ -93,7 +97,7 @@ def gru(
     """
     return _run(
         "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
-        bidirectional, lengths,
+        bidirectional, lengths, recompute,
     )  # fmt: skip
 
 
@@ -110,6 +114,7 @@ def lstm(
     bidirectional: bool = False,
     projection: bool = False,
     lengths: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Any, tuple[Tensor, Tensor]]:
     r"""Long short-term memory on given weights; arguments as :func:`rnn`.
 
@@ -126,7 +131,7 @@ def lstm(
     """
     return _run(
         "lstm", input, hx, weights, num_layers, bias, batch_first, dropout, training,
-        bidirectional, lengths, projection,
+        bidirectional, lengths, recompute, projection,
     )  # fmt: skip
 
 
@@ -165,6 +170,7 @@ def _run(
     training: bool,
     bidirectional: bool,
     lengths: Tensor | None,
+    recompute: bool,
     projection: bool = False,
 ) -> tuple[Any, Any]:
     """Any layout in, the op's (T, N, I) or packed rows inside, the same layout out."""
@@ -220,6 +226,7 @@ def _run(
         dropout=dropout if training else 0.0,
         lengths=lengths,
         batch_sizes=None if packed is None else packed.batch_sizes,
+        recompute=recompute,
     )
 
     if packed is not None:

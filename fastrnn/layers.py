@@ -24,6 +24,7 @@ def run_stack(
     dropout: float,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
+    recompute: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run L layers of D directions.
 
@@ -34,7 +35,7 @@ def run_stack(
         weights: L * D entries, the directions of a layer side by side.
         directions: 1 or 2.
         dropout: probability between layers; 0 outside training.
-        lengths, batch_sizes: as for :func:`fastrnn.ops.scan`.
+        lengths, batch_sizes, recompute: as for :func:`fastrnn.ops.scan`.
 
     Returns:
         output (T, N, D * R) or (rows, D * R), and the final states in the shapes of ``states``.
@@ -54,6 +55,7 @@ def run_stack(
             lengths=lengths,
             batch_sizes=batch_sizes,
             reverse=direction == 1,
+            recompute=recompute,
         )
         outputs.append(y)
         finals.append((h_n,) if c_n is None else (h_n, c_n))

@@ -53,6 +53,7 @@ class RecurrentModule(nn.Module):
     dropout: float
     bidirectional: bool
     proj_size: int
+    recompute: bool = False  # on the class: an accelerated module has no such attribute of its own
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class RecurrentModule(nn.Module):
         proj_size: int,
         device: Any,
         dtype: torch.dtype | None,
+        recompute: bool,
     ) -> None:
         super().__init__()
         checks.check_module_arguments(
@@ -89,6 +91,7 @@ class RecurrentModule(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = int(proj_size)
+        self.recompute = recompute
 
         rows = ops.CELLS[self._cell].gates * hidden_size
         output_size = self.proj_size or hidden_size
@@ -145,6 +148,7 @@ class RecurrentModule(nn.Module):
             "batch_first": False,
             "dropout": 0,
             "bidirectional": False,
+            "recompute": False,
         }
         parts += [
             f"{name}={getattr(self, name)}"
@@ -161,6 +165,7 @@ class RecurrentModule(nn.Module):
             "dropout": self.dropout,
             "training": self.training,
             "bidirectional": self.bidirectional,
+            "recompute": self.recompute,
         }
 
 
@@ -179,6 +184,8 @@ class RNN(RecurrentModule):
         dropout: probability of zeroing an element between layers, in training.
         bidirectional: a second direction in each layer, D = 2.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+        recompute: save no gates for backward, which computes them again: less memory in training
+            (of GRU and LSTM) for a third more arithmetic in it.
 
     Parameters are ``weight_ih_l{k}`` (H, I or D * H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}``
     and ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict
@@ -220,11 +227,12 @@ class RNN(RecurrentModule):
         proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         checks.check_nonlinearity(nonlinearity)
         super().__init__(
             f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
-            dropout, bidirectional, proj_size, device, dtype,
+            dropout, bidirectional, proj_size, device, dtype, recompute,
         )  # fmt: skip
         self.nonlinearity = nonlinearity
 
@@ -291,10 +299,11 @@ class GRU(RecurrentModule):
         proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype,
+            proj_size, device, dtype, recompute,
         )  # fmt: skip
 
     def forward(
@@ -357,10 +366,12 @@ class LSTM(RecurrentModule):
         proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype,
+            proj_size, device, dtype, recompute,
         )  # fmt: skip
 
     def forward(

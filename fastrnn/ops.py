@@ -86,7 +86,7 @@ def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 @torch.library.register_fake("fastrnn::scan")
 def _scan_fake(  # type: ignore[no-untyped-def]
     cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-    lengths, batch_sizes, reset, reverse, save,
+    lengths, batch_sizes, reset, reverse, save, recompute=False,
 ):  # fmt: skip
     tensors = (h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset)
     _check_one_device(input, tensors)
@@ -96,7 +96,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
     y = input.new_empty(*steps, output_size)
     c_n = torch.empty_like(c_0) if has_cell_state else input.new_empty(0)
     saved_gates = saved_cells = input.new_empty(0)
-    if save and saved:
+    if save and saved and not recompute:
         saved_gates = input.new_empty(steps.numel(), saved * hidden_size)
     if has_cell_state:
         shape = (steps.numel(), hidden_size) if save else (0,)
@@ -123,7 +123,7 @@ _TENSORS = slice(1, 9)
 
 
 def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cell, *tensors, lengths, batch_sizes, reset, reverse, save = inputs
+    cell, *tensors, lengths, batch_sizes, reset, reverse, save, _ = inputs
     y, _, _, gates, cells = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, lengths, batch_sizes, reset, y, gates, cells)
@@ -147,7 +147,7 @@ def _differentiate_scan(
         y, gates, cells, needs,
     )  # fmt: skip
     found = (grad if need else None for grad, need in zip(gradients, wanted, strict=True))
-    return (None, *found, None, None, None, None, None)
+    return (None, *found, None, None, None, None, None, None)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
@@ -234,6 +234,7 @@ def scan(
     batch_sizes: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer in one direction over a whole sequence.
 
@@ -247,6 +248,8 @@ def scan(
         batch_sizes: (T,) int64 on CPU, as in a PackedSequence: the input is packed.
         reset: (T, N) bool; True at the first step of a segment, before which the state is zeroed.
         reverse: walk from the last step to the first.
+        recompute: save no gates for backward, which computes them again: a third more arithmetic,
+            and of what is saved only input, output and cell states remain.
 
     Returns:
         y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, H) or None.
@@ -265,10 +268,10 @@ def scan(
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         if torch.autograd.forward_ad._current_level >= 0:
             _refuse_transform(None)
-        results = torch.ops.fastrnn.scan(*arguments, torch.is_grad_enabled())
+        results = torch.ops.fastrnn.scan(*arguments, torch.is_grad_enabled(), recompute)
     elif _may_be_differentiated(tensors):
-        results = _Scan.apply(*arguments, True)
+        results = _Scan.apply(*arguments, True, recompute)
     else:
-        results = torch.ops.fastrnn.scan(*arguments, False)
+        results = torch.ops.fastrnn.scan(*arguments, False, recompute)
     y, h_n, c_n = results[:3]
     return y, h_n, c_n if CELLS[cell].has_cell_state else None

@@ -361,7 +361,7 @@ def test_only_what_is_needed_is_saved_and_computed(name, monkeypatch):
 
     class Spy:
         def scan(self, *args):
-            asked.append(("save", args[-1]))
+            asked.append(("save", args[-2]))
             return real.scan(*args)
 
         def scan_backward(self, *args):

@@ -2,13 +2,13 @@
 //
 // Both are quotients in e^z = 2^n (1 + p), z = n ln 2 + r, p ~ e^r - 1, arranged so that nothing cancels or overflows:
 // tanh|x| = -u / (2 + u) with u = e^-2|x| - 1, sigmoid(x) = 2^n / (2^n + e^-r). What rounding takes from the
-// denominator is carried along, and one step of Newton's turns an estimated quotient into a rounded one: the error
-// stays below 2 ulp over the whole range (tests try every float).
+// numerator and denominator is carried along, and one step of Newton's turns an estimated quotient into a rounded one:
+// the error stays below 2 ulp over the whole range (tests try every float).
 //
-// A value type V brings: arithmetic with its scalar, mul_add(a, b, c) and neg_mul_add (c - a * b), exact_neg_mul_add (one
-// rounding, whatever the chip), abs, copy_sign, max(a, b) and min(a, b) (b where one is NaN), reciprocal (13 bits or more of 1 / x), select(condition,
-// a, b), kToExponent (adding it leaves the nearest integer in the low bits of the mantissa, biased as an exponent) and
-// exponent_from_mantissa (2^n from what that sum is for n).
+// A value type V brings: arithmetic with its scalar, mul_add(a, b, c) and neg_mul_add (c - a * b), exact_neg_mul_add
+// (one rounding, whatever the chip), abs, copy_sign, max(a, b) and min(a, b) (b where one is NaN), reciprocal (13 bits
+// or more of 1 / x), select(condition, a, b), kToExponent (adding it leaves the nearest integer in the low bits of the
+// mantissa, biased as an exponent) and exponent_from_mantissa (2^n from what that sum is for n).
 #pragma once
 
 #include "dtypes.h"
@@ -69,23 +69,33 @@ FASTRNN_FN Reduced<V> reduce(V z) {
   return {shifted, neg_mul_add(n, V(K::kLn2Low), neg_mul_add(n, V(K::kLn2High), z))};
 }
 
+// A value and what rounding took from it.
+template <class V>
+struct Split {
+  V value;
+  V lost;
+};
+
 // e^r - 1
 template <class V>
-FASTRNN_FN V expm1(V r) {
+FASTRNN_FN Split<V> expm1(V r) {
   using K = ExpConstants<Scalar<V>>;
   V q = V(K::kPolynomial[K::kDegree]);
   for (int i = K::kDegree - 1; i >= 0; --i) q = mul_add(q, r, V(K::kPolynomial[i]));
-  return mul_add(q, r * r, r);
+  const V square = r * r;
+  const V p = mul_add(q, square, r);
+  return {p, mul_add(q, square, r - p)};
 }
 
 // a / (b + c) for |b| >= |c|
 template <class V>
-FASTRNN_FN V divide_by_sum(V a, V b, V c) {
+FASTRNN_FN V divide_by_sum(Split<V> a, V b, V c) {
   const V d = b + c;
   const V d_lost = c - (d - b);
   const V inverse = reciprocal(d);
-  const V q = a * inverse;
-  return mul_add(neg_mul_add(q, d_lost, exact_neg_mul_add(q, d, a)), inverse, q);
+  const V q = a.value * inverse;
+  const V residual = exact_neg_mul_add(q, d, a.value) + a.lost;
+  return mul_add(neg_mul_add(q, d_lost, residual), inverse, q);
 }
 
 template <class V>
@@ -93,8 +103,11 @@ FASTRNN_FN V tanh(V x) {
   using A = Scalar<V>;
   const auto [shifted, r] = reduce(max(V(-2 * ExpConstants<A>::kTanhIsOne), A(-2) * abs(x)));
   const V scale = exponent_from_mantissa(shifted);
-  const V u = mul_add(scale, expm1(r), scale - A(1));
-  return copy_sign(divide_by_sum(u, V(A(2)), u), x);
+  const V scale_minus_one = scale - A(1);
+  const auto [p, p_lost] = expm1(r);
+  const V u = mul_add(scale, p, scale_minus_one);
+  const V u_lost = mul_add(scale, p_lost, mul_add(scale, p, scale_minus_one - u));
+  return copy_sign(divide_by_sum({u, u_lost}, V(A(2)), u), x);
 }
 
 template <class V>
@@ -107,7 +120,7 @@ FASTRNN_FN V sigmoid(V x) {
   const auto subnormal = x < V(K::kSigmoidIsSubnormal);
   const V lowered = select(subnormal, V(A(0x1p-64)), V(A(1)));
   const V lifted = exponent_from_mantissa(shifted + select(subnormal, V(kLift), V(A(0))));
-  return lowered * divide_by_sum(lifted, mul_add(lifted, lowered, V(A(1))), expm1(-r));
+  return lowered * divide_by_sum({lifted, V(A(0))}, mul_add(lifted, lowered, V(A(1))), expm1(-r).value);
 }
 
 }  // namespace fastrnn::math

@@ -49,7 +49,8 @@ class Buffer {
   explicit Buffer(int64_t size)
       : bytes_((size * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine),
         data_(bytes_ > 0 ? static_cast<T*>(MemoryStack::of_this_thread().push(bytes_)) : nullptr) {}
-  Buffer(Buffer&& other) noexcept : bytes_(std::exchange(other.bytes_, 0)), data_(std::exchange(other.data_, nullptr)) {}
+  Buffer(Buffer&& other) noexcept
+      : bytes_(std::exchange(other.bytes_, 0)), data_(std::exchange(other.data_, nullptr)) {}
   ~Buffer() {
     if (bytes_ > 0) MemoryStack::of_this_thread().pop(bytes_);
   }

@@ -44,8 +44,8 @@ struct Tile {
   int64_t b_depth;
   const A* ahead;  // for every k, a cache line is fetched from ahead + k * ahead_depth
   int64_t ahead_depth;
-  const A* init;   // [vecs], null: 0
-  A* out;          // row r at out[r * out_row]
+  const A* init;  // [vecs], null: 0
+  A* out;         // row r at out[r * out_row]
   int64_t out_row;
   bool add;  // to what is there
 };

@@ -16,8 +16,8 @@ using cpu::Team;
 
 // What is built on both.
 #include "cpu/gemm.h"
-#include "cpu/scan_kernel.h"
 #include "cpu/lanes_kernel.h"
+#include "cpu/scan_kernel.h"
 
 namespace fastrnn::FASTRNN_ISA {
 template <class S>
@@ -33,7 +33,7 @@ void forward(std::string_view cell, const ScanParams<S>& params, const Team& tea
 template <class S>
 void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, S>::suits(params))
+    if (LaneScan<Cell, S>::suits(params) && (params.gates || Cell::kSaved == 0))
       LaneBackward<Cell, S>(params, gradients, team).run();
     else
       BackwardScan<Cell, S>(params, gradients, team).run();

@@ -38,8 +38,7 @@ struct LaneScan {
 
   Buffer<A> copy(Matrix<const S> weight, int64_t columns) const {
     Buffer<A> out(kGates * H * columns);
-    for (int64_t i = 0; i < kGates * H; ++i)
-      gather(weight.row(i), weight.col_stride, out.get() + i * columns, columns);
+    for (int64_t i = 0; i < kGates * H; ++i) gather(weight.row(i), weight.col_stride, out.get() + i * columns, columns);
     return out;
   }
 
@@ -62,9 +61,7 @@ struct LaneScan {
     int64_t first_row;
     int64_t lanes;
   };
-  Block block(int64_t index) const {
-    return {index * kLanes, std::min<int64_t>(kLanes, N - index * kLanes)};
-  }
+  Block block(int64_t index) const { return {index * kLanes, std::min<int64_t>(kLanes, N - index * kLanes)}; }
   // Lanes that run at time t: the first ones.
   int64_t active(Block b, int64_t t) const { return std::clamp<int64_t>(schedule.rows(t) - b.first_row, 0, b.lanes); }
 
@@ -98,8 +95,7 @@ struct LaneScan {
     write_rows(from, columns, [&](int64_t r) { return to.row(t, schedule.sample(r)); }, to.col_stride, b, n);
   }
   void write(const A* from, int64_t columns, Matrix<S> to, Block b) const {
-    if (to)
-      write_rows(from, columns, [&](int64_t r) { return to.row(schedule.sample(r)); }, to.col_stride, b, b.lanes);
+    if (to) write_rows(from, columns, [&](int64_t r) { return to.row(schedule.sample(r)); }, to.col_stride, b, b.lanes);
   }
   template <class Row>
   static void write_rows(const A* from, int64_t columns, Row&& row, int64_t stride, Block b, int64_t n) {
@@ -340,7 +336,8 @@ class LaneBackward : LaneScan<Cell, S> {
 
   // The state before time t; 0 in lanes that do not run.
   template <class E>
-  void read_previous(const Sequence<E>& sequence, Matrix<const S> initial, int64_t t, Block b, int64_t n, A* out) const {
+  void read_previous(const Sequence<E>& sequence, Matrix<const S> initial, int64_t t, Block b, int64_t n,
+                     A* out) const {
     const int64_t before = schedule.previous(t);
     const int64_t ran = 0 <= before && before < schedule.T ? std::min(n, this->active(b, before)) : 0;
     if (ran > 0) this->read(sequence, H, before, b, ran, out);
@@ -398,9 +395,9 @@ class LaneBackward : LaneScan<Cell, S> {
       for (int i = 0; i < kVecs; ++i) sum = mul_add(gate.part[i], right.part[i], sum);
       sum.store(sums + k * V::kWidth);
     }
-    V sum = V::load(sums + count * V::kWidth);
-    for (int i = 0; i < kVecs; ++i) sum = sum + gate.part[i];
-    sum.store(sums + count * V::kWidth);
+    for (int step = kVecs / 2; step > 0; step /= 2)  // pairs first: the long sum rounds once a step
+      for (int i = 0; i < step; ++i) gate.part[i] = gate.part[i] + gate.part[i + step];
+    (V::load(sums + count * V::kWidth) + gate.part[0]).store(sums + count * V::kWidth);
   }
 
   void store_weights(Range gates, int64_t slots) {

@@ -17,11 +17,11 @@ struct Grid {
 
 // Orders of magnitude of today's cores, in cycles. They choose among plans with the same results.
 struct StepCosts {
-  double multiply = 0.5;     // a vector of weights with one row
-  double load_near = 1.3;    // a vector of weights from the second-level cache
-  double load_far = 8;       // or from beyond it
-  double near_bytes = 1e6;   // what stays in the second-level cache
-  double barrier = 1200;     // of two threads
+  double multiply = 0.5;    // a vector of weights with one row
+  double load_near = 1.3;   // a vector of weights from the second-level cache
+  double load_far = 8;      // or from beyond it
+  double near_bytes = 1e6;  // what stays in the second-level cache
+  double barrier = 1200;    // of two threads
   double vector_bytes = 64;
 };
 

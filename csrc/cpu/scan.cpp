@@ -144,7 +144,7 @@ using ScanResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 ScanResults scan(std::string cell, Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
                  OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor weight_hr, OptionalTensor lengths,
-                 OptionalTensor batch_sizes, OptionalTensor reset, bool reverse, bool save) {
+                 OptionalTensor batch_sizes, OptionalTensor reset, bool reverse, bool save, bool recompute) {
   const ScanInputs in{cell,    input,     h_0,     c_0,         weight_ih, weight_hh, bias_ih,
                       bias_hh, weight_hr, lengths, batch_sizes, reset,     reverse};
   const ScanSizes sizes = check_sizes(in);
@@ -153,10 +153,10 @@ ScanResults scan(std::string cell, Tensor input, Tensor h_0, OptionalTensor c_0,
   Tensor y = new_sequence(in, sizes, sizes.R);
   Tensor h_n = empty_like_dtype(input, {sizes.N, sizes.R});
   Tensor c_n = empty_like_dtype(input, {sizes.N, sizes.H}, has_c);
-  Tensor gates = with_huge_pages(
-      empty_like_dtype(input, saved_shape(in, sizes, sizes.cell.saved * sizes.H), save && sizes.cell.saved > 0));
-  Tensor cells = with_huge_pages(
-      empty_like_dtype(input, saved_shape(in, sizes, sizes.H), save && has_c, cell_state_dtype(input)));
+  Tensor gates = with_huge_pages(empty_like_dtype(input, saved_shape(in, sizes, sizes.cell.saved * sizes.H),
+                                                  save && !recompute && sizes.cell.saved > 0));
+  Tensor cells =
+      with_huge_pages(empty_like_dtype(input, saved_shape(in, sizes, sizes.H), save && has_c, cell_state_dtype(input)));
 
   dispatch_dtype(input, [&]<class S>() {
     const HostSchedule host(in, sizes);
@@ -211,7 +211,7 @@ ScanGradientResults scan_backward(std::string cell, OptionalTensor grad_y, Optio
     else
       check_shape<1>(tensor, name, {0});
   };
-  check_saved(gates, "gates", dtype, facts.saved * H);
+  check_saved(gates, "gates", dtype, gates.dim() == 2 ? facts.saved * H : 0);  // none: they are recomputed
   check_saved(cells, "cells", cell_state_dtype(input), facts.has_cell_state ? H : 0);
   STD_TORCH_CHECK(y.is_contiguous() && gates.is_contiguous() && cells.is_contiguous(),
                   "fastrnn: y, gates and cells must be as scan returned them");

@@ -148,7 +148,9 @@ class ForwardScan : Scan<Cell, S> {
   }
 
   // Of the part's row group, in the chunk's buffers.
-  int64_t first_row(const Part& part) const { return part.group * chunk_steps_ * ((N + part.groups - 1) / part.groups); }
+  int64_t first_row(const Part& part) const {
+    return part.group * chunk_steps_ * ((N + part.groups - 1) / part.groups);
+  }
 
   template <class Meet>
   void input_products(const Part& part, Range steps, Meet&& meet) {
@@ -163,8 +165,8 @@ class ForwardScan : Scan<Cell, S> {
       end += rows;
     }
     meet();
-    multiply(end - first, x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_.get(),
-             gx_.get() + first * gx_row_, gx_row_);
+    multiply(end - first, x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_.get(), gx_.get() + first * gx_row_,
+             gx_row_);
   }
 
   // chunk_row: of the step's first row, in the chunk's buffers.
@@ -186,7 +188,8 @@ class ForwardScan : Scan<Cell, S> {
     if (projected) project(part, t, rows, h_next);
     meet();
     const bool last = s + 1 == schedule.T;
-    if (part.unit_group == 0) finish_rows(part, last ? 0 : schedule.rows(schedule.step(s + 1)), schedule.rows(t), h_next);
+    if (part.unit_group == 0)
+      finish_rows(part, last ? 0 : schedule.rows(schedule.step(s + 1)), schedule.rows(t), h_next);
   }
 
   void clear_reset_rows(const Part& part, int64_t t, int64_t rows, A* h) {
@@ -241,14 +244,12 @@ class ForwardScan : Scan<Cell, S> {
       sample[j] = schedule.sample(row[j]);
     }
     // Part q of a bundle is vector q % kVecs of row q / kVecs.
-    const auto offset = [&](int q, int64_t stride) FASTRNN_LAMBDA {
-      return row[q / kVecs] * stride + unit + q % kVecs * V::kWidth;
-    };
+    const auto offset = [&](int q, int64_t stride)
+                            FASTRNN_LAMBDA { return row[q / kVecs] * stride + unit + q % kVecs * V::kWidth; };
     std::array<B, kGates> x_products, h_products;
     for (int g = 0; g < kGates; ++g) {
-      const auto at = [g](int q, int64_t stride) FASTRNN_LAMBDA {
-        return q / kVecs * stride + (g * kVecs + q % kVecs) * V::kWidth;
-      };
+      const auto at = [g](int q, int64_t stride)
+                          FASTRNN_LAMBDA { return q / kVecs * stride + (g * kVecs + q % kVecs) * V::kWidth; };
       x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gx + at(q, gx_row_)); });
       h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gh + at(q, kGates * kVecs * V::kWidth)); });
     }
@@ -307,11 +308,13 @@ class BackwardScan : Scan<Cell, S> {
   static constexpr bool kSplit = Cell::kSplitGateGradients;
 
   const ScanGradients<S>& d;
-  const bool keeps_h = Cell::kReadsPreviousH || d.weights.hh;
+  const bool recomputes = Cell::kSaved > 0 && !p.gates;
+  const bool keeps_x = recomputes || d.weights.ih;
+  const bool keeps_h = recomputes || Cell::kReadsPreviousH || d.weights.hh;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
-  PackedWeights<A, 1> w_hh_{R, kGates* H};
-  PackedWeights<A, 1> w_ih_{d.x ? I : 0, kGates* H};
+  PackedWeights<A, 1> w_hh_{R, kGates * H};
+  PackedWeights<A, 1> w_ih_{d.x ? I : 0, kGates * H};
   PackedWeights<A, 1> w_hr_{projected ? H : 0, R};
 
   Buffer<A> dh_ = Buffer<A>(N * r_row);
@@ -321,7 +324,7 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<A> c_0_ = Buffer<A>(kHasC ? N * h_row : 0);
   Buffer<A> zeros_ = Buffer<A>(h_row);
 
-  const int64_t gate_row_ = row_length<A>(kGates* H);
+  const int64_t gate_row_ = row_length<A>(kGates * H);
   const int64_t chunk_steps_ =
       chunk_steps(kBackwardChunkBytes,
                   (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(A), N, schedule.T);
@@ -329,11 +332,21 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<A> d_gx_ = chunk_buffer(gate_row_);
   Buffer<A> d_gh_split_ = chunk_buffer(kSplit ? gate_row_ : 0);
   A* const d_gh_ = kSplit ? d_gh_split_.get() : d_gx_.get();
-  Buffer<A> x_ = chunk_buffer(d.weights.ih ? i_row : 0);
+  Buffer<A> x_ = chunk_buffer(keeps_x ? i_row : 0);
   Buffer<A> h_ = chunk_buffer(keeps_h ? r_row : 0);                 // h before each step
   Buffer<A> unprojected_ = chunk_buffer(d.weights.hr ? h_row : 0);  // h before W_hr
   Buffer<A> d_projected_ = chunk_buffer(d.weights.hr ? r_row : 0);  // d h after W_hr
   Buffer<A> dx_ = chunk_buffer(d.x ? i_row : 0);
+
+  // For gates that were not saved.
+  PackedWeights<A, kGates> forward_ih_{recomputes ? H : 0, I};
+  PackedWeights<A, kGates> forward_hh_{recomputes ? H : 0, R};
+  Buffer<A> b_ih_ = Buffer<A>(forward_ih_.width());
+  Buffer<A> b_hh_ = Buffer<A>(forward_hh_.width());
+  const int64_t gx_row_ = row_length<A>(forward_ih_.width());
+  Buffer<A> gx_ = chunk_buffer(recomputes ? gx_row_ : 0);
+  Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * Cell::kSaved * H : 0);
+  Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && kHasC ? chunk_steps_ * N : 0);
 
   Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? kGates * H * i_row : 0);
   Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? kGates * H * r_row : 0);
@@ -357,6 +370,8 @@ class BackwardScan : Scan<Cell, S> {
         int64_t rows = 0;
         for (int64_t s = steps.begin; s < steps.end; ++s) rows += schedule.rows(schedule.step(s));
         keep_operands(steps, member.share(rows));
+        if constexpr (Cell::kSaved > 0)
+          if (recomputes) recompute_gates(member.share(rows));
         member.barrier();
         if (member.index < grid.threads()) {
           int64_t first = rows;
@@ -381,6 +396,14 @@ class BackwardScan : Scan<Cell, S> {
     w_hh_.pack(member.share(w_hh_.panels()), p.weights.hh.transposed());
     w_ih_.pack(member.share(w_ih_.panels()), p.weights.ih.transposed());
     w_hr_.pack(member.share(w_hr_.panels()), p.weights.hr.transposed());
+    if (recomputes) {
+      forward_ih_.pack(member.share(forward_ih_.panels()), p.weights.ih);
+      forward_hh_.pack(member.share(forward_hh_.panels()), p.weights.hh);
+      if (member.index == 0) {
+        forward_ih_.pack_bias(p.weights.bias_ih, b_ih_.get());
+        forward_hh_.pack_bias(p.weights.bias_hh, b_hh_.get());
+      }
+    }
     const Range rows = member.share(N);
     this->load_state(d.h_n, rows, R, dh_.get(), r_row);
     if (keeps_h) this->load_state(p.h_0, rows, R, h_0_.get(), r_row);
@@ -420,7 +443,8 @@ class BackwardScan : Scan<Cell, S> {
     };
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
       const int64_t sample = schedule.sample(r);
-      if (d.weights.ih) copy(x_, m, i_row, p.x.row(t, sample), p.x.col_stride, I);
+      if (keeps_x && p.x) copy(x_, m, i_row, p.x.row(t, sample), p.x.col_stride, I);
+      if (recomputes && kHasC) c_before_[m] = c_before(t, r);
       if (!keeps_h) return;
       const int64_t before = schedule.previous(t);
       if (schedule.resets(t, r))
@@ -430,6 +454,46 @@ class BackwardScan : Scan<Cell, S> {
       else
         std::copy_n(h_0_.get() + r * r_row, r_row, h_.get() + m * r_row);
     });
+  }
+
+  // Row r's cell state before time t.
+  const A* c_before(int64_t t, int64_t r) const {
+    const int64_t before = schedule.previous(t);
+    if (schedule.resets(t, r)) return zeros_.get();
+    return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_row;
+  }
+
+  // The gates of the chunk's rows in a range, as forward computed them: states before every step are known.
+  void recompute_gates(Range range) {
+    multiply(range.size(), x_.get() + range.begin * i_row, i_row, forward_ih_, {0, forward_ih_.panels()}, b_ih_.get(),
+             gx_.get() + range.begin * gx_row_, gx_row_);
+    multiply_fused(range.size(), h_.get() + range.begin * r_row, r_row, forward_hh_, {0, forward_hh_.panels()},
+                   b_hh_.get(), [&](int64_t first, int64_t count, int64_t panel, const A* gh) {
+                     const int64_t vecs = forward_hh_.unit_vecs(panel);
+                     for (int64_t m = range.begin + first; m < range.begin + first + count; ++m) {
+                       for (int64_t v = 0; v < vecs; ++v) recompute_gates(m, panel, v, gh + v * V::kWidth);
+                       gh += kGates * vecs * V::kWidth;
+                     }
+                   });
+  }
+
+  // Vector v of a panel's units for the chunk's row m.
+  FASTRNN_FN void recompute_gates(int64_t m, int64_t panel, int64_t v, const A* gh) {
+    const int64_t stride = forward_hh_.unit_vecs(panel) * V::kWidth;
+    const int64_t unit = forward_hh_.unit(panel) + v * V::kWidth;
+    const A* gx = gx_.get() + m * gx_row_ + forward_ih_.offset(panel) + v * V::kWidth;
+    std::array<V, kGates> x_products, h_products;
+    for (int g = 0; g < kGates; ++g) {
+      x_products[g] = V::load(gx + g * stride);
+      h_products[g] = V::load(gh + g * stride);
+    }
+    State<V> state{};
+    if constexpr (Cell::kReadsPreviousH) state.h = V::load(h_.get() + m * r_row + unit);
+    if constexpr (kHasC) state.c = load_first(c_before_[m] + unit, H - unit);
+    std::array<V, Cell::kSaved> saved;
+    Cell::forward(x_products, h_products, state, saved);
+    for (int k = 0; k < Cell::kSaved; ++k)
+      store_as<S>(saved[k], gates_.get() + (m * Cell::kSaved + k) * H + unit, H - unit);
   }
 
   // chunk_row: of the step's first row, in the chunk's buffers.
@@ -482,16 +546,13 @@ class BackwardScan : Scan<Cell, S> {
   // The cell's backward for a range of units of row r.
   void update(int64_t m, int64_t t, int64_t r, Range range) {
     const int64_t sample = schedule.sample(r);
-    const int64_t before = schedule.previous(t);
-    const bool reset = schedule.resets(t, r);
     const S* const dy = d.y && !projected ? d.y.row(t, sample) : nullptr;
     const S* const y = Cell::kReadsNextH ? p.y.row(t, sample) : nullptr;
-    const S* const gates = Cell::kSaved > 0 ? p.gates.row(t, sample) : nullptr;
+    const S* const gates = Cell::kSaved == 0 ? nullptr
+                           : recomputes      ? gates_.get() + m * Cell::kSaved * H
+                                             : p.gates.row(t, sample);
     const A* const c_next = kHasC ? p.cells.row(t, sample) : nullptr;
-    const A* const c_prev = !kHasC                       ? nullptr
-                            : reset                      ? zeros_.get()
-                            : schedule.runs(before, r) ? p.cells.row(before, sample)
-                                                         : c_0_.get() + r * h_row;
+    const A* const c_prev = kHasC ? c_before(t, r) : nullptr;
     A* const dh = projected ? d_unprojected_.get() + r * h_row : dh_.get() + r * r_row;
     A* const dc = kHasC ? dc_.get() + r * h_row : nullptr;
     A* const d_gx = d_gx_.get() + m * gate_row_;

@@ -72,8 +72,8 @@ struct Vec {
   FASTRNN_FN friend Vec copy_sign(Vec magnitude, Vec sign) {
     return Vec((Raw)(((RawBits)magnitude.raw & ~sign_bit()) | ((RawBits)sign.raw & sign_bit())));
   }
-  // 1.5 * 2^(mantissa bits) + exponent bias: adding it leaves the nearest integer in the low bits of the mantissa, biased
-  // as an exponent.
+  // 1.5 * 2^(mantissa bits) + exponent bias: adding it leaves the nearest integer in the low bits of the mantissa,
+  // biased as an exponent.
   static constexpr A kToExponent = sizeof(A) == 4 ? A(0x1.8p23 + 127) : A(0x1.8p52 + 1023);
   FASTRNN_FN friend Vec exponent_from_mantissa(Vec shifted) {
     const RawBits bits = (RawBits)shifted.raw << (sizeof(A) == 4 ? 23 : 52);
