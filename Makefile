@@ -16,17 +16,18 @@ VENV := .venv$(if $(filter-out $(TORCH_DEFAULT),$(TORCH)),-$(TORCH))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(TORCH)
 DEV := $(VENV)/.dev-$(TORCH)
+BENCH := $(VENV)/.bench-$(TORCH)
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
 FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-sanitize test-abi wheel abi3audit lint format clean FORCE
+.PHONY: help setup demo test test-sanitize test-abi bench wheel abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARGS="pytest arguments"]'
+	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARGS="pytest or benchmark arguments"]'
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(LIBRARY) ## make the virtual environment and build the library
@@ -51,6 +52,9 @@ test-abi: wheel ## one library under the oldest and the newest torch (downloads 
 	  $$env/bin/pip install --force-reinstall --no-deps "$$wheel" && \
 	  $$env/bin/pytest tests/test_kernels.py $(ARGS) || exit 1; \
 	done
+
+bench: $(LIBRARY) $(BENCH) ## speed and errors beside other runtimes: tables, build/benchmarks/report.md and pictures
+	$(BIN)/python -m benchmarks $(ARGS)
 
 wheel: $(DEV) ## dist/: the sources packed, and the wheel built from them
 	rm -rf dist
@@ -87,6 +91,10 @@ $(READY): pyproject.toml Makefile
 
 $(DEV): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' torch==$(TORCH)
+	@touch $@
+
+$(BENCH): $(READY)
+	$(BIN)/pip install -q --no-build-isolation -e '.[bench]' torch==$(TORCH)
 	@touch $@
 
 # One library serves every torch, but each torch is tested with the one it was built with.

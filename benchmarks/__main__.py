@@ -1,0 +1,175 @@
+"""Command line: ``python -m benchmarks --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import fastrnn
+
+from . import report
+from .cases import GATES, GROUPS, QUICK, Case, all_cases
+from .limit import Limit
+from .measure import FULL, Measurement, installed
+from .measure import QUICK as QUICK_EFFORT
+from .peers import PEERS
+from .rows import Run
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+# torch.nn's backward over a million steps takes minutes; time is linear by then.
+LONGEST_TRAINING = 10_000
+
+
+def sizes(text: str) -> tuple[int, int, int, int]:
+    """T,N,I,H as four numbers."""
+    try:
+        T, N, I, H = (int(part) for part in text.lower().replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not T,N,I,H or a name of shapes") from None
+    if min(T, N, I, H) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: sizes are at least 1")
+    return T, N, I, H
+
+
+def shapes(text: str) -> str | tuple[int, int, int, int]:
+    return text if text in GROUPS else sizes(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Correctness and speed beside torch.nn and, where installed, other runtimes.",
+    )
+    found.add_argument("--quick", action="store_true", help="three shapes a cell, one minute")
+    found.add_argument("--cells", nargs="+", choices=list(GATES), default=list(GATES))
+    found.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shapes,
+        metavar="NAME|T,N,I,H",
+        help=f"{', '.join(GROUPS)}, or sizes; default: all names",
+    )
+    found.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
+    found.add_argument(
+        "--peers",
+        nargs="+",
+        choices=[peer.name for peer in PEERS],
+        default=[],
+        metavar="PEER",
+        help=f"{', '.join(repr(peer.name) for peer in PEERS)}; default: all that are installed",
+    )
+    found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    found.add_argument("--output", type=Path, default=Path("build/benchmarks"), help="folder")
+    return found
+
+
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    cases = [case for case in all_cases() if case.cell in args.cells]
+    if args.quick and not args.shapes:
+        cases = [c for c in cases if c.group == "main" and (c.T, c.N, c.I, c.H) in QUICK]
+    elif args.shapes:
+        named = [case for case in cases if case.group in args.shapes]
+        given = [shape for shape in args.shapes if not isinstance(shape, str)]
+        cases = named + [Case("main", cell, *shape) for cell in args.cells for shape in given]
+    if args.dtype:
+        fields = [{**vars(case), "dtype": args.dtype} for case in cases]
+        cases = list(dict.fromkeys(Case(**each) for each in fields))
+    return cases
+
+
+def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0].split(":", 1)[1].strip() if models else cpu
+    packages = ("torch", *(peer.distribution for peer in PEERS[1:] if peer.installed))
+    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    versions = [f"Python {platform.python_version()}", f"fastrnn {fastrnn.__version__}", *versions]
+    found = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "CPU": f"{cpu}, {args.threads} threads, fastrnn on {fastrnn.cpu_instruction_sets()[0]}",
+        "versions": ", ".join(versions),
+    }
+    if args.device == "cuda":
+        found["GPU"] = torch.cuda.get_device_name()
+    if limit:
+        found["limit"] = str(limit.check())
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    available = len(os.sched_getaffinity(0))
+    if not 1 <= args.threads <= available:
+        parser().error(f"--threads {args.threads}: this process may use 1 to {available}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser().error("--device cuda: torch finds no GPU")
+    # Every pool, also those that cannot be told a size, gets these cores and no more.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    torch.set_num_threads(args.threads)
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    peers, missing = installed(args.peers)
+    if missing:
+        console.print(f"not installed: {', '.join(missing)} (pip install '.[bench]')")
+    cases = chosen_cases(args)
+    modes = [
+        (case, training)
+        for case in cases
+        for training in (False, True)
+        if not training or case.T <= LONGEST_TRAINING
+    ]
+    limit = Limit() if args.device == "cpu" else None
+    run = Run(environment(args, limit), [peer.name for peer in peers])
+    for name, value in run.environment.items():
+        console.print(f"{name}: {value}", highlight=False)
+    measurement = Measurement(
+        peers, args.threads, args.device, QUICK_EFFORT if args.quick else FULL, limit
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task("", total=len(modes))
+        for case, training in modes:
+            bar.update(task, description=f"{case.label} {'training' if training else 'forward'}")
+            run.rows.append(measurement.row(case, training))
+            run.save(args.output / "results.json")  # an interrupted run keeps what it measured
+            bar.advance(task)
+        bar.update(task, description="done")
+
+    for table in report.terminal_tables(run):
+        console.print(table)
+    for goal in report.goals(run):
+        verdict = "[green]met    [/]" if goal.met else "[red]not met[/]"
+        console.print(f"{verdict} {goal.text}: {goal.found}", highlight=False)
+    from .plots import draw
+
+    pictures = draw(run, args.output)
+    page = args.output / "report.md"
+    page.write_text(report.markdown(run, [path.name for path in pictures]))
+    console.print(
+        f"wrote {', '.join(str(p) for p in [args.output / 'results.json', page, *pictures])}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

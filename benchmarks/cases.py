@@ -1,0 +1,155 @@
+"""What is measured: one list of cases, and the numbers each of them is computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+MODULES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and the shape of its input: T steps, N samples, I features, H units."""
+
+    group: str
+    cell: str
+    T: int
+    N: int
+    I: int
+    H: int
+    dtype: str = "float32"
+    layers: int = 1
+    bidirectional: bool = False
+    lengths: str = (
+        ""  # "padded": uniform in T/4..T with lengths=; "packed": the same as a PackedSequence
+    )
+
+    @property
+    def label(self) -> str:
+        extras = [
+            self.dtype if self.dtype != "float32" else "",
+            f"{self.layers} layers" if self.layers > 1 else "",
+            "bidirectional" if self.bidirectional else "",
+            self.lengths,
+        ]
+        return " ".join(
+            [self.cell, f"T{self.T} N{self.N} I{self.I} H{self.H}", *filter(None, extras)]
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def module(self, package: object, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """The layer of this case from ``torch.nn`` or ``fastrnn``, always with the same weights."""
+        torch.manual_seed(0)
+        make = getattr(package, MODULES[self.cell])
+        module = make(self.I, self.H, num_layers=self.layers, bidirectional=self.bidirectional)
+        return module.to(dtype or self.torch_dtype)
+
+    def flop(self, training: bool) -> int:
+        """Of the matrix products over valid steps; backward is two products for each."""
+        directions = 1 + self.bidirectional
+        inputs = self.I + (self.layers - 1) * directions * self.H
+        products = GATES[self.cell] * self.H * (inputs + self.layers * self.H) * directions
+        return 2 * products * self.valid_steps * (3 if training else 1)
+
+    @property
+    def valid_steps(self) -> int:
+        return int(self.sample_lengths().sum())
+
+    def sample_lengths(self) -> Tensor:
+        if not self.lengths:
+            return torch.full((self.N,), self.T)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self.T // 4, self.T + 1, (self.N,), generator=generator)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case with its tensors, in float64: each contestant casts them to what it computes in."""
+
+    case: Case
+    device: str = "cpu"
+    weights: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        state = self.case.module(torch.nn).state_dict()
+        object.__setattr__(self, "weights", {name: w.double() for name, w in state.items()})
+
+    @cached_property
+    def x(self) -> Tensor:
+        """(T, N, I), 0 past each sample's length."""
+        case = self.case
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(case.T, case.N, case.I, generator=generator)
+        return (x.to(case.torch_dtype) * self.mask).double()
+
+    @cached_property
+    def dy(self) -> Tensor:
+        """The gradient of the output, (T, N, directions * H), 0 past each sample's length."""
+        case = self.case
+        generator = torch.Generator().manual_seed(2)
+        dy = torch.randn(case.T, case.N, (1 + case.bidirectional) * case.H, generator=generator)
+        return (dy.to(case.torch_dtype) * self.mask).double()
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return self.case.sample_lengths()
+
+    @cached_property
+    def mask(self) -> Tensor:
+        steps = torch.arange(self.case.T)[:, None]
+        return (steps < self.lengths).unsqueeze(-1).float()
+
+
+# T, N, I, H of the shapes that every peer's time has been published for.
+SHAPES = (
+    (10, 1000, 1, 5),
+    (512, 1, 64, 64),
+    (128, 1, 256, 256),
+    (128, 32, 128, 128),
+    (256, 64, 256, 256),
+    (100, 64, 512, 512),
+    (50, 16, 1024, 1024),
+)
+LONG = (10_000, 100_000, 1_000_000)
+LARGE = tuple(shape for shape in SHAPES if shape[1] * shape[3] >= 8192)
+
+
+def all_cases() -> list[Case]:
+    cells = tuple(GATES)
+    cases = [Case("main", cell, *shape) for cell in cells for shape in SHAPES]
+    cases += [Case("bfloat16", cell, *shape, dtype="bfloat16") for cell in cells for shape in LARGE]
+    cases += [
+        Case("lengths", cell, T, 32, 128, 128, lengths=kind)
+        for cell in cells
+        for T in (50, 200, 1000)
+        for kind in ("padded", "packed")
+    ]
+    cases += [Case("odd", cell, 100, 7, 19, 83) for cell in cells]
+    cases += [Case("step", cell, 1, N, 256, 256) for cell in cells for N in (1, 64)]
+    cases += [Case("stacked", cell, 100, 32, 64, 128, layers=2) for cell in cells]
+    cases += [Case("stacked", cell, 100, 32, 64, 128, bidirectional=True) for cell in cells]
+    cases += [
+        Case("long", cell, T, 1, 64, 64) for cell in cells for T in (10_000, 100_000, 1_000_000)
+    ]
+    for cell in cells:
+        sweeps = [(T, 32, 128, 128) for T in (8, 32, 128, 512, 2048)]
+        sweeps += [(64, N, 128, 128) for N in (1, 4, 16, 64, 256, 1024)]
+        sweeps += [(64, 32, H, H) for H in (8, 16, 32, 64, 128, 256, 512, 1024)]
+        cases += [Case("sweep", cell, *sizes) for sizes in dict.fromkeys(sweeps)]
+    return cases
+
+
+GROUPS = tuple(dict.fromkeys(case.group for case in all_cases()))
+QUICK = (
+    SHAPES[0],
+    SHAPES[1],
+    SHAPES[3],
+)  # lanes over samples, one sample, panels

@@ -1,0 +1,95 @@
+"""What got faster or slower between two runs: ``python benchmarks/compare.py A.json B.json``.
+
+Runs may come from days when the machine was not equally free: times are scaled by the FMA limit
+that each row measured beside them. A row changed when its ratio leaves the noise of both runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import geometric_mean
+
+from rich.console import Console
+from rich.table import Table
+
+if __package__ in (None, ""):  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.rows import NOISE, OURS, Row, Run
+
+
+@dataclass(frozen=True)
+class Change:
+    before: Row
+    after: Row
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the second run is, each against its own limit."""
+        scale = 1.0
+        if self.before.limit and self.after.limit:
+            scale = self.before.limit / self.after.limit
+        return self.before.time() / self.after.time() * scale
+
+    @property
+    def noise(self) -> float:
+        return max(NOISE, self.before.spread() + self.after.spread())
+
+    @property
+    def verdict(self) -> str:
+        if self.ratio > 1 + self.noise:
+            return "faster"
+        return "slower" if self.ratio < 1 / (1 + self.noise) else ""
+
+
+def changes(a: Run, b: Run) -> list[Change]:
+    """Of the rows that both runs have, the largest gain first."""
+    after = {row.label: row for row in b.rows if OURS in row.seconds}
+    found = [Change(row, after[row.label]) for row in a.rows if row.label in after]
+    return sorted(found, key=lambda change: -change.ratio)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="compare.py", description=__doc__.splitlines()[0])
+    parser.add_argument("a", type=Path, metavar="A.json")
+    parser.add_argument("b", type=Path, metavar="B.json")
+    args = parser.parse_args(argv)
+    try:
+        a, b = Run.load(args.a), Run.load(args.b)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    found = changes(a, b)
+    if not found:
+        parser.error("the runs have no row in common")
+    table = Table(title=f"{args.a} -> {args.b}")
+    for name in ("row", "ms before", "ms after", "speed", "noise", ""):
+        table.add_column(name, justify="left" if name in ("row", "") else "right")
+    for change in found:
+        table.add_row(
+            change.before.label,
+            f"{change.before.time() * 1e3:.3g}",
+            f"{change.after.time() * 1e3:.3g}",
+            f"{change.ratio:.2f}",
+            f"{change.noise:.0%}",
+            change.verdict,
+            style={"faster": "green", "slower": "red", "": None}[change.verdict],
+        )
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    faster = sum(change.verdict == "faster" for change in found)
+    slower = sum(change.verdict == "slower" for change in found)
+    console.print(
+        f"{faster} faster, {slower} slower, {len(found) - faster - slower} within noise; "
+        f"mean speed {geometric_mean(change.ratio for change in found):.3f}"
+    )
+    only = {row.label for row in a.rows} ^ {row.label for row in b.rows}
+    if only:
+        console.print(f"{len(only)} rows are in one run only")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Runs a case for everybody by turns: how far from float64, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from .cases import Case, Problem
+from .limit import Limit
+from .peers import FASTRNN, OURSELVES, PEERS, Contestant, Peer, Results, Unsupported, reference
+from .rows import OURS, Row
+
+WRONG = 0.05  # a relative error that no dtype explains: such a peer computes something else
+
+
+@dataclass(frozen=True)
+class Effort:
+    rounds: int  # turns that everybody gets
+    turn: float  # seconds of timed calls in a turn
+    most: float  # seconds for a row: rounds are given up beyond that, down to three
+
+
+FULL = Effort(rounds=9, turn=0.05, most=60.0)
+QUICK = Effort(rounds=3, turn=0.02, most=4.0)
+
+# Pools of threads go on spinning after a call; whoever is timed next on the same cores pays for it.
+PAUSE = 0.02
+
+
+def relative_error(found: Results, expected: Results) -> float:
+    """RMS error over RMS value, the mean square over the tensors that were computed."""
+    squares = []
+    for name, value in found.items():
+        want = expected[name]
+        error = (value.detach().double().cpu() - want).square().mean()
+        squares.append((error / want.square().mean()).item())
+    return (sum(squares) / len(squares)) ** 0.5
+
+
+def take_turns(
+    runs: dict[str, Callable[[], Any]], rate: Callable[[], float] | None, effort: Effort
+) -> tuple[dict[str, list[float]], float | None]:
+    """Seconds of every call, and the median of `rate`.
+
+    Each turn is a pause, an untimed call, then timed ones.
+    """
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    rates: list[float] = []
+    start = time.perf_counter()
+    for turn in range(effort.rounds):
+        if turn >= 3 and (time.perf_counter() - start) * (turn + 1) / turn > effort.most:
+            break
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            run = runs[name]
+            time.sleep(PAUSE)
+            run()
+            spent = 0.0
+            while spent < effort.turn:
+                before = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - before)
+                spent += seconds[name][-1]
+            if rate:
+                rates.append(rate())
+    return seconds, median(rates) if rates else None
+
+
+def peak_beyond_results(contestant: Contestant) -> int | None:
+    """Largest growth of resident memory during a call, less what it returns.
+
+    None where the system does not tell.
+    """
+
+    def resident(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
+    except OSError:
+        return None
+    found = contestant.run()
+    growth = resident("VmHWM") - before
+    returned = contestant.results(found)["output"]
+    return growth - returned.nbytes
+
+
+def synchronized(run: Callable[[], Any], device: str) -> Callable[[], Any]:
+    if device == "cpu":
+        return run
+
+    def waited() -> Any:
+        found = run()
+        torch.cuda.synchronize()
+        return found
+
+    return waited
+
+
+class Measurement:
+    """Measures rows under the same settings."""
+
+    def __init__(
+        self, peers: Sequence[Peer], threads: int, device: str, effort: Effort, limit: Limit | None
+    ) -> None:
+        self.peers = peers
+        self.threads = threads
+        self.device = device
+        self.effort = effort
+        self.limit = limit
+
+    def row(self, case: Case, training: bool) -> Row:
+        row = Row(case, training)
+        problem = Problem(case, self.device)
+        contestants: dict[str, Contestant] = {}
+        everybody = [FASTRNN, *self.invited(case, training), *OURSELVES]
+        expected = reference(problem, training) if case.group != "long" else None
+        for peer in everybody:
+            try:
+                contestant = peer.make(problem, training, self.threads)
+                if expected is not None:
+                    found = contestant.results(contestant.run())
+                    row.errors[peer.name] = relative_error(found, expected)
+            except Unsupported as why:
+                if peer not in OURSELVES:
+                    row.absent[peer.name] = str(why)
+                continue
+            except Exception as error:  # other people's code: said in the report, never left out
+                if peer.name == OURS:
+                    raise
+                row.absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                continue
+            if not row.errors.get(peer.name, 0) < WRONG:
+                if peer.name == OURS:
+                    raise AssertionError(f"{row.label}: error {row.errors[OURS]:.2g}")
+                row.absent[peer.name] = f"wrong result, error {row.errors.pop(peer.name):.2g}"
+                continue
+            contestants[peer.name] = contestant
+        if case.group == "long" and self.device == "cpu":
+            for name, contestant in contestants.items():
+                contestant.run()
+                peak = peak_beyond_results(contestant)
+                if peak is not None:
+                    row.extra_bytes[name] = peak
+        runs = {name: synchronized(c.run, self.device) for name, c in contestants.items()}
+        limit = self.limit
+        rate = (lambda: limit.flop_rate(self.threads, case.dtype)) if limit else None
+        row.seconds, row.limit = take_turns(runs, rate, self.effort)
+        return row
+
+    def invited(self, case: Case, training: bool) -> list[Peer]:
+        """For many sizes or very long scans, compiling would take longer than measuring."""
+        if case.group in ("sweep", "long"):
+            return [peer for peer in self.peers if peer.name == "torch.nn"]
+        return list(self.peers)
+
+
+def installed(names: Sequence[str]) -> tuple[list[Peer], list[str]]:
+    """Of the peers asked for, those that are here, and the names of the others."""
+    chosen = [peer for peer in PEERS if not names or peer.name in names]
+    return [p for p in chosen if p.installed], [p.name for p in chosen if not p.installed]

@@ -1,0 +1,323 @@
+"""Everyone that is measured: a contestant is a function that runs a problem once.
+
+A maker takes a problem, whether to train and how many threads, and returns a contestant; it raises
+Unsupported where a runtime has no such layer. Results are the output and, in training, the
+gradients of the input and of the weights, named and laid out as torch.nn has them. The gradient of
+the output is given, so no loss is timed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fastrnn
+
+from .cases import GATES, MODULES, Problem
+
+Results = dict[str, Tensor]
+
+
+class Unsupported(Exception):
+    """A runtime does not offer what a case asks for."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    run: Callable[[], Any]
+    results: Callable[[Any], Results]  # from what run returned
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    distribution: str  # whose version counts
+    imports: str
+    make: Callable[[Problem, bool, int], Contestant]
+
+    @property
+    def installed(self) -> bool:
+        return util.find_spec(self.imports) is not None
+
+    @property
+    def version(self) -> str:
+        return metadata.version(self.distribution)
+
+
+# --- torch.nn and fastrnn: the same code, another package -----------------------------------------
+
+
+def torch_module(
+    package: object,
+    problem: Problem,
+    training: bool,
+    *,
+    dtype: str = "",
+    lengths: str | None = None,
+) -> Contestant:
+    """dtype and lengths, where given, instead of the case's."""
+    case = problem.case
+    chosen = getattr(torch, dtype or case.dtype)
+    lengths = case.lengths if lengths is None else lengths
+    module = case.module(package, chosen).to(problem.device)
+    x = problem.x.to(problem.device, chosen, copy=True)
+    dy = problem.dy.to(problem.device, chosen)
+    options: dict[str, Tensor] = {}
+    given: Tensor | PackedSequence = x.requires_grad_(training)
+    if lengths == "padded":
+        options["lengths"] = problem.lengths
+    elif lengths == "packed":
+        given = pack_padded_sequence(x, problem.lengths, enforce_sorted=False)
+        dy = pack_padded_sequence(dy, problem.lengths, enforce_sorted=False).data
+    names = [name for name, _ in module.named_parameters()]
+    inputs = [x, *module.parameters()]
+
+    def run() -> Any:
+        if not training:
+            with torch.no_grad():
+                return module(given, **options)[0], ()
+        output = module(given, **options)[0]
+        y = output.data if isinstance(output, PackedSequence) else output
+        # The packing is the user's, done once: its own gradient is not timed.
+        leaf = given.data if isinstance(given, PackedSequence) else x
+        return output, torch.autograd.grad(y, [leaf, *inputs[1:]], dy)
+
+    def results(found: Any) -> Results:
+        output, gradients = found
+        if isinstance(output, PackedSequence):
+            output = pad_packed_sequence(output, total_length=case.T)[0]
+            if gradients:
+                packed = given._replace(data=gradients[0])  # type: ignore[union-attr]
+                gradients = (pad_packed_sequence(packed, total_length=case.T)[0], *gradients[1:])
+        return {"output": output.detach(), **dict(zip(["input", *names], gradients, strict=False))}
+
+    if isinstance(given, PackedSequence):
+        # A leaf of its own, so that autograd stops at the packed data.
+        given = given._replace(data=given.data.detach().requires_grad_(training))
+    return Contestant(run, results)
+
+
+def nn(problem: Problem, training: bool, threads: int) -> Contestant:
+    # torch.nn's only way to take lengths is a packed sequence.
+    return torch_module(
+        torch.nn, problem, training, lengths="packed" if problem.case.lengths else ""
+    )
+
+
+def ours(problem: Problem, training: bool, threads: int) -> Contestant:
+    return torch_module(fastrnn, problem, training)
+
+
+def ours_float32(problem: Problem, training: bool, threads: int) -> Contestant:
+    if problem.case.dtype == "float32":
+        raise Unsupported("is what the case asks for")
+    return torch_module(fastrnn, problem, training, dtype="float32")
+
+
+def ours_all_steps(problem: Problem, training: bool, threads: int) -> Contestant:
+    if not problem.case.lengths:
+        raise Unsupported("is what the case asks for")
+    return torch_module(fastrnn, problem, training, lengths="")
+
+
+def reference(problem: Problem, training: bool) -> Results:
+    """``torch.nn`` in float64."""
+    lengths = "packed" if problem.case.lengths else ""
+    contestant = torch_module(torch.nn, problem, training, dtype="float64", lengths=lengths)
+    return contestant.results(contestant.run())
+
+
+# --- ONNX Runtime and OpenVINO: one ONNX model ----------------------------------------------------
+
+# torch's gates in the order ONNX wants them.
+ONNX_GATES = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+
+
+def onnx_model(problem: Problem) -> bytes:
+    """The problem as ONNX's own RNN, GRU or LSTM nodes, one a layer."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    case = problem.case
+    if case.dtype != "float32":
+        raise Unsupported(f"no {case.dtype}")
+    directions = 1 + case.bidirectional
+    order = ONNX_GATES[case.cell]
+    nodes, tensors = [], []
+
+    def weight(kind: str, layer: int) -> np.ndarray:
+        found = []
+        for suffix in ("", "_reverse")[:directions]:
+            w = problem.weights[f"{kind}_l{layer}{suffix}"].float().numpy()
+            found.append(np.concatenate([np.split(w, len(order))[gate] for gate in order]))
+        return np.stack(found)
+
+    def add(name: str, values: np.ndarray) -> str:
+        tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    source = "x"
+    shape = add("shape", np.array([0, 0, -1], np.int64))
+    for layer in range(case.layers):
+        bias = np.concatenate([weight("bias_ih", layer), weight("bias_hh", layer)], axis=1)
+        inputs = [
+            source,
+            add(f"w{layer}", weight("weight_ih", layer)),
+            add(f"r{layer}", weight("weight_hh", layer)),
+            add(f"b{layer}", bias),
+            "lengths" if case.lengths else "",
+        ]
+        options = {"linear_before_reset": 1} if case.cell == "gru" else {}
+        nodes.append(
+            helper.make_node(
+                MODULES[case.cell],
+                inputs,
+                [f"y{layer}"],
+                hidden_size=case.H,
+                direction="bidirectional" if case.bidirectional else "forward",
+                **options,
+            )
+        )
+        # [T, directions, N, H] to [T, N, directions * H]
+        nodes.append(helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]))
+        source = "y" if layer + 1 == case.layers else f"x{layer + 1}"
+        nodes.append(helper.make_node("Reshape", [f"t{layer}", shape], [source]))
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [case.T, case.N, case.I])]
+    if case.lengths:
+        given.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [case.N]))
+    output = helper.make_tensor_value_info(
+        "y", TensorProto.FLOAT, [case.T, case.N, directions * case.H]
+    )
+    graph = helper.make_graph(nodes, "layer", given, [output], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def onnx_inputs(problem: Problem) -> dict[str, np.ndarray]:
+    inputs = {"x": problem.x.float().numpy()}
+    if problem.case.lengths:
+        inputs["lengths"] = problem.lengths.int().numpy()
+    return inputs
+
+
+def onnx_results(output: np.ndarray) -> Results:
+    return {"output": torch.from_numpy(np.array(output))}
+
+
+def onnx_runtime(problem: Problem, training: bool, threads: int) -> Contestant:
+    if training:
+        raise Unsupported("inference only")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        onnx_model(problem), options, providers=["CPUExecutionProvider"]
+    )
+    inputs = onnx_inputs(problem)
+    return Contestant(lambda: session.run(["y"], inputs), lambda found: onnx_results(found[0]))
+
+
+def openvino(problem: Problem, training: bool, threads: int) -> Contestant:
+    if training:
+        raise Unsupported("inference only")
+    import openvino
+
+    core = openvino.Core()
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(core.read_model(onnx_model(problem)), "CPU", options)
+    request = compiled.create_infer_request()
+    inputs = onnx_inputs(problem)
+    return Contestant(
+        lambda: request.infer(inputs, share_inputs=True, share_outputs=True),
+        lambda found: onnx_results(found["y"]),
+    )
+
+
+# --- JAX: a scan under jit, the input products ahead of it ----------------------------------------
+
+
+def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
+    case = problem.case
+    if case.dtype != "float32" or case.layers > 1 or case.bidirectional or case.lengths:
+        raise Unsupported("written for one float32 layer and direction without lengths")
+    os.environ.setdefault("NPROC", str(threads))  # the size of its pool, read when it starts
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    from jax import numpy as jnp
+
+    cell, H = case.cell, case.H
+    shape = (case.N, H)
+
+    def step(state: Any, gx: Any, w: Any, b: Any) -> tuple[Any, Any]:
+        h, c = state
+        gh = h @ w.T + b
+        if cell == "rnn":
+            h = jnp.tanh(gx + gh)
+        elif cell == "lstm":
+            i, f, g, o = jnp.split(gx + gh, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        else:
+            xr, xz, xn = jnp.split(gx, 3, axis=-1)
+            hr, hz, hn = jnp.split(gh, 3, axis=-1)
+            z = jax.nn.sigmoid(xz + hz)
+            n = jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn)
+            h = (1 - z) * n + z * h
+        return (h, c), h
+
+    def layer(x: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+        gx = x @ w_ih.T + b_ih
+        start = (jnp.zeros(shape), jnp.zeros(shape))
+        return jax.lax.scan(lambda state, g: step(state, g, w_hh, b_hh), start, gx)[1]
+
+    def train(dy: Any, *inputs: Any) -> Any:
+        output, backward = jax.vjp(layer, *inputs)
+        return output, backward(dy)
+
+    names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+    arrays = [problem.x, *(problem.weights[name] for name in names)]
+    inputs = [jax.device_put(a.float().numpy()) for a in arrays]
+    dy = jax.device_put(problem.dy.float().numpy())
+    function = jax.jit(train) if training else jax.jit(layer)
+    given = [dy, *inputs] if training else inputs
+
+    def results(found: Any) -> Results:
+        output, gradients = found if training else (found, ())
+        named = dict(zip(["input", *names], gradients, strict=False))
+        return {
+            name: torch.from_numpy(np.array(value))
+            for name, value in {"output": output, **named}.items()
+        }
+
+    return Contestant(lambda: jax.block_until_ready(function(*given)), results)
+
+
+FASTRNN = Peer("fastrnn", "fastrnn", "fastrnn", ours)
+PEERS = (
+    Peer("torch.nn", "torch", "torch", nn),
+    Peer("ONNX Runtime", "onnxruntime", "onnxruntime", onnx_runtime),
+    Peer("OpenVINO", "openvino", "openvino", openvino),
+    Peer("JAX", "jax", "jax", jax_scan),
+)
+# Our own kernels on an easier case: what half types gain, what lengths cost.
+OURSELVES = (
+    Peer("fastrnn float32", "fastrnn", "fastrnn", ours_float32),
+    Peer("fastrnn, all steps", "fastrnn", "fastrnn", ours_all_steps),
+)
+assert set(ONNX_GATES) == set(GATES)

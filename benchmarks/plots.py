@@ -1,0 +1,195 @@
+"""Pictures of a run, for those who would rather look than read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .cases import GATES
+from .report import lost
+from .rows import Row, Run
+
+# Okabe and Ito's colours, which most colour-blind readers can tell apart.
+CELL_COLORS = {"rnn": "#0072b2", "gru": "#009e73", "lstm": "#d55e00"}
+PEER_STYLES = {
+    "torch.nn": ("o", "#000000"),
+    "ONNX Runtime": ("s", "#e69f00"),
+    "OpenVINO": ("^", "#56b4e9"),
+    "JAX": ("D", "#cc79a7"),
+}
+MODES = ((False, "forward"), (True, "forward + backward"))
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """The pictures that this run has rows for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e5e5e5",
+        "axes.axisbelow": True,
+        "font.size": 9,
+        "legend.frameon": False,
+        "savefig.dpi": 150,
+    }
+    paths = []
+    with pyplot.rc_context(style):
+        for name, make in (("speedup", speedup), ("limit", limit), ("scaling", scaling)):
+            figure = make(run, pyplot)
+            if figure is not None:
+                paths.append(folder / f"{name}.png")
+                figure.savefig(paths[-1], bbox_inches="tight")
+                pyplot.close(figure)
+    return paths
+
+
+def shape_label(row: Row) -> str:
+    case = row.case
+    return f"T{case.T} N{case.N} I{case.I} H{case.H}"
+
+
+def by_cell(rows: list[Row]) -> list[tuple[float, Row]]:
+    """Rows with their height on an axis: a gap between cells, the first one on top."""
+    cells = [cell for cell in GATES if any(row.case.cell == cell for row in rows)]
+    found, height = [], 0.0
+    for cell in cells:
+        for row in (row for row in rows if row.case.cell == cell):
+            found.append((height, row))
+            height -= 1
+        height -= 0.8
+    return found
+
+
+def height(rows: list[Row]) -> float:
+    """Of a figure with a line a row, in inches."""
+    return 2 + 0.28 * len(rows)
+
+
+def label_rows(axes: Any, placed: list[tuple[float, Row]]) -> None:
+    axes.set_yticks([y for y, _ in placed], [shape_label(row) for _, row in placed])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(min(y for y, _ in placed) - 0.7, max(y for y, _ in placed) + 1.1)
+    for cell, color in CELL_COLORS.items():
+        heights = [y for y, row in placed if row.case.cell == cell]
+        if heights:
+            axes.annotate(
+                cell.upper(),
+                (0, max(heights) + 0.62),
+                xycoords=axes.get_yaxis_transform(),
+                color=color,
+                weight="bold",
+                va="center",
+                fontsize=9,
+            )
+
+
+def speedup(run: Run, pyplot: Any) -> Any:
+    """How many times faster than each peer, a line a shape."""
+    rows = run.group("main", training=False)
+    if not rows or not run.peers:
+        return None
+    figure, panels = pyplot.subplots(
+        1, 2, figsize=(10, height(rows)), sharey=True, layout="constrained"
+    )
+    for axes, (training, title) in zip(panels, MODES, strict=True):
+        placed = by_cell(run.group("main", training=training))
+        axes.axvline(1, color="#999999", linewidth=1)
+        for y, row in placed:
+            ratios = [row.ratio(name) for name in run.peers]
+            known = [ratio for ratio in ratios if ratio is not None]
+            color = "#cc0000" if lost(run, row) else "#bbbbbb"
+            if known:
+                axes.plot([1, max(known)], [y, y], color="#dddddd", linewidth=2, zorder=1)
+                axes.plot([min(known)], [y], marker="|", markersize=12, color=color, zorder=1)
+        for name in run.peers:
+            marker, color = PEER_STYLES.get(name, ("x", "#666666"))
+            points = [(row.ratio(name), y) for y, row in placed if row.ratio(name) is not None]
+            if points:
+                axes.scatter(
+                    *zip(*points, strict=True),
+                    marker=marker,
+                    s=26,
+                    color=color,
+                    label=name,
+                    zorder=2,
+                )
+        axes.set_xscale("log")
+        axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["½", "1", "2", "5", "10", "20"])
+        axes.minorticks_off()
+        axes.grid(axis="y", visible=False)
+        axes.set_title(title, weight="bold")
+        axes.set_xlabel("times faster than")
+        label_rows(axes, placed)
+        axes.legend(loc="lower right")
+    return figure
+
+
+def limit(run: Run, pyplot: Any) -> Any:
+    """Share of the machine's multiply-add limit."""
+    rows = [row for row in run.group("main", training=False) if row.share is not None]
+    if not rows:
+        return None
+    training = {row.case: row for row in run.group("main", training=True)}
+    placed = by_cell(rows)
+    figure, axes = pyplot.subplots(figsize=(7.5, height(rows)), layout="constrained")
+    for y, row in placed:
+        color = CELL_COLORS[row.case.cell]
+        axes.barh(y + 0.2, row.share, height=0.38, color=color)
+        if row.case in training:
+            axes.barh(y - 0.2, training[row.case].share, height=0.38, color=color, alpha=0.45)
+    axes.barh(0, 0, color="#555555", label="forward")
+    axes.barh(0, 0, color="#555555", alpha=0.45, label="forward + backward")
+    axes.set_xlim(0, 1)
+    axes.set_xticks([i / 10 for i in range(0, 11, 2)], [f"{i * 10}%" for i in range(0, 11, 2)])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("of the FMA limit measured in the same run")
+    label_rows(axes, placed)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.06), ncols=2)
+    return figure
+
+
+def scaling(run: Run, pyplot: Any) -> Any:
+    """Time against T, N and H, beside torch.nn."""
+    rows = run.group("sweep")
+    if not rows:
+        return None
+    figure, panels = pyplot.subplots(2, 3, figsize=(11, 6.5), sharey="row", layout="constrained")
+    sweeps = (
+        ("T", "time steps T (N 32, I = H = 128)", {"N": 32, "I": 128, "H": 128}),
+        ("N", "samples N (T 64, I = H = 128)", {"T": 64, "I": 128, "H": 128}),
+        ("H", "units H = I (T 64, N 32)", {"T": 64, "N": 32}),
+    )
+    for line, (training, mode) in zip(panels, MODES, strict=True):
+        for axes, (size, title, fixed) in zip(line, sweeps, strict=True):
+            swept = [row for row in rows if fixed.items() <= vars(row.case).items()]
+            for cell, color in CELL_COLORS.items():
+                chosen = [
+                    row for row in swept if row.training == training and row.case.cell == cell
+                ]
+                chosen.sort(key=lambda row: (row.case.T, row.case.N, row.case.H))
+                for name, look in (("fastrnn", "o-"), ("torch.nn", "o:")):
+                    known = [row for row in chosen if name in row.seconds]
+                    axes.plot(
+                        [getattr(row.case, size) for row in known],
+                        [row.time(name) * 1e3 for row in known],
+                        look,
+                        color=color,
+                        markersize=3,
+                        fillstyle="full" if name == "fastrnn" else "none",
+                        label=f"{cell.upper()}, {name}",
+                    )
+            values = sorted({getattr(row.case, size) for row in swept})
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(values, [str(value) for value in values])
+            axes.set_yscale("log")
+            if training:
+                axes.set_xlabel(title)
+        line[0].set_ylabel(f"{mode}, ms")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    return figure

@@ -1,0 +1,90 @@
+"""What one measurement found, and how a run is kept on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+
+from .cases import Case
+
+OURS = "fastrnn"
+NOISE = 0.03  # two times closer than this are the same
+
+
+@dataclass
+class Row:
+    """One case, forward or training, timed for everybody in the same minutes."""
+
+    case: Case
+    training: bool
+    limit: float | None = None  # FLOP a second of the FMA loop, timed between the turns
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)  # RMS against float64, relative
+    absent: dict[str, str] = field(default_factory=dict)  # why a peer is not in this row
+    extra_bytes: dict[str, int] = field(default_factory=dict)  # peak beyond input and output
+
+    @property
+    def mode(self) -> str:
+        return "training" if self.training else "forward"
+
+    @property
+    def label(self) -> str:
+        return f"{self.case.label} {self.mode}"
+
+    @property
+    def flop(self) -> int:
+        return self.case.flop(self.training)
+
+    def time(self, name: str = OURS) -> float:
+        return median(self.seconds[name])
+
+    def spread(self, name: str = OURS) -> float:
+        """Half the distance between the quartiles over the median."""
+        times = self.seconds[name]
+        if len(times) < 2:
+            return 0.0
+        low, _, high = quantiles(times, n=4)
+        return (high - low) / 2 / self.time(name)
+
+    @property
+    def rate(self) -> float:
+        return self.flop / self.time()
+
+    @property
+    def share(self) -> float | None:
+        """Of the limit."""
+        return None if self.limit is None else self.rate / self.limit
+
+    def ratio(self, name: str) -> float | None:
+        """How many times faster than a peer we are."""
+        return self.time(name) / self.time() if name in self.seconds else None
+
+    def best_peer(self, peers: list[str]) -> str | None:
+        return min((name for name in peers if name in self.seconds), key=self.time, default=None)
+
+
+@dataclass
+class Run:
+    environment: dict[str, str]
+    peers: list[str]  # other people's, in the order of the columns
+    rows: list[Row] = field(default_factory=list)
+
+    def group(self, *names: str, training: bool | None = None) -> list[Row]:
+        return [
+            row for row in self.rows if row.case.group in names and training in (None, row.training)
+        ]
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Raises ValueError where the file is not a run of these benchmarks."""
+        try:
+            found = json.loads(path.read_text())
+            rows = [Row(**{**row, "case": Case(**row["case"])}) for row in found["rows"]]
+            return cls(found["environment"], found["peers"], rows)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no run of these benchmarks: {error!r}") from error

@@ -1,0 +1,193 @@
+"""The benchmark suite: who is measured computes the right thing, and reports say what was found. Nothing is timed."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from benchmarks import compare, report
+from benchmarks.__main__ import main
+from benchmarks.cases import GATES, GROUPS, Case, Problem, all_cases
+from benchmarks.limit import Check
+from benchmarks.measure import Effort, relative_error, take_turns
+from benchmarks.peers import FASTRNN, PEERS, Unsupported, reference
+from benchmarks.rows import OURS, Row, Run
+
+SMALL = [
+    *(Case("main", cell, 5, 3, 4, 6) for cell in GATES),
+    *(
+        Case("lengths", cell, 8, 3, 4, 6, lengths=kind)
+        for cell in GATES
+        for kind in ("padded", "packed")
+    ),
+    *(Case("stacked", cell, 5, 3, 4, 6, layers=2, bidirectional=True) for cell in GATES),
+    Case("bfloat16", "lstm", 5, 3, 4, 6, dtype="bfloat16"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.label.replace(" ", "-"))
+@pytest.mark.parametrize("peer", [FASTRNN, *PEERS], ids=lambda peer: peer.name)
+def test_everyone_computes_the_same(peer, case, training):
+    if not peer.installed:
+        pytest.skip(f"{peer.name} is not installed: pip install '.[bench]'")
+    problem = Problem(case)
+    try:
+        contestant = peer.make(problem, training, 2)
+    except Unsupported as why:
+        assert peer.name not in (OURS, "torch.nn"), why
+        assert str(why)
+        return
+    found = contestant.results(contestant.run())
+    expected = reference(problem, training)
+    assert set(found) == (set(expected) if training else {"output"})
+    tolerance = 0.02 if case.dtype == "bfloat16" else 2e-6
+    assert relative_error(found, expected) < tolerance
+
+
+def test_flop():
+    # 2 FLOP for each of T * N * G * H * (I + H) products; backward doubles them twice.
+    assert Case("main", "lstm", 5, 3, 4, 6).flop(False) == 2 * 5 * 3 * 4 * 6 * (4 + 6)
+    assert Case("main", "lstm", 5, 3, 4, 6).flop(True) == 6 * 5 * 3 * 4 * 6 * (4 + 6)
+    two = Case("stacked", "rnn", 5, 3, 4, 6, layers=2, bidirectional=True)
+    assert two.flop(False) == 2 * 5 * 3 * 2 * 6 * ((4 + 6) + (12 + 6))
+    short = Case("lengths", "rnn", 8, 3, 4, 6, lengths="padded")
+    assert short.flop(False) == 2 * int(short.sample_lengths().sum()) * 6 * 10
+
+
+def test_cases():
+    cases = all_cases()
+    assert len(set(cases)) == len(cases)
+    assert {case.group for case in cases} == set(GROUPS) == set(report.TITLES)
+    for case in cases:
+        lengths = case.sample_lengths()
+        assert lengths.shape == (case.N,) and lengths.min() >= 1 and lengths.max() <= case.T
+
+
+def test_turns_are_fair():
+    calls: list[str] = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    rates = iter(range(100))
+    seconds, rate = take_turns(runs, lambda: next(rates), Effort(rounds=3, turn=1e-9, most=60))
+    # An untimed call and a timed one each, and everybody is first once.
+    assert "".join(calls) == "aabbcc" + "bbccaa" + "ccaabb"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+    assert rate == 4
+
+
+def test_relative_error():
+    expected = {"output": torch.tensor([3.0, 4.0], dtype=torch.float64)}
+    assert relative_error(expected, expected) == 0
+    assert relative_error({"output": torch.tensor([3.0, 5.0])}, expected) == pytest.approx(0.2)
+
+
+def row(name: str, time: float, *, T: int = 10, limit: float = 1e9, **others: float) -> Row:
+    generator = random.Random(0)
+    seconds = {OURS: time, **others}
+    return Row(
+        Case("main", name, T, 32, 256, 256),
+        False,
+        limit,
+        {
+            who: [t * generator.uniform(0.999, 1.001) for _ in range(9)]
+            for who, t in seconds.items()
+        },
+    )
+
+
+def test_goals_name_what_falls_short():
+    nn = "torch.nn"
+    run = Run({}, [nn], [row("rnn", 1.0, **{nn: 0.5}), row("lstm", 1.0, **{nn: 2.0})])
+    found = {goal.text: goal for goal in report.goals(run)}
+    best = found["over the best peer, every row: at least 0.97"]
+    assert not best.met and "rnn T10 N32 I256 H256 forward 0.5" in best.found
+    assert not found["rnn over torch.nn, mean: at least 5"].met
+    assert found["lstm over torch.nn, mean: at least 1.5"].met
+    share = found["forward, share of the limit where N·H >= 8192: at least 0.85"]
+    flop = 2 * 10 * 32 * 256 * 512
+    assert share.met == (flop / 1e9 >= 0.85)
+    text = report.markdown(run, ["speedup.png"])
+    assert "**rnn** (slower)" in text and "| lstm |" in text and "![](speedup.png)" in text
+
+
+def test_limit_says_when_it_is_none():
+    assert Check(3e9, 16, 1.97).ok and Check(3e9, 16, 0.96).ok
+    assert not Check(3e9, 16, 1.8).ok
+    assert "too high" in str(Check(3e9, 16, 1.8)) and "too high" not in str(Check(3e9, 16, 1.97))
+
+
+def test_compare(tmp_path, capsys):
+    a = Run({}, [], [row("rnn", 1.0), row("gru", 1.0), row("lstm", 1.0), row("rnn", 1.0, T=7)])
+    # The machine was half as free in the second run: twice the time is the same speed.
+    b = Run({}, [], [row("rnn", 2.0, limit=5e8), row("gru", 0.5), row("lstm", 1.5)])
+    found = {change.before.case.cell: change for change in compare.changes(a, b)}
+    assert {cell: change.verdict for cell, change in found.items()} == {
+        "rnn": "",
+        "gru": "faster",
+        "lstm": "slower",
+    }
+    for name, run in (("a", a), ("b", b)):
+        run.save(tmp_path / name)
+        assert Run.load(tmp_path / name) == run
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "1 faster, 1 slower, 1 within noise" in printed and "1 rows are in one run only" in printed
+    )
+    (tmp_path / "c").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([str(tmp_path / "a"), str(tmp_path / "c")])
+    assert stopped.value.code == 2
+    assert "is no run of these benchmarks" in capsys.readouterr().err
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)  # the tests keep their cores
+    threads = torch.get_num_threads()
+    try:
+        command = [
+            "--cells",
+            "gru",
+            "--shapes",
+            "6,4,3,5",
+            "--quick",
+            "--threads",
+            "1",
+            "--peers",
+            "torch.nn",
+        ]
+        assert main([*command, "--output", str(tmp_path)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "FMA loop" in printed and "over torch.nn, mean" in printed
+    found = Run.load(tmp_path / "results.json")
+    assert [(row.case, row.training) for row in found.rows] == [
+        (Case("main", "gru", 6, 4, 3, 5), training) for training in (False, True)
+    ]
+    for each in found.rows:
+        assert set(each.seconds) == {OURS, "torch.nn"} and each.limit > 0
+        assert each.errors[OURS] < 1e-6
+    assert "gru" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "speedup.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "results.json").read_text())["environment"]["CPU"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shapes", "1,2,3"], "'1,2,3' is not T,N,I,H"),
+        (["--shapes", "0,2,3,4"], "sizes are at least 1"),
+        (["--threads", "0"], "--threads 0"),
+        (["--cells", "mamba"], "invalid choice"),
+    ],
+)
+def test_bad_options(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
