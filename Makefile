@@ -20,10 +20,18 @@ BENCH := $(VENV)/.bench-$(TORCH)
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
-FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-sanitize test-abi bench wheel abi3audit lint format clean FORCE
+# The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
+NATIVE_TESTS := plan team kernels activations
+NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
+NATIVE_OBJECTS := buffer team isa_avx512 isa_avx2 isa_neon isa_plain
+NATIVE_HEADERS := $(wildcard tests/native/*.h)
+# The sanitizer wants its memory where it expects it.
+TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+.PHONY: help setup demo test test-sanitize test-native test-tsan test-neon test-abi bench wheel abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -43,6 +51,15 @@ test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
 	$(PYTEST) -m 'not slow' --capture=sys tests/test_kernels.py $(ARGS)
+
+test-native: $(NATIVE_TESTS:%=build/native/host/test_%) ## the kernels without torch; tanh and sigmoid of every float
+	$(foreach test,$^,$(test) &&) true
+
+test-tsan: $(filter-out %activations,$(NATIVE_TESTS:%=build/native/tsan/test_%)) ## barriers and threads under the thread sanitizer
+	$(foreach test,$^,$(TSAN_RUN) $(test) &&) true
+
+test-neon: $(NATIVE_TESTS:%=build/native/neon/test_%) ## the same for 64-bit Arm, emulated (g++-aarch64-linux-gnu, qemu-user)
+	$(foreach test,$(filter-out %activations,$^),qemu-aarch64 $(test) &&) qemu-aarch64 $(filter %activations,$^) 997
 
 test-abi: wheel ## one library under the oldest and the newest torch (downloads several GB)
 	for torch in $(TORCH_OLDEST) $(TORCH_NEWEST); do \
@@ -109,3 +126,21 @@ $(LIBRARY): build/built-with $(SOURCES) | $(READY)
 $(SANITIZED): $(SOURCES) | $(READY)
 	FASTRNN_SANITIZE=address,undefined $(BIN)/python setup.py build_ext --build-lib build/sanitize
 	@touch $@
+
+# The native tests of this machine link what the library is made of.
+build/native/host/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CXX) -O2 $(NATIVE_FLAGS) $< $(NATIVE_OBJECTS:%=build/torch-$(TORCH)*/csrc/cpu/%.o) -o $@
+
+# $(1): folder, $(2): compiler
+define NATIVE_RULES
+build/native/$(1)/%.o: csrc/cpu/%.cpp $(SOURCES)
+	@mkdir -p $$(@D)
+	$(2) $(NATIVE_FLAGS) -c $$< -o $$@
+
+build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(NATIVE_OBJECTS:%=build/native/$(1)/%.o)
+	$(2) $(NATIVE_FLAGS) $$< $(NATIVE_OBJECTS:%=build/native/$(1)/%.o) -o $$@
+endef
+$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g -fsanitize=thread))
+$(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static))
+.SECONDARY:

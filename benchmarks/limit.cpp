@@ -1,12 +1,12 @@
 // How fast this machine multiplies and adds: the same for every benchmark, whatever it computes.
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
-
-#include <sched.h>
 
 namespace {
 #if defined(__AVX512F__)

@@ -1,0 +1,61 @@
+// What the native tests share: counted checks, threads made by hand, the instruction sets of this machine.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace fastrnn::test {
+
+inline int checks = 0;
+inline int failures = 0;
+
+inline bool check(bool ok, const std::string& what) {
+  ++checks;
+  if (!ok) {
+    ++failures;
+    std::printf("FAILED %s\n", what.c_str());
+  }
+  return ok;
+}
+
+inline int finish() {
+  std::printf("%d checks, %d failed\n", checks, failures);
+  return failures == 0 ? 0 : 1;
+}
+
+// A thread for every part.
+inline void fork_threads(int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+  std::vector<std::thread> threads;
+  for (int64_t i = 1; i < parts; ++i) threads.emplace_back(body, i, i + 1);
+  body(0, 1);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Of this architecture, the sets that run here; the others are named.
+inline std::vector<const cpu::InstructionSet*> instruction_sets() {
+  const std::vector<const cpu::InstructionSet*> built{
+#if defined(__x86_64__)
+      &cpu::kAvx512,
+      &cpu::kAvx2,
+#elif defined(__aarch64__)
+      &cpu::kNeon,
+#endif
+      &cpu::kPlain,
+  };
+  std::vector<const cpu::InstructionSet*> found;
+  for (const auto* set : built) {
+    if (set->runs_here())
+      found.push_back(set);
+    else
+      std::printf("SKIPPED %s: this machine does not have it\n", std::string(set->name).c_str());
+  }
+  return found;
+}
+
+}  // namespace fastrnn::test

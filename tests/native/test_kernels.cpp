@@ -1,0 +1,280 @@
+// Every kernel against a scalar oracle, without torch. Forward is compared value by value; the gradients of the double
+// kernels with the oracle's slope along random directions, those of the other types with the double kernels'.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <type_traits>
+
+#include "check.h"
+#include "oracle.h"
+
+namespace fastrnn::test {
+namespace {
+
+constexpr int kTensors = 8;  // x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_hr
+constexpr const char* kTensorNames[kTensors] = {"x", "h_0", "c_0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
+
+template <class P>
+auto tensors(P& p) {
+  return std::array{&p.x, &p.h_0, &p.c_0, &p.w_ih, &p.w_hh, &p.b_ih, &p.b_hh, &p.w_hr};
+}
+
+struct Sizes {
+  int64_t T, N, I, H, R;
+};
+
+Problem make_problem(const std::string& cell, Sizes size, bool ragged, bool reset, bool reverse) {
+  std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  Problem p{cell, size.T, size.N, size.I, size.H, size.R, reverse, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  for (int64_t n = 0; n < p.N; ++n) p.lengths.push_back(ragged ? (n * 5 + 2) % (p.T + 1) : p.T);
+  if (reset)
+    for (int64_t i = 0; i < p.T * p.N; ++i) p.reset.push_back(random() % 5 == 0);
+  const auto fill = [&](Values& values, int64_t n, double scale) {
+    values.resize(n);
+    for (double& v : values) v = std::bit_cast<double>(std::bit_cast<uint64_t>(normal(random) * scale) >> 45 << 45);
+  };
+  const int64_t rows = p.gates() * p.H;
+  const double scale = 1 / std::sqrt(static_cast<double>(p.H));
+  fill(p.x, p.T * p.N * p.I, 1);
+  fill(p.h_0, p.N * p.R, 1);
+  fill(p.c_0, cell == "lstm" ? p.N * p.H : 0, 1);
+  p.c_0.resize(p.N * p.H);
+  fill(p.w_ih, rows * p.I, scale);
+  fill(p.w_hh, rows * p.R, scale);
+  fill(p.b_ih, rows, scale);
+  fill(p.b_hh, rows, scale);
+  fill(p.w_hr, p.projected() ? p.R * p.H : 0, scale);
+  return p;
+}
+
+// Values of a storage type, and the way there and back.
+template <class S>
+std::vector<S> cast(const Values& values) {
+  std::vector<S> out;
+  for (double v : values) out.push_back(Storage<S>::from(static_cast<Accumulate<S>>(v)));
+  return out;
+}
+
+template <class S>
+Values uncast(const std::vector<S>& values) {
+  Values out;
+  for (S v : values) out.push_back(Storage<S>::to(v));
+  return out;
+}
+
+struct Found {
+  Outputs outputs;
+  Values gradients[kTensors];
+};
+
+// The gradients given to y, h_n and c_n.
+Outputs cotangents(const Problem& p) {
+  std::mt19937 random(11);
+  std::normal_distribution<double> normal;
+  Outputs d{Values(p.T * p.N * p.R), Values(p.N * p.R), Values(p.N * p.H)};
+  for (Values* values : {&d.y, &d.h_n, &d.c_n})
+    for (double& v : *values) v = std::round(normal(random) * 16) / 16;
+  for (int64_t t = 0; t < p.T; ++t)
+    for (int64_t n = 0; n < p.N; ++n)
+      if (t >= p.lengths[n]) std::fill_n(&d.y[(t * p.N + n) * p.R], p.R, 0.0);
+  if (p.cell != "lstm") std::fill(d.c_n.begin(), d.c_n.end(), 0.0);
+  return d;
+}
+
+template <class S>
+Found run(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
+  using A = Accumulate<S>;
+  const bool has_c = p.cell == "lstm";
+  const int64_t saved = p.cell == "lstm" || p.cell == "gru" ? 4 : 0;
+  std::vector<S> given[kTensors], found[kTensors];
+  const auto values = tensors(p);
+  for (int i = 0; i < kTensors; ++i) {
+    given[i] = cast<S>(*values[i]);
+    found[i] = std::vector<S>(given[i].size());
+  }
+  std::vector<S> y(p.T * p.N * p.R), gates(p.T * p.N * saved * p.H), h_n(p.N * p.R), c_n(p.N * p.H);
+  std::vector<A> cells(p.T * p.N * p.H);
+  std::vector<int64_t> order(p.N), active(p.T);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return p.lengths[a] > p.lengths[b]; });
+  for (int64_t t = 0; t < p.T; ++t)
+    active[t] = std::count_if(p.lengths.begin(), p.lengths.end(), [&](int64_t length) { return length > t; });
+
+  const auto sequence = [&]<class V>(V* data, int64_t columns) {
+    return Sequence<V>{data, nullptr, p.N * columns, columns, 1};
+  };
+  const auto matrix = []<class V>(V* data, int64_t columns) { return Matrix<V>{data, columns, 1}; };
+  const auto weights = [&]<class V>(std::type_identity<V>, std::vector<S>* of) {
+    return Weights<V>{.ih = {of[3].data(), p.I, 1},
+                      .hh = {of[4].data(), p.R, 1},
+                      .bias_ih = {of[5].data(), 1},
+                      .bias_hh = {of[6].data(), 1},
+                      .hr = {p.projected() ? of[7].data() : nullptr, p.H, 1}};
+  };
+  ScanParams<S> params;
+  params.input_size = p.I;
+  params.hidden_size = p.H;
+  params.output_size = p.R;
+  params.schedule = {p.T, p.N, order.data(), active.data(), p.reverse, {}};
+  if (!p.reset.empty()) params.schedule.reset = {p.reset.data(), p.N, 1};
+  params.weights = weights(std::type_identity<const S>{}, given);
+  params.x = sequence(static_cast<const S*>(given[0].data()), p.I);
+  params.h_0 = matrix(static_cast<const S*>(given[1].data()), p.R);
+  if (has_c) params.c_0 = matrix(static_cast<const S*>(given[2].data()), p.H);
+  params.y = sequence(y.data(), p.R);
+  if (saved && !recompute) params.gates = sequence(gates.data(), saved * p.H);
+  if (has_c) params.cells = sequence(cells.data(), p.H);
+  params.h_n = matrix(h_n.data(), p.R);
+  if (has_c) params.c_n = matrix(c_n.data(), p.H);
+  set.kernels<S>().forward(p.cell, params, team);
+
+  const Outputs given_d = cotangents(p);
+  const std::vector<S> dy = cast<S>(given_d.y), dh_n = cast<S>(given_d.h_n), dc_n = cast<S>(given_d.c_n);
+  ScanGradients<S> d;
+  d.y = sequence(dy.data(), p.R);
+  d.h_n = matrix(dh_n.data(), p.R);
+  if (has_c) d.c_n = matrix(dc_n.data(), p.H);
+  d.x = sequence(found[0].data(), p.I);
+  d.h_0 = matrix(found[1].data(), p.R);
+  if (has_c) d.c_0 = matrix(found[2].data(), p.H);
+  d.weights = weights(std::type_identity<S>{}, found);
+  set.kernels<S>().backward(p.cell, params, d, team);
+
+  Found out{{uncast<S>(y), uncast<S>(h_n), uncast<S>(c_n)}, {}};
+  if (!has_c) out.outputs.c_n = p.c_0;
+  for (int i = 0; i < kTensors; ++i) out.gradients[i] = uncast<S>(found[i]);
+  return out;
+}
+
+double largest_error(const Values& a, const Values& b) {
+  double error = 0, scale = 1;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    error = std::max(error, std::isnan(a[i]) ? INFINITY : std::abs(a[i] - b[i]));
+    scale = std::max(scale, std::abs(b[i]));
+  }
+  return error / scale;
+}
+
+bool same(const Found& a, const Found& b) {
+  bool equal = a.outputs.y == b.outputs.y && a.outputs.h_n == b.outputs.h_n && a.outputs.c_n == b.outputs.c_n;
+  for (int i = 0; i < kTensors; ++i) equal = equal && a.gradients[i] == b.gradients[i];
+  return equal;
+}
+
+double dot(const Values& a, const Values& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
+
+// The slope of <cotangents, outputs> along a direction of one tensor, by central differences of the oracle.
+double slope(const Problem& p, int tensor, const Values& direction) {
+  constexpr double kStep = 1e-5;
+  const Outputs d = cotangents(p);
+  const auto at = [&](double step) {
+    Problem moved = p;
+    Values& values = *tensors(moved)[tensor];
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += step * direction[i];
+    const Outputs out = oracle(moved);
+    return dot(d.y, out.y) + dot(d.h_n, out.h_n) + dot(d.c_n, out.c_n);
+  };
+  return (at(kStep) - at(-kStep)) / (2 * kStep);
+}
+
+void check_gradients(const std::string& name, const Problem& p, const Found& found) {
+  std::mt19937 random(13);
+  std::normal_distribution<double> normal;
+  const auto values = tensors(p);
+  for (int i = 0; i < kTensors; ++i) {
+    if (values[i]->empty() || (i == 2 && p.cell != "lstm")) continue;
+    Values direction(values[i]->size());
+    for (double& v : direction) v = normal(random);
+    const double want = slope(p, i, direction);
+    const double size = std::sqrt(dot(direction, direction) * dot(found.gradients[i], found.gradients[i])) + 1;
+    const double got = dot(found.gradients[i], direction);
+    check(std::abs(got - want) < 1e-7 * size,
+          name + ": slope along " + kTensorNames[i] + " " + std::to_string(got) + ", oracle " + std::to_string(want));
+  }
+}
+
+void compare(const std::string& name, const Found& found, const Found& want, double tolerance) {
+  const auto close = [&](const char* what, const Values& a, const Values& b) {
+    const double error = largest_error(a, b);
+    check(error <= tolerance, name + ": " + what + " is off by " + std::to_string(error));
+  };
+  close("y", found.outputs.y, want.outputs.y);
+  close("h_n", found.outputs.h_n, want.outputs.h_n);
+  close("c_n", found.outputs.c_n, want.outputs.c_n);
+  for (int i = 0; i < kTensors; ++i)
+    close((std::string("d ") + kTensorNames[i]).c_str(), found.gradients[i], want.gradients[i]);
+}
+
+// Runtimes that do not bring the threads asked for.
+void fork_on_one_thread(int64_t parts, const std::function<void(int64_t, int64_t)>& body) { body(0, parts); }
+
+void fork_in_turn(int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+  for (int64_t i = 0; i < parts; ++i) body(i, i + 1);
+}
+
+void fork_too_few(int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+  std::thread other([&] { body(1, parts); });
+  body(0, 1);
+  other.join();
+}
+
+void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bool reverse) {
+  const Problem p = make_problem(cell, size, ragged, reset, reverse);
+  const Outputs expected = oracle(p);
+  static const auto sets = instruction_sets();
+  for (const auto* set : sets) {
+    const std::string name = std::string(set->name) + " " + cell + " T" + std::to_string(size.T) + " N" +
+                             std::to_string(size.N) + " I" + std::to_string(size.I) + " H" + std::to_string(size.H) +
+                             " R" + std::to_string(size.R) + (ragged ? " ragged" : "") + (reset ? " reset" : "") +
+                             (reverse ? " reverse" : "");
+    const cpu::Team alone(1, fork_on_one_thread);
+    const Found exact = run<double>(*set, p, false, alone);
+    check(largest_error(exact.outputs.y, expected.y) < 1e-12, name + ": y");
+    check(largest_error(exact.outputs.h_n, expected.h_n) < 1e-12, name + ": h_n");
+    if (cell == "lstm") check(largest_error(exact.outputs.c_n, expected.c_n) < 1e-12, name + ": c_n");
+    check_gradients(name, p, exact);
+
+    const Found single = run<float>(*set, p, false, alone);
+    compare(name + " float", single, exact, 2e-5);
+    compare(name + " bfloat16", run<BFloat16>(*set, p, false, alone), exact, 6e-2);
+    compare(name + " half", run<Half>(*set, p, false, alone), exact, 8e-3);
+    compare(name + " recompute", run<float>(*set, p, true, alone), exact, 2e-5);
+
+    for (const int64_t threads : {2, 3, 8})
+      check(same(run<float>(*set, p, false, {threads, fork_threads}), single),
+            name + ": " + std::to_string(threads) + " threads change bits");
+    for (const auto fork : {fork_on_one_thread, fork_too_few})
+      check(same(run<float>(*set, p, false, {3, fork}), single), name + ": a runtime with fewer threads changes bits");
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::test
+
+int main() {
+  using namespace fastrnn::test;
+  for (const std::string cell : {"rnn_tanh", "rnn_relu", "gru", "lstm"}) {
+    check_case(cell, {7, 5, 3, 9, 9}, false, false, false);
+    check_case(cell, {7, 5, 3, 9, 9}, true, true, true);
+    check_case(cell, {5, 3, 19, 83, 83}, true, true, false);
+    check_case(cell, {6, 33, 2, 3, 3}, true, true, false);  // samples in the lanes
+    check_case(cell, {6, 33, 2, 3, 3}, false, false, true);
+    check_case(cell, {2, 2, 140, 40, 40}, false, true, true);  // deeper than one slice
+    check_case(cell, {9, 1, 1, 1, 1}, false, false, false);
+  }
+  check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // a projection
+  {
+    const Problem p = make_problem("lstm", {7, 9, 3, 40, 40}, true, false, false);
+    const auto sets = instruction_sets();
+    const Found want = run<float>(*sets[0], p, false, {1, fork_threads});
+    check(same(run<float>(*sets[0], p, false, {3, fork_in_turn}), want), "parts in turn change bits");
+    std::vector<Found> found(4);
+    fork_threads(4, [&](int64_t begin, int64_t) { found[begin] = run<float>(*sets[0], p, false, {2, fork_threads}); });
+    for (const Found& each : found) check(same(each, want), "calls at once change bits");
+  }
+  return finish();
+}
