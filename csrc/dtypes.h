@@ -79,4 +79,10 @@ struct Storage<Half> {
 template <class S>
 using Accumulate = typename Storage<S>::Accumulate;
 
+// From a storage type to another, or to or from what it is computed in.
+template <class To, class From>
+FASTRNN_FN To convert(From x) {
+  return Storage<To>::from(Storage<From>::to(x));
+}
+
 }  // namespace fastrnn

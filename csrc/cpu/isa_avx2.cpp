@@ -6,12 +6,12 @@
 
 namespace {
 // Before the instruction set is named: it runs on every machine.
-bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 }  // namespace
 
 #define FASTRNN_ISA avx2
 #define FASTRNN_ISA_AVX2
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {

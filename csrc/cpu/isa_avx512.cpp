@@ -14,7 +14,7 @@ bool runs_here() {
 
 #define FASTRNN_ISA avx512
 #define FASTRNN_ISA_AVX512
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {

@@ -81,7 +81,6 @@ struct Vec {
   }
 
  private:
- private:
   FASTRNN_FN static RawBits sign_bit() { return (RawBits)(-Raw{}); }
 };
 
@@ -340,30 +339,75 @@ FASTRNN_FN void transpose(Vec<A> (&rows)[Vec<A>::kWidth]) {
   if constexpr (kWidth > 8) exchange(std::integral_constant<int, 8>{}, kLanes);
 }
 
+// Half types: as many as a vector has floats, rounded to nearest, ties to even.
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+
+FASTRNN_FN Vec<float> widen(HalfBits bits, BFloat16) {
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  return Vec<float>((Vec<float>::Raw)(__builtin_convertvector(bits, Wide) << 16));
+}
+
+FASTRNN_FN HalfBits narrow(Vec<float> v, BFloat16) {
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  const Wide bits = (Wide)v.raw;
+  const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Wide quiet = (bits >> 16) | 0x40;  // a NaN stays one
+  return __builtin_convertvector(v.raw != v.raw ? quiet : rounded, HalfBits);
+}
+
+FASTRNN_FN Vec<float> widen(HalfBits bits, Half) {
+#if defined(FASTRNN_ISA_AVX512)
+  return Vec<float>(_mm512_cvtph_ps((__m256i)bits));
+#elif defined(FASTRNN_ISA_AVX2)
+  return Vec<float>(_mm256_cvtph_ps((__m128i)bits));
+#elif defined(FASTRNN_ISA_NEON)
+  return Vec<float>(vcvt_f32_f16((float16x4_t)bits));
+#else
+  Vec<float> v;
+  for (int j = 0; j < Vec<float>::kWidth; ++j) v.raw[j] = to_float(Half{bits[j]});
+  return v;
+#endif
+}
+
+FASTRNN_FN HalfBits narrow(Vec<float> v, Half) {
+#if defined(FASTRNN_ISA_AVX512)
+  return (HalfBits)_mm512_cvtps_ph(v.raw, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FASTRNN_ISA_AVX2)
+  return (HalfBits)_mm256_cvtps_ph(v.raw, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FASTRNN_ISA_NEON)
+  return (HalfBits)vcvt_f16_f32(v.raw);
+#else
+  HalfBits bits;
+  for (int j = 0; j < Vec<float>::kWidth; ++j) bits[j] = to_half(v.raw[j]).bits;
+  return bits;
+#endif
+}
+
 // The first n values of a row in memory, of any storage type, as a vector of the type it is computed in; and back.
 template <class S>
 FASTRNN_FN Vec<Accumulate<S>> load_as_vec(const S* p, int64_t n) {
-  using A = Accumulate<S>;
-  if constexpr (std::is_same_v<S, A>) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>) {
     return load_first(p, n);
   } else {
-    A lanes[Vec<A>::kWidth] = {};
-    n = std::min<int64_t>(n, Vec<A>::kWidth);
-    for (int64_t j = 0; j < n; ++j) lanes[j] = Storage<S>::to(p[j]);
-    return Vec<A>::load(lanes);
+    HalfBits bits = {};
+    if (n >= Vec<float>::kWidth)
+      std::memcpy(&bits, p, sizeof bits);
+    else
+      std::memcpy(&bits, p, n * sizeof(S));
+    return widen(bits, S{});
   }
 }
 
 template <class S>
 FASTRNN_FN void store_as(Vec<Accumulate<S>> v, S* p, int64_t n) {
-  using A = Accumulate<S>;
-  if constexpr (std::is_same_v<S, A>) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>) {
     store_first(v, p, n);
   } else {
-    A lanes[Vec<A>::kWidth];
-    v.store(lanes);
-    n = std::min<int64_t>(n, Vec<A>::kWidth);
-    for (int64_t j = 0; j < n; ++j) p[j] = Storage<S>::from(lanes[j]);
+    const HalfBits bits = narrow(v, S{});
+    if (n >= Vec<float>::kWidth)
+      std::memcpy(p, &bits, sizeof bits);
+    else
+      std::memcpy(p, &bits, n * sizeof(S));
   }
 }
 
@@ -378,23 +422,24 @@ FASTRNN_FN Vec<Accumulate<S>> load_strided(const S* p, int64_t stride, int64_t n
   return Vec<A>::load(lanes);
 }
 
-// A row of any stride to and from a contiguous one.
-template <class S>
-inline void gather(const S* row, int64_t stride, Accumulate<S>* out, int64_t n) {
-  if (std::is_same_v<S, Accumulate<S>> && stride == 1) {
+// A row of any stride to and from a contiguous one, of the storage type or of what it is computed in.
+template <class S, class E>
+inline void gather(const S* row, int64_t stride, E* out, int64_t n) {
+  if (std::is_same_v<S, E> && stride == 1) {
     std::memcpy(out, row, n * sizeof(S));
+  } else if (stride == 1) {
+    for (int64_t j = 0; j < n; j += Vec<Accumulate<S>>::kWidth) store_as(load_as_vec(row + j, n - j), out + j, n - j);
   } else {
-    for (int64_t j = 0; j < n; ++j) out[j] = Storage<S>::to(row[j * stride]);
+    for (int64_t j = 0; j < n; ++j) out[j] = convert<E>(row[j * stride]);
   }
 }
 
-template <class S>
-inline void scatter(const Accumulate<S>* row, S* out, int64_t stride, int64_t n) {
-  if (std::is_same_v<S, Accumulate<S>> && stride == 1) {
-    std::memcpy(out, row, n * sizeof(S));
-  } else {
-    for (int64_t j = 0; j < n; ++j) out[j * stride] = Storage<S>::from(row[j]);
-  }
+template <class E, class S>
+inline void scatter(const E* row, S* out, int64_t stride, int64_t n) {
+  if (stride == 1)
+    gather(row, 1, out, n);
+  else
+    for (int64_t j = 0; j < n; ++j) out[j * stride] = convert<S>(row[j]);
 }
 
 }  // namespace fastrnn::FASTRNN_ISA
