@@ -26,7 +26,7 @@ PYTEST := $(BIN)/python -m pytest
 # The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
 NATIVE_TESTS := plan team kernels activations
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
-NATIVE_OBJECTS := buffer team isa_avx512 isa_avx2 isa_neon isa_plain
+NATIVE_OBJECTS := buffer team isa_amx isa_avx512_bf16 isa_avx512 isa_avx2 isa_neon isa_plain
 NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -52,7 +52,7 @@ test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
 	$(PYTEST) -m 'not slow' --capture=sys tests/test_kernels.py $(ARGS)
 
-test-native: $(NATIVE_TESTS:%=build/native/host/test_%) ## the kernels without torch; tanh and sigmoid of every float
+test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true
 
 test-tsan: $(filter-out %activations,$(NATIVE_TESTS:%=build/native/tsan/test_%)) ## barriers and threads under the thread sanitizer
@@ -131,6 +131,12 @@ $(SANITIZED): $(SOURCES) | $(READY)
 build/native/host/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) -O2 $(NATIVE_FLAGS) $< $(NATIVE_OBJECTS:%=build/torch-$(TORCH)*/csrc/cpu/%.o) -o $@
+
+# The kernels for matrix registers, on a machine that has none.
+build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_emulated.cpp $(NATIVE_HEADERS) $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) \
+	  $(patsubst %,build/torch-$(TORCH)*/csrc/cpu/%.o,$(filter-out isa_amx,$(NATIVE_OBJECTS))) -o $@
 
 # $(1): folder, $(2): compiler
 define NATIVE_RULES

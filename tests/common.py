@@ -13,7 +13,7 @@ from fastrnn.ops import ScanWeights
 CELLS = tuple(ops.CELLS)
 
 # Every instruction set in the build for this architecture; those the machine lacks are listed as skipped.
-INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "neon", "plain")
 AVAILABLE_INSTRUCTION_SETS = cpu_instruction_sets()
 
 # Largest error, relative to the largest magnitude in a tensor (at least 1). Element by element would ask more of a

@@ -22,17 +22,30 @@ from fastrnn.ops import ScanWeights
 SIZES = [(1, 1, 1, 1), (5, 3, 4, 5), (3, 17, 19, 83), (37, 14, 3, 33), (6, 75, 3, 5)]
 
 
+def run(function, case, values, dtype, **options):
+    """Results and gradients of a scan in dtype, whose values are first rounded to another."""
+    cell, (x, h, c, weights) = case
+    x, h, c = (leaf(t if t is None else t.to(values), dtype) for t in (x, h, c))
+    weights = ScanWeights(*(leaf(t if t is None else t.to(values), dtype) for t in weights))
+    results = present(function(cell, x, h, c, weights, **options))
+    return results + gradients(results, present([x, h, c, *weights]))
+
+
 def run_both(cell, sizes, dtype, *, proj_size=0, bias=True, **options):
-    """Results and gradients of the op in dtype, and of the oracle in float64."""
-    case = make_scan(cell, sizes, proj_size=proj_size, bias=bias)
-    found = []
-    for function, kind in ((ops.scan, dtype), (reference.scan, torch.float64)):
-        # The oracle starts from the same rounded values.
-        x, h, c = (leaf(t if t is None else t.to(dtype), kind) for t in case[:3])
-        weights = ScanWeights(*(leaf(t if t is None else t.to(dtype), kind) for t in case[3]))
-        results = present(function(cell, x, h, c, weights, **options))
-        found.append(results + gradients(results, present([x, h, c, *weights])))
-    return found
+    """Results and gradients of the op in dtype, and of the oracle in float64 from the same rounded values."""
+    case = cell, make_scan(cell, sizes, proj_size=proj_size, bias=bias)
+    actual = run(ops.scan, case, dtype, dtype, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        if cell == "rnn_relu" and dtype.itemsize == 2:
+            # A sum near zero may round to the other side of the kink, where the gradient jumps: the op decides.
+            outputs = iter(actual[0].flip(0) if options.get("reverse") else actual[0])
+            patch.setitem(
+                reference.STEPS,
+                cell,
+                lambda gx, gh, h, c: (torch.where(next(outputs) > 0, gx + gh, 0), None),
+            )
+        exact = run(reference.scan, case, dtype, torch.float64, **options)
+    return actual, exact
 
 
 def make_options(kind: str, T: int, N: int) -> dict[str, torch.Tensor]:

@@ -6,7 +6,9 @@
 
 namespace {
 // Before the instruction set is named: it runs on every machine.
-bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool runs_here() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 }  // namespace
 
 #define FASTRNN_ISA avx2
@@ -15,6 +17,6 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
-const InstructionSet kAvx2 = avx2::instruction_set("avx2", runs_here);
+constinit const InstructionSet kAvx2 = avx2::instruction_set("avx2", runs_here);
 }  // namespace fastrnn::cpu
 #endif

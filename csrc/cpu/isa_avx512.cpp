@@ -18,6 +18,6 @@ bool runs_here() {
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
-const InstructionSet kAvx512 = avx512::instruction_set("avx512", runs_here);
+constinit const InstructionSet kAvx512 = avx512::instruction_set("avx512", runs_here);
 }  // namespace fastrnn::cpu
 #endif

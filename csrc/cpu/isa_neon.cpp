@@ -9,6 +9,6 @@
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
-const InstructionSet kNeon = neon::instruction_set("neon", [] { return true; });
+constinit const InstructionSet kNeon = neon::instruction_set("neon", [] { return true; });
 }  // namespace fastrnn::cpu
 #endif

@@ -5,5 +5,5 @@
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
-const InstructionSet kPlain = plain::instruction_set("plain", [] { return true; });
+constinit const InstructionSet kPlain = plain::instruction_set("plain", [] { return true; });
 }  // namespace fastrnn::cpu

@@ -27,9 +27,10 @@ struct InstructionSet {
   Kernels<double> float64;
   Kernels<BFloat16> bfloat16;
   Kernels<Half> float16;
+  const InstructionSet* rest = nullptr;  // whose kernels are taken where it has none of its own
 
   template <class S>
-  const Kernels<S>& kernels() const {
+  const Kernels<S>& own() const {
     if constexpr (std::is_same_v<S, float>)
       return float32;
     else if constexpr (std::is_same_v<S, double>)
@@ -39,9 +40,16 @@ struct InstructionSet {
     else
       return float16;
   }
+
+  template <class S>
+  const Kernels<S>& kernels() const {
+    return own<S>().forward ? own<S>() : rest->kernels<S>();
+  }
 };
 
 #if defined(__x86_64__)
+extern const InstructionSet kAmx;
+extern const InstructionSet kAvx512Bf16;
 extern const InstructionSet kAvx512;
 extern const InstructionSet kAvx2;
 #elif defined(__aarch64__)

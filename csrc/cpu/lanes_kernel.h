@@ -20,11 +20,12 @@ struct LaneScan {
 
   // Where units leave a third of the lanes empty. Sums are short enough to need no restart, and a block's operands
   // stay in cache.
-  static bool suits(const ScanParams<S>& p) {
+  static bool suits_units(const ScanParams<S>& p) {
     const int64_t H = p.hidden_size;
-    return H > 0 && 3 * H <= 2 * round_up_to_vec<A>(H) && p.schedule.N >= V::kWidth && p.input_size <= 32 &&
-           kGates * H <= kSumDepth && !p.weights.hr;
+    return H > 0 && 3 * H <= 2 * round_up_to_vec<A>(H) && p.input_size <= 32 && kGates * H <= kSumDepth<A> &&
+           !p.weights.hr;
   }
+  static bool suits(const ScanParams<S>& p) { return suits_units(p) && p.schedule.N >= V::kWidth; }
 
   const ScanParams<S>& p;
   const Team& team;

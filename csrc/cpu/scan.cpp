@@ -17,8 +17,7 @@ namespace {
 // Best first.
 constexpr std::array kInstructionSets = {
 #if defined(__x86_64__)
-    &kAvx512,
-    &kAvx2,
+    &kAmx,   &kAvx512Bf16, &kAvx512, &kAvx2,
 #elif defined(__aarch64__)
     &kNeon,
 #endif

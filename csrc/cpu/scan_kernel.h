@@ -45,6 +45,7 @@ struct Part {
 template <class Cell, class S>
 struct Scan {
   using A = Accumulate<S>;
+  using E = Operand<S>;  // what products read: inputs, h and gate gradients are kept in it
   using V = Vec<A>;
   static_assert(CellOver<Cell, V>);
   static constexpr int kGates = Cell::kGates;
@@ -57,24 +58,36 @@ struct Scan {
   const int64_t R = p.output_size;
   const int64_t N = schedule.N;
   const bool projected{p.weights.hr};
-  const int64_t i_row = row_length<A>(I);
-  const int64_t h_row = row_length<A>(H);
-  const int64_t r_row = row_length<A>(R);
+  // Lengths of rows: of sums, and of operands.
+  const int64_t i_sums = row_length<A>(I);
+  const int64_t h_sums = row_length<A>(H);
+  const int64_t r_sums = row_length<A>(R);
+  const int64_t i_row = row_length<E>(I);
+  const int64_t h_row = row_length<E>(H);
+  const int64_t r_row = row_length<E>(R);
 
   // A projection mixes all units of a row: its rows are never split.
   Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
     return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));
   }
 
+  // Past `columns`, where products read whole steps of depth.
+  static void clear_padding(E* rows, Range range, int64_t columns, int64_t row) {
+    for (int64_t r = range.begin; kPaired<E> && r < range.end; ++r)
+      std::fill(rows + r * row + columns, rows + (r + 1) * row, E{});
+  }
+
   // Rows in a range, in the order of the walk. A null tensor is zero.
-  void load_state(Matrix<const S> state, Range rows, int64_t columns, A* out, int64_t row) const {
+  template <class O>
+  void load_state(Matrix<const S> state, Range rows, int64_t columns, O* out, int64_t row) const {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
-      std::fill_n(out + r * row, row, A(0));
+      std::fill_n(out + r * row, row, O{});
       if (state) gather(state.row(schedule.sample(r)), state.col_stride, out + r * row, columns);
     }
   }
 
-  void store_state(const A* row, Matrix<S> state, int64_t columns, int64_t r) const {
+  template <class O>
+  void store_state(const O* row, Matrix<S> state, int64_t columns, int64_t r) const {
     if (state) scatter(row, state.row(schedule.sample(r)), state.col_stride, columns);
   }
 };
@@ -83,29 +96,33 @@ template <class Cell, class S>
 class ForwardScan : Scan<Cell, S> {
   using Base = Scan<Cell, S>;
   using typename Base::A;
+  using typename Base::E;
   using typename Base::V;
   using Base::H, Base::I, Base::kGates, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
-  using Base::h_row, Base::i_row, Base::r_row;
+  using Base::h_row, Base::h_sums, Base::i_row, Base::r_row, Base::r_sums;
   static constexpr bool kHasC = Cell::kHasCellState;
+  static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;  // h before its rounding to an operand
 
-  PackedWeights<A, kGates> w_ih_{H, I};
-  PackedWeights<A, kGates> w_hh_{H, R};
-  PackedWeights<A, 1> w_hr_{projected ? R : 0, H};
+  PackedWeights<E, kGates> w_ih_{H, I};
+  PackedWeights<E, kGates> w_hh_{H, R};
+  PackedWeights<E, 1> w_hr_{projected ? R : 0, H};
   Buffer<A> b_ih_ = Buffer<A>(w_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(w_hh_.width());
 
   // h is read by all panels of a step while the next one is written. Both start as h_0: a row of the reverse walk
   // may join at any step.
-  Buffer<A> h_even_ = Buffer<A>(N * r_row);
-  Buffer<A> h_odd_ = Buffer<A>(N * r_row);
-  Buffer<A> c_ = Buffer<A>(kHasC ? N * h_row : 0);
-  Buffer<A> unprojected_ = Buffer<A>(projected ? N * h_row : 0);  // [N, h_row], h before W_hr
+  Buffer<E> h_even_ = Buffer<E>(N * r_row);
+  Buffer<E> h_odd_ = Buffer<E>(N * r_row);
+  Buffer<A> h_sums_ = Buffer<A>(kKeepsSums ? N * r_sums : 0);
+  Buffer<A> c_ = Buffer<A>(kHasC ? N * h_sums : 0);
+  Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row], h before W_hr
+  Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums], h after it
 
   // The chunk's rows, those of a row group side by side.
   const int64_t gx_row_ = row_length<A>(w_ih_.width());
-  const int64_t chunk_steps_ = chunk_steps(kForwardChunkBytes, (i_row + gx_row_) * sizeof(A),
+  const int64_t chunk_steps_ = chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row_ * sizeof(A),
                                            (N + team.threads() - 1) / team.threads(), schedule.T);
-  Buffer<A> x_ = Buffer<A>(chunk_steps_ * (N + team.threads()) * i_row);
+  Buffer<E> x_ = Buffer<E>(chunk_steps_ * (N + team.threads()) * i_row);
   Buffer<A> gx_ = Buffer<A>(chunk_steps_ * (N + team.threads()) * gx_row_);  // in panel order
 
  public:
@@ -113,6 +130,7 @@ class ForwardScan : Scan<Cell, S> {
 
   void run() {
     team.run([&](const Team::Member& member) {
+      [[maybe_unused]] const MatrixRegisters registers;
       prepare(member);
       member.barrier();
       const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
@@ -144,7 +162,10 @@ class ForwardScan : Scan<Cell, S> {
     const Range rows = member.share(N);
     this->load_state(p.h_0, rows, R, h_even_.get(), r_row);
     this->load_state(p.h_0, rows, R, h_odd_.get(), r_row);
-    if (kHasC) this->load_state(p.c_0, rows, H, c_.get(), h_row);
+    if (kKeepsSums) this->load_state(p.h_0, rows, R, h_sums_.get(), r_sums);
+    if (kHasC) this->load_state(p.c_0, rows, H, c_.get(), h_sums);
+    this->clear_padding(x_.get(), member.share(chunk_steps_ * (N + team.threads())), I, i_row);
+    if (projected) this->clear_padding(unprojected_.get(), rows, H, h_row);
   }
 
   // Of the part's row group, in the chunk's buffers.
@@ -175,8 +196,8 @@ class ForwardScan : Scan<Cell, S> {
     const int64_t t = schedule.step(s);
     const int64_t rows = part.rows(schedule.rows(t));
     if (rows == 0) return;
-    A* h = (s % 2 ? h_odd_ : h_even_).get();
-    A* h_next = (s % 2 ? h_even_ : h_odd_).get();
+    E* h = (s % 2 ? h_odd_ : h_even_).get();
+    E* h_next = (s % 2 ? h_even_ : h_odd_).get();
     if (schedule.reset) {
       if (part.unit_group == 0) clear_reset_rows(part, t, rows, h);
       meet();
@@ -192,19 +213,20 @@ class ForwardScan : Scan<Cell, S> {
       finish_rows(part, last ? 0 : schedule.rows(schedule.step(s + 1)), schedule.rows(t), h_next);
   }
 
-  void clear_reset_rows(const Part& part, int64_t t, int64_t rows, A* h) {
+  void clear_reset_rows(const Part& part, int64_t t, int64_t rows, E* h) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
-      std::fill_n(h + r * r_row, R, A(0));
-      if (kHasC) std::fill_n(c_.get() + r * h_row, H, A(0));
+      std::fill_n(h + r * r_row, R, E{});
+      if (kKeepsSums) std::fill_n(h_sums_.get() + r * r_sums, R, A(0));
+      if (kHasC) std::fill_n(c_.get() + r * h_sums, H, A(0));
     }
   }
 
   // The cell of a panel's units for `count` rows of the part, as many side by side as hide their latency and fit the
   // registers. gh: their products.
   void update(const Part& part, int64_t t, int64_t first, int64_t count, int64_t panel, int64_t chunk_row, const A* gh,
-              const A* h, A* h_next) {
+              const E* h, E* h_next) {
     const int64_t width = kGates * w_hh_.unit_vecs(panel) * V::kWidth;
     const auto rows = [&]<int kRows, int kVecs>(int64_t i) FASTRNN_LAMBDA {
       update_rows<kRows, kVecs>(part, t, first + i, w_hh_.unit(panel),
@@ -236,7 +258,7 @@ class ForwardScan : Scan<Cell, S> {
   // The cell of kVecs vectors of units from `unit` on, for kRows rows of the part from the i-th on.
   template <int kRows, int kVecs>
   FASTRNN_FN void update_rows(const Part& part, int64_t t, int64_t i, int64_t unit, const A* gx, const A* gh,
-                              const A* h, A* h_next) {
+                              const E* h, E* h_next) {
     using B = Bundle<V, kRows * kVecs>;
     int64_t row[kRows], sample[kRows];
     for (int j = 0; j < kRows; ++j) {
@@ -254,9 +276,11 @@ class ForwardScan : Scan<Cell, S> {
       h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gh + at(q, kGates * kVecs * V::kWidth)); });
     }
     State<B> state;
-    if constexpr (Cell::kReadsPreviousH)
+    if constexpr (kKeepsSums)
+      state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(h_sums_.get() + offset(q, r_sums)); });
+    else if constexpr (Cell::kReadsPreviousH)
       state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(h + offset(q, r_row)); });
-    if constexpr (kHasC) state.c = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c_.get() + offset(q, h_row)); });
+    if constexpr (kHasC) state.c = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c_.get() + offset(q, h_sums)); });
     std::array<B, Cell::kSaved> saved;
     Cell::forward(x_products, h_products, state, saved);
 
@@ -270,8 +294,10 @@ class ForwardScan : Scan<Cell, S> {
       }
     };
     for (int q = 0; q < kRows * kVecs; ++q) {
-      state.h.part[q].store(projected ? unprojected_.get() + offset(q, h_row) : h_next + offset(q, r_row));
-      if constexpr (kHasC) state.c.part[q].store(c_.get() + offset(q, h_row));
+      store_as(state.h.part[q], projected ? unprojected_.get() + offset(q, h_row) : h_next + offset(q, r_row),
+               V::kWidth);
+      if constexpr (kKeepsSums) state.h.part[q].store(h_sums_.get() + offset(q, r_sums));
+      if constexpr (kHasC) state.c.part[q].store(c_.get() + offset(q, h_sums));
     }
     if (!projected) store(state.h, p.y, 0);
     if constexpr (kHasC)
@@ -280,19 +306,22 @@ class ForwardScan : Scan<Cell, S> {
       for (int k = 0; k < Cell::kSaved; ++k) store(saved[k], p.gates, k * H);
   }
 
-  void project(const Part& part, int64_t t, int64_t rows, A* h_next) {
+  void project(const Part& part, int64_t t, int64_t rows, E* h_next) {
     multiply(rows, unprojected_.get() + part.group * h_row, part.groups * h_row, w_hr_, {0, w_hr_.panels()},
-             static_cast<const A*>(nullptr), h_next + part.group * r_row, part.groups * r_row);
-    for (int64_t i = 0; i < rows; ++i)
-      scatter(h_next + part.row(i) * r_row, p.y.row(t, schedule.sample(part.row(i))), 1, R);
+             static_cast<const A*>(nullptr), projected_.get() + part.group * r_sums, part.groups * r_sums);
+    for (int64_t i = 0; i < rows; ++i) {
+      const A* h = projected_.get() + part.row(i) * r_sums;
+      gather(h, 1, h_next + part.row(i) * r_row, R);
+      scatter(h, p.y.row(t, schedule.sample(part.row(i))), 1, R);
+    }
   }
 
   // Of rows [begin, end), those of the part have run their last step.
-  void finish_rows(const Part& part, int64_t begin, int64_t end, const A* h) {
+  void finish_rows(const Part& part, int64_t begin, int64_t end, const E* h) {
     for (int64_t i = part.rows(begin); part.row(i) < end; ++i) {
       const int64_t r = part.row(i);
       this->store_state(h + r * r_row, p.h_n, R, r);
-      if (kHasC) this->store_state(c_.get() + r * h_row, p.c_n, H, r);
+      if (kHasC) this->store_state(c_.get() + r * h_sums, p.c_n, H, r);
     }
   }
 };
@@ -301,9 +330,10 @@ template <class Cell, class S>
 class BackwardScan : Scan<Cell, S> {
   using Base = Scan<Cell, S>;
   using typename Base::A;
+  using typename Base::E;
   using typename Base::V;
   using Base::H, Base::I, Base::kGates, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
-  using Base::h_row, Base::i_row, Base::r_row;
+  using Base::h_row, Base::h_sums, Base::i_row, Base::i_sums, Base::r_row, Base::r_sums;
   static constexpr bool kHasC = Cell::kHasCellState;
   static constexpr bool kSplit = Cell::kSplitGateGradients;
 
@@ -313,46 +343,55 @@ class BackwardScan : Scan<Cell, S> {
   const bool keeps_h = recomputes || Cell::kReadsPreviousH || d.weights.hh;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
-  PackedWeights<A, 1> w_hh_{R, kGates * H};
-  PackedWeights<A, 1> w_ih_{d.x ? I : 0, kGates * H};
-  PackedWeights<A, 1> w_hr_{projected ? H : 0, R};
+  PackedWeights<E, 1> w_hh_{R, kGates * H};
+  PackedWeights<E, 1> w_ih_{d.x ? I : 0, kGates * H};
+  PackedWeights<E, 1> w_hr_{projected ? H : 0, R};
 
-  Buffer<A> dh_ = Buffer<A>(N * r_row);
-  Buffer<A> dc_ = Buffer<A>(kHasC ? N * h_row : 0);
-  Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_row : 0);
-  Buffer<A> h_0_ = Buffer<A>(keeps_h ? N * r_row : 0);
-  Buffer<A> c_0_ = Buffer<A>(kHasC ? N * h_row : 0);
-  Buffer<A> zeros_ = Buffer<A>(h_row);
+  Buffer<A> dh_ = Buffer<A>(N * r_sums);
+  Buffer<A> dc_ = Buffer<A>(kHasC ? N * h_sums : 0);
+  Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_sums : 0);
+  Buffer<E> h_0_ = Buffer<E>(keeps_h ? N * r_row : 0);
+  Buffer<A> c_0_ = Buffer<A>(kHasC ? N * h_sums : 0);
+  Buffer<A> zeros_ = Buffer<A>(h_sums);
 
-  const int64_t gate_row_ = row_length<A>(kGates * H);
+  const int64_t gate_row_ = row_length<E>(kGates * H);
   const int64_t chunk_steps_ =
       chunk_steps(kBackwardChunkBytes,
-                  (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(A), N, schedule.T);
+                  (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(E), N, schedule.T);
   // The chunk's rows: what the weight gradients are made of.
-  Buffer<A> d_gx_ = chunk_buffer(gate_row_);
-  Buffer<A> d_gh_split_ = chunk_buffer(kSplit ? gate_row_ : 0);
-  A* const d_gh_ = kSplit ? d_gh_split_.get() : d_gx_.get();
-  Buffer<A> x_ = chunk_buffer(keeps_x ? i_row : 0);
-  Buffer<A> h_ = chunk_buffer(keeps_h ? r_row : 0);                 // h before each step
-  Buffer<A> unprojected_ = chunk_buffer(d.weights.hr ? h_row : 0);  // h before W_hr
-  Buffer<A> d_projected_ = chunk_buffer(d.weights.hr ? r_row : 0);  // d h after W_hr
-  Buffer<A> dx_ = chunk_buffer(d.x ? i_row : 0);
+  Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
+  Buffer<E> d_gh_split_ = chunk_buffer<E>(kSplit ? gate_row_ : 0);
+  E* const d_gh_ = kSplit ? d_gh_split_.get() : d_gx_.get();
+  Buffer<E> x_ = chunk_buffer<E>(keeps_x ? i_row : 0);
+  Buffer<E> h_ = chunk_buffer<E>(keeps_h ? r_row : 0);                 // h before each step
+  Buffer<E> unprojected_ = chunk_buffer<E>(d.weights.hr ? h_row : 0);  // h before W_hr
+  Buffer<E> d_projected_ = chunk_buffer<E>(projected ? r_row : 0);     // d h after W_hr
+  Buffer<A> dx_ = chunk_buffer<A>(d.x ? i_sums : 0);
+
+  // The same, of pairs of rows, where products are of pairs: on the right as they are, on the left as columns.
+  const int64_t pair_row_ = row_length<E>(padded_depth<E>(chunk_steps_ * N));
+  Buffer<E> x_pairs_ = pair_buffer(d.weights.ih, i_row);
+  Buffer<E> h_pairs_ = pair_buffer(d.weights.hh, r_row);
+  Buffer<E> unprojected_pairs_ = pair_buffer(d.weights.hr, h_row);
+  Buffer<E> d_gx_pairs_ = Buffer<E>(kPaired<E> && d.weights.ih ? kGates * H * pair_row_ : 0);
+  Buffer<E> d_gh_pairs_ = Buffer<E>(kPaired<E> && d.weights.hh ? kGates * H * pair_row_ : 0);
+  Buffer<E> d_projected_pairs_ = Buffer<E>(kPaired<E> && d.weights.hr ? R * pair_row_ : 0);
 
   // For gates that were not saved.
-  PackedWeights<A, kGates> forward_ih_{recomputes ? H : 0, I};
-  PackedWeights<A, kGates> forward_hh_{recomputes ? H : 0, R};
+  PackedWeights<E, kGates> forward_ih_{recomputes ? H : 0, I};
+  PackedWeights<E, kGates> forward_hh_{recomputes ? H : 0, R};
   Buffer<A> b_ih_ = Buffer<A>(forward_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(forward_hh_.width());
   const int64_t gx_row_ = row_length<A>(forward_ih_.width());
-  Buffer<A> gx_ = chunk_buffer(recomputes ? gx_row_ : 0);
+  Buffer<A> gx_ = chunk_buffer<A>(recomputes ? gx_row_ : 0);
   Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * Cell::kSaved * H : 0);
   Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && kHasC ? chunk_steps_ * N : 0);
 
-  Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? kGates * H * i_row : 0);
-  Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? kGates * H * r_row : 0);
-  Buffer<A> dw_hr_ = Buffer<A>(d.weights.hr ? R * h_row : 0);
-  Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? gate_row_ : 0);
-  Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? gate_row_ : 0);
+  Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? kGates * H * i_sums : 0);
+  Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? kGates * H * r_sums : 0);
+  Buffer<A> dw_hr_ = Buffer<A>(d.weights.hr ? R * h_sums : 0);
+  Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? kGates * H : 0);
+  Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? kGates * H : 0);
 
  public:
   BackwardScan(const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& threads)
@@ -360,6 +399,7 @@ class BackwardScan : Scan<Cell, S> {
 
   void run() {
     team.run([&](const Team::Member& member) {
+      [[maybe_unused]] const MatrixRegisters registers;
       prepare(member);
       member.barrier();
       const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
@@ -373,6 +413,7 @@ class BackwardScan : Scan<Cell, S> {
         if constexpr (Cell::kSaved > 0)
           if (recomputes) recompute_gates(member.share(rows));
         member.barrier();
+        pair_operands(rows, member);
         if (member.index < grid.threads()) {
           int64_t first = rows;
           for (int64_t s = steps.end - 1; s >= steps.begin; --s) {
@@ -381,6 +422,7 @@ class BackwardScan : Scan<Cell, S> {
           }
         }
         member.barrier();
+        pair_unprojected(rows, member);
         if (d.x) input_gradient(steps, member.share(rows));
         weight_gradients(rows, member);
         member.barrier();
@@ -390,7 +432,14 @@ class BackwardScan : Scan<Cell, S> {
   }
 
  private:
-  Buffer<A> chunk_buffer(int64_t row) const { return Buffer<A>(chunk_steps_ * N * row); }
+  template <class O>
+  Buffer<O> chunk_buffer(int64_t row) const {
+    return Buffer<O>(chunk_steps_ * N * row);
+  }
+  template <class O>
+  Buffer<E> pair_buffer(const O& wanted, int64_t row) const {
+    return Buffer<E>(kPaired<E> && wanted ? padded_depth<E>(chunk_steps_ * N) * row : 0);
+  }
 
   void prepare(const Team::Member& member) {
     w_hh_.pack(member.share(w_hh_.panels()), p.weights.hh.transposed());
@@ -405,20 +454,25 @@ class BackwardScan : Scan<Cell, S> {
       }
     }
     const Range rows = member.share(N);
-    this->load_state(d.h_n, rows, R, dh_.get(), r_row);
+    this->load_state(d.h_n, rows, R, dh_.get(), r_sums);
     if (keeps_h) this->load_state(p.h_0, rows, R, h_0_.get(), r_row);
     if (kHasC) {
-      this->load_state(d.c_n, rows, H, dc_.get(), h_row);
-      this->load_state(p.c_0, rows, H, c_0_.get(), h_row);
+      this->load_state(d.c_n, rows, H, dc_.get(), h_sums);
+      this->load_state(p.c_0, rows, H, c_0_.get(), h_sums);
     }
-    if (member.index == 0) std::fill_n(zeros_.get(), h_row, A(0));
+    const Range chunk = member.share(chunk_steps_ * N);
+    this->clear_padding(d_gx_.get(), chunk, kGates * H, gate_row_);
+    this->clear_padding(d_gh_, chunk, kGates * H, gate_row_);
+    if (projected) this->clear_padding(d_projected_.get(), chunk, R, r_row);
+    if (d.weights.hr) this->clear_padding(unprojected_.get(), chunk, H, h_row);
+    if (member.index == 0) std::fill_n(zeros_.get(), h_sums, A(0));
     const Range gates = member.share(kGates * H);
     const auto clear = [](A* weight, Range range, int64_t row) {
       if (weight) std::fill(weight + range.begin * row, weight + range.end * row, A(0));
     };
-    clear(dw_ih_.get(), gates, i_row);
-    clear(dw_hh_.get(), gates, r_row);
-    clear(dw_hr_.get(), member.share(R), h_row);
+    clear(dw_ih_.get(), gates, i_sums);
+    clear(dw_hh_.get(), gates, r_sums);
+    clear(dw_hr_.get(), member.share(R), h_sums);
     clear(db_ih_.get(), gates, 1);
     clear(db_hh_.get(), gates, 1);
   }
@@ -437,9 +491,9 @@ class BackwardScan : Scan<Cell, S> {
 
   // Copies of what the steps were computed from, with their padding cleared.
   void keep_operands(Range steps, Range range) {
-    const auto copy = [](const Buffer<A>& buffer, int64_t m, int64_t row, auto* from, int64_t stride, int64_t columns) {
+    const auto copy = [](const Buffer<E>& buffer, int64_t m, int64_t row, auto* from, int64_t stride, int64_t columns) {
       gather(from, stride, buffer.get() + m * row, columns);
-      std::fill_n(buffer.get() + m * row + columns, row - columns, A(0));
+      std::fill_n(buffer.get() + m * row + columns, row - columns, E{});
     };
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
       const int64_t sample = schedule.sample(r);
@@ -448,7 +502,7 @@ class BackwardScan : Scan<Cell, S> {
       if (!keeps_h) return;
       const int64_t before = schedule.previous(t);
       if (schedule.resets(t, r))
-        std::fill_n(h_.get() + m * r_row, r_row, A(0));
+        std::fill_n(h_.get() + m * r_row, r_row, E{});
       else if (schedule.runs(before, r))
         copy(h_, m, r_row, p.y.row(before, sample), 1, R);
       else
@@ -460,7 +514,7 @@ class BackwardScan : Scan<Cell, S> {
   const A* c_before(int64_t t, int64_t r) const {
     const int64_t before = schedule.previous(t);
     if (schedule.resets(t, r)) return zeros_.get();
-    return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_row;
+    return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_sums;
   }
 
   // The gates of the chunk's rows in a range, as forward computed them: states before every step are known.
@@ -488,7 +542,7 @@ class BackwardScan : Scan<Cell, S> {
       h_products[g] = V::load(gh + g * stride);
     }
     State<V> state{};
-    if constexpr (Cell::kReadsPreviousH) state.h = V::load(h_.get() + m * r_row + unit);
+    if constexpr (Cell::kReadsPreviousH) state.h = load_as_vec(h_.get() + m * r_row + unit, V::kWidth);
     if constexpr (kHasC) state.c = load_first(c_before_[m] + unit, H - unit);
     std::array<V, Cell::kSaved> saved;
     Cell::forward(x_products, h_products, state, saved);
@@ -509,7 +563,7 @@ class BackwardScan : Scan<Cell, S> {
     multiply_fused(rows, d_gh_ + (chunk_row + part.group) * gate_row_, part.groups * gate_row_, w_hh_, part.panels,
                    static_cast<const A*>(nullptr), [&](int64_t first, int64_t count, int64_t panel, const A* products) {
                      for (int64_t i = 0; i < count; ++i) {
-                       A* dh = dh_.get() + part.row(first + i) * r_row + w_hh_.unit(panel);
+                       A* dh = dh_.get() + part.row(first + i) * r_sums + w_hh_.unit(panel);
                        for (int64_t v = 0; v < w_hh_.unit_vecs(panel); ++v) {
                          V sum = V::load(products);
                          if (!projected) sum = sum + V::load(dh);  // what the cell left: the path beside gh
@@ -523,8 +577,8 @@ class BackwardScan : Scan<Cell, S> {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
-      std::fill(dh_.get() + r * r_row + columns.begin, dh_.get() + r * r_row + columns.end, A(0));
-      if (kHasC) std::fill(dc_.get() + r * h_row + units.begin, dc_.get() + r * h_row + units.end, A(0));
+      std::fill(dh_.get() + r * r_sums + columns.begin, dh_.get() + r * r_sums + columns.end, A(0));
+      if (kHasC) std::fill(dc_.get() + r * h_sums + units.begin, dc_.get() + r * h_sums + units.end, A(0));
     }
   }
 
@@ -532,15 +586,16 @@ class BackwardScan : Scan<Cell, S> {
   void unproject(const Part& part, int64_t t, int64_t rows, int64_t chunk_row) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
-      A* dh = dh_.get() + r * r_row;
+      A* dh = dh_.get() + r * r_sums;
       if (d.y) {
         const S* dy = d.y.row(t, schedule.sample(r));
         for (int64_t j = 0; j < R; ++j) dh[j] += Storage<S>::to(dy[j * d.y.col_stride]);
       }
-      if (d.weights.hr) std::copy_n(dh, r_row, d_projected_.get() + (chunk_row + r) * r_row);
+      gather(dh, 1, d_projected_.get() + (chunk_row + r) * r_row, R);
     }
-    multiply(rows, dh_.get() + part.group * r_row, part.groups * r_row, w_hr_, {0, w_hr_.panels()},
-             static_cast<const A*>(nullptr), d_unprojected_.get() + part.group * h_row, part.groups * h_row);
+    multiply(rows, d_projected_.get() + (chunk_row + part.group) * r_row, part.groups * r_row, w_hr_,
+             {0, w_hr_.panels()}, static_cast<const A*>(nullptr), d_unprojected_.get() + part.group * h_sums,
+             part.groups * h_sums);
   }
 
   // The cell's backward for a range of units of row r.
@@ -553,10 +608,10 @@ class BackwardScan : Scan<Cell, S> {
                                              : p.gates.row(t, sample);
     const A* const c_next = kHasC ? p.cells.row(t, sample) : nullptr;
     const A* const c_prev = kHasC ? c_before(t, r) : nullptr;
-    A* const dh = projected ? d_unprojected_.get() + r * h_row : dh_.get() + r * r_row;
-    A* const dc = kHasC ? dc_.get() + r * h_row : nullptr;
-    A* const d_gx = d_gx_.get() + m * gate_row_;
-    A* const d_gh = d_gh_ + m * gate_row_;
+    A* const dh = projected ? d_unprojected_.get() + r * h_sums : dh_.get() + r * r_sums;
+    A* const dc = kHasC ? dc_.get() + r * h_sums : nullptr;
+    E* const d_gx = d_gx_.get() + m * gate_row_;
+    E* const d_gh = d_gh_ + m * gate_row_;
     for (int64_t unit = range.begin; unit < range.end; unit += V::kWidth) {
       const int64_t units = H - unit;
       std::array<V, Cell::kSaved> saved;
@@ -564,19 +619,19 @@ class BackwardScan : Scan<Cell, S> {
       State<V> prev{}, next{}, d_state{};
       d_state.h = V::load(dh + unit);
       if (dy) d_state.h = d_state.h + load_strided(dy + unit * d.y.col_stride, d.y.col_stride, units);
-      if constexpr (Cell::kReadsPreviousH) prev.h = V::load(h_.get() + m * r_row + unit);
+      if constexpr (Cell::kReadsPreviousH) prev.h = load_as_vec(h_.get() + m * r_row + unit, V::kWidth);
       if constexpr (Cell::kReadsNextH) next.h = load_as_vec(y + unit, units);
       if constexpr (kHasC) {
         prev.c = load_first(c_prev + unit, units);
         next.c = load_first(c_next + unit, units);
         d_state.c = V::load(dc + unit);
-        if (d.weights.hr) Cell::output(saved, next.c).store(unprojected_.get() + m * h_row + unit);
+        if (d.weights.hr) store_as(Cell::output(saved, next.c), unprojected_.get() + m * h_row + unit, V::kWidth);
       }
       std::array<V, kGates> gx, gh;
       Cell::backward(saved, prev, next, d_state, gx, gh);
       for (int g = 0; g < kGates; ++g) {
-        store_first(gx[g], d_gx + g * H + unit, units);
-        if constexpr (kSplit) store_first(gh[g], d_gh + g * H + unit, units);
+        store_as(gx[g], d_gx + g * H + unit, units);
+        if constexpr (kSplit) store_as(gh[g], d_gh + g * H + unit, units);
       }
       d_state.h.store(dh + unit);
       if constexpr (kHasC) d_state.c.store(dc + unit);
@@ -586,9 +641,9 @@ class BackwardScan : Scan<Cell, S> {
   void input_gradient(Range steps, Range range) {
     if (range.size() == 0) return;
     multiply(range.size(), d_gx_.get() + range.begin * gate_row_, gate_row_, w_ih_, {0, w_ih_.panels()},
-             static_cast<const A*>(nullptr), dx_.get() + range.begin * i_row, i_row);
+             static_cast<const A*>(nullptr), dx_.get() + range.begin * i_sums, i_sums);
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
-      scatter(dx_.get() + m * i_row, d.x.row(t, schedule.sample(r)), d.x.col_stride, I);
+      scatter(dx_.get() + m * i_sums, d.x.row(t, schedule.sample(r)), d.x.col_stride, I);
     });
   }
 
@@ -597,15 +652,45 @@ class BackwardScan : Scan<Cell, S> {
     const Range outputs = member.share(R);
     if (d.weights.bias_ih) accumulate_rows(gates, rows, d_gx_.get(), gate_row_, db_ih_.get());
     if (d.weights.bias_hh) accumulate_rows(gates, rows, d_gh_, gate_row_, db_hh_.get());
-    for (int64_t first = 0; first < rows; first += kSumRows) {
-      const auto accumulate = [&](Range range, const A* left, int64_t left_row, const Buffer<A>& right,
-                                  int64_t right_row, int64_t columns, const Buffer<A>& out) {
-        accumulate_outer(range, std::min(kSumRows, rows - first), left + first * left_row, left_row,
-                         right.get() + first * right_row, right_row, columns, out.get(), right_row);
-      };
-      if (d.weights.ih) accumulate(gates, d_gx_.get(), gate_row_, x_, i_row, I, dw_ih_);
-      if (d.weights.hh) accumulate(gates, d_gh_, gate_row_, h_, r_row, R, dw_hh_);
-      if (d.weights.hr) accumulate(outputs, d_projected_.get(), r_row, unprojected_, h_row, H, dw_hr_);
+    const auto accumulate = [&](Range range, OuterFactor<E> left, OuterFactor<E> right, int64_t columns,
+                                const Buffer<A>& out, int64_t out_row) {
+      for (int64_t m = 0; m < rows; m += kSumRows)
+        accumulate_outer(range, std::min(kSumRows, rows - m), left.from(m), right.from(m), columns, out.get(), out_row);
+    };
+    const auto left = [&](Range range, const E* from, int64_t row, const Buffer<E>& pairs) -> OuterFactor<E> {
+      if constexpr (kPaired<E>) {
+        pair_across(range, rows, from, row, pairs.get(), pair_row_);
+        return {pairs.get(), 1, pair_row_};
+      }
+      return {from, row};
+    };
+    const auto right = [](const Buffer<E>& from, const Buffer<E>& pairs, int64_t row) -> OuterFactor<E> {
+      return {(kPaired<E> ? pairs : from).get(), row};
+    };
+    if (d.weights.ih)
+      accumulate(gates, left(gates, d_gx_.get(), gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I, dw_ih_,
+                 i_sums);
+    if (d.weights.hh)
+      accumulate(gates, left(gates, d_gh_, gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R, dw_hh_, r_sums);
+    if (d.weights.hr)
+      accumulate(outputs, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
+                 right(unprojected_, unprojected_pairs_, h_row), H, dw_hr_, h_sums);
+  }
+
+  // The right factors of the weight gradients, in pairs of rows.
+  void pair_operands(int64_t rows, const Team::Member& member) {
+    if constexpr (kPaired<E>) {
+      const Range pairs = member.share(padded_depth<E>(rows) / 2);
+      if (d.weights.ih) pair_up(pairs, rows, x_.get(), i_row, I, x_pairs_.get());
+      if (d.weights.hh) pair_up(pairs, rows, h_.get(), r_row, R, h_pairs_.get());
+    }
+  }
+
+  void pair_unprojected(int64_t rows, const Team::Member& member) {
+    if constexpr (kPaired<E>) {
+      if (!d.weights.hr) return;
+      pair_up(member.share(padded_depth<E>(rows) / 2), rows, unprojected_.get(), h_row, H, unprojected_pairs_.get());
+      member.barrier();
     }
   }
 
@@ -613,17 +698,17 @@ class BackwardScan : Scan<Cell, S> {
   void store_results(const Team::Member& member) {
     const Range rows = member.share(N);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
-      this->store_state(dh_.get() + r * r_row, d.h_0, R, r);
-      if (kHasC) this->store_state(dc_.get() + r * h_row, d.c_0, H, r);
+      this->store_state(dh_.get() + r * r_sums, d.h_0, R, r);
+      if (kHasC) this->store_state(dc_.get() + r * h_sums, d.c_0, H, r);
     }
     const Range gates = member.share(kGates * H);
     const auto store = [](const Buffer<A>& from, Matrix<S> to, Range range, int64_t columns, int64_t row) {
       for (int64_t i = range.begin; to && i < range.end; ++i)
         scatter(from.get() + i * row, to.row(i), to.col_stride, columns);
     };
-    store(dw_ih_, d.weights.ih, gates, I, i_row);
-    store(dw_hh_, d.weights.hh, gates, R, r_row);
-    store(dw_hr_, d.weights.hr, member.share(R), H, h_row);
+    store(dw_ih_, d.weights.ih, gates, I, i_sums);
+    store(dw_hh_, d.weights.hh, gates, R, r_sums);
+    store(dw_hr_, d.weights.hr, member.share(R), H, h_sums);
     const auto store_bias = [&](const Buffer<A>& from, Vector<S> to) {
       if (to) scatter(from.get() + gates.begin, &to[gates.begin], to.stride, gates.size());
     };

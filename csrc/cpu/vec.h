@@ -383,6 +383,29 @@ FASTRNN_FN HalfBits narrow(Vec<float> v, Half) {
 #endif
 }
 
+// Pairs of bfloat16 as the words of a vector, which moves and transposes them whole.
+FASTRNN_FN Vec<float> load_words(const BFloat16* p) {
+  Vec<float> v;
+  std::memcpy(&v.raw, p, sizeof v.raw);
+  return v;
+}
+
+FASTRNN_FN void store_words(Vec<float> v, BFloat16* p) { std::memcpy(p, &v.raw, sizeof v.raw); }
+
+// Word j is (low[j], high[j]) for j < n; a null row is zero.
+FASTRNN_FN Vec<float> zip(const BFloat16* low, const BFloat16* high, int64_t n) {
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  const auto words = [n](const BFloat16* p) FASTRNN_LAMBDA {
+    HalfBits bits = {};
+    if (p && n >= Vec<float>::kWidth)
+      std::memcpy(&bits, p, sizeof bits);
+    else if (p)
+      std::memcpy(&bits, p, n * sizeof(BFloat16));
+    return __builtin_convertvector(bits, Wide);
+  };
+  return Vec<float>((Vec<float>::Raw)(words(low) | words(high) << 16));
+}
+
 // The first n values of a row in memory, of any storage type, as a vector of the type it is computed in; and back.
 template <class S>
 FASTRNN_FN Vec<Accumulate<S>> load_as_vec(const S* p, int64_t n) {

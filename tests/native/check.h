@@ -41,8 +41,7 @@ inline void fork_threads(int64_t parts, const std::function<void(int64_t, int64_
 inline std::vector<const cpu::InstructionSet*> instruction_sets() {
   const std::vector<const cpu::InstructionSet*> built{
 #if defined(__x86_64__)
-      &cpu::kAvx512,
-      &cpu::kAvx2,
+      &cpu::kAmx,   &cpu::kAvx512Bf16, &cpu::kAvx512, &cpu::kAvx2,
 #elif defined(__aarch64__)
       &cpu::kNeon,
 #endif

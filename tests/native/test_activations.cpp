@@ -56,7 +56,8 @@ struct Worst {
 using Block = void (*)(const cpu::InstructionSet&, const cpu::Team&, const float*, float*);
 
 void check_function(const char* name, Block block, double (*exact)(double), int64_t stride) {
-  const auto sets = test::instruction_sets();
+  auto sets = test::instruction_sets();
+  std::erase_if(sets, [](const auto* set) { return !set->float32.forward; });  // has none of its own
   std::vector<Worst> worst(sets.size());
   std::vector<int64_t> wrong_nans(sets.size(), 0);
   std::mutex lock;

@@ -1,0 +1,260 @@
+// The register micro-kernel under every matrix product, and the types it multiplies.
+//
+// Where a chip multiplies pairs of bfloat16 (FASTRNN_PAIRS), operands stay in that type: two consecutive k lie side by
+// side as one word, and the layouts of panels and rows are those of words. Everywhere else they are what sums are.
+#pragma once
+
+namespace fastrnn::FASTRNN_ISA {
+
+// What products of a storage type read.
+template <class S>
+struct OperandOf {
+  using Type = Accumulate<S>;
+};
+#if defined(FASTRNN_PAIRS)
+template <>
+struct OperandOf<BFloat16> {
+  using Type = BFloat16;
+};
+#endif
+template <class S>
+using Operand = typename OperandOf<S>::Type;
+
+template <class E>
+constexpr bool kPaired = !std::is_same_v<E, Accumulate<E>>;
+
+template <class E>
+constexpr int kFactorDepth = kPaired<E> ? 2 : 1;  // k that a product multiplies at once, side by side in memory
+
+// Depths are multiples of this, padded with zeros: a cache line of pairs, and the depth of a matrix register.
+template <class E>
+constexpr int64_t kDepthStep = kPaired<E> ? 32 : 1;
+
+template <class E>
+constexpr int64_t padded_depth(int64_t depth) {
+  return (depth + kDepthStep<E> - 1) / kDepthStep<E> * kDepthStep<E>;
+}
+
+constexpr int kMaxVecs = 4;   // vectors of a panel
+constexpr int kMaxRows = 16;  // rows of a tile
+
+// Accumulators fill the registers, leaving room for a panel's vectors and a broadcast. A matrix register has 16 rows.
+template <class E>
+constexpr int tile_rows(int vecs) {
+#if defined(FASTRNN_ISA_AMX)
+  if (kPaired<E>) return 16;
+#endif
+  return std::min(12, (kRegisters - (kRegisters == 32 ? 5 : 4)) / vecs);
+}
+
+template <class A>
+constexpr int64_t round_up_to_vec(int64_t n) {
+  return (n + Vec<A>::kWidth - 1) / Vec<A>::kWidth * Vec<A>::kWidth;
+}
+
+template <class E>
+constexpr int64_t kLine = cpu::kCacheLine / sizeof(E);
+
+// The distance between rows of a buffer: an odd number of cache lines, so that a column of rows spreads over all sets
+// of a cache, and no two threads write to one line.
+template <class E>
+constexpr int64_t row_length(int64_t columns) {
+  return ((columns + kLine<E> - 1) / kLine<E> | 1) * kLine<E>;
+}
+
+// Sums run over this many k from zero and are then added up, for the error of one long chain grows with its length.
+// A slice of a panel so deep stays in the first-level cache.
+template <class E>
+constexpr int64_t kSumDepth = kPaired<E> ? 256 : 128;
+
+// out[r][:] (+)= init[:] + sum over k of a[r][k] * b[k][:], for a tile of rows and vecs.
+template <class E>
+struct Tile {
+  using A = Accumulate<E>;
+  int64_t depth;  // number of k
+  const E* a;     // element (r, k) at a[r * a_row + k * a_depth]; a_depth is 1 for pairs
+  int64_t a_row;
+  int64_t a_depth;
+  const E* b;  // row k at b[k * b_depth], vecs wide; of pairs, rows k and k + 1
+  int64_t b_depth;
+  const E* ahead;  // for every k, or pair of them, a cache line is fetched, ahead_depth apart
+  int64_t ahead_depth;
+  const A* init;  // [vecs], null: 0
+  A* out;         // row r at out[r * out_row]
+  int64_t out_row;
+  bool add;  // to what is there
+};
+
+// A vector of b, the same of a in every lane, and their products summed.
+template <class E>
+struct Factor {
+  Vec<E> values;
+
+  FASTRNN_FN static Factor load(const E* p) { return {Vec<E>::load(p)}; }
+  FASTRNN_FN static Factor broadcast(const E* p) { return {Vec<E>(*p)}; }
+  FASTRNN_FN friend Vec<E> multiply_add(Factor a, Factor b, Vec<E> sum) { return mul_add(a.values, b.values, sum); }
+};
+
+#if defined(FASTRNN_PAIRS) && !defined(FASTRNN_ISA_AMX)
+template <>
+struct Factor<BFloat16> {
+  __m512bh values;
+
+  FASTRNN_FN static Factor load(const BFloat16* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
+  FASTRNN_FN static Factor broadcast(const BFloat16* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return {(__m512bh)_mm512_set1_epi32(pair)};
+  }
+  FASTRNN_FN friend Vec<float> multiply_add(Factor a, Factor b, Vec<float> sum) {
+    return Vec<float>(_mm512_dpbf16_ps(sum.raw, a.values, b.values));
+  }
+};
+#endif
+
+template <class E, int kRows, int kVecs>
+[[gnu::noinline]] void micro_kernel(const Tile<E>& tile) {
+  using A = Accumulate<E>;
+  using V = Vec<A>;
+  using F = Factor<E>;
+  constexpr int kStep = kFactorDepth<E>;
+  V acc[kRows][kVecs];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = tile.init ? V::load(tile.init + v * V::kWidth) : V(A(0));
+  const E* a = tile.a;
+  const E* b = tile.b;
+  const E* ahead = tile.ahead;
+  const int64_t a_row = tile.a_row;
+  for (int64_t k = 0; k < tile.depth; k += kStep) {
+    __builtin_prefetch(ahead);
+    F panel[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) panel[v] = F::load(b + v * kStep * V::kWidth);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const F x = F::broadcast(a + r * a_row);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = multiply_add(x, panel[v], acc[r][v]);
+    }
+    a += kStep * tile.a_depth;
+    b += kStep * tile.b_depth;
+    ahead += tile.ahead_depth;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      A* out = tile.out + r * tile.out_row + v * V::kWidth;
+      (tile.add ? V::load(out) + acc[r][v] : acc[r][v]).store(out);
+    }
+}
+
+#if defined(FASTRNN_ISA_AMX)
+// The matrix registers of this thread, 0 to 3 for sums, 4 for rows of a, 5 to 7 for vectors of b.
+class MatrixRegisters {
+ public:
+  MatrixRegisters() = default;
+  MatrixRegisters(const MatrixRegisters&) = delete;
+  ~MatrixRegisters() { release(); }
+
+  // Sums and a have so many rows.
+  static void set_rows(int rows) {
+    if (rows == current()) return;
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {0, 0, 0, 0, 0, 16, 16, 16};
+    } config;
+    std::fill_n(config.rows, 5, static_cast<uint8_t>(rows));
+    _tile_loadconfig(&config);
+    current() = rows;
+  }
+
+ private:
+  static int& current() {
+    static thread_local int rows = 0;
+    return rows;
+  }
+  static void release() {
+    if (current() == 0) return;
+    _tile_release();
+    current() = 0;
+  }
+};
+
+// The compiler does not know what the instructions read and write.
+FASTRNN_FN void memory_fence() { asm volatile("" ::: "memory"); }
+
+template <int kVecs>
+[[gnu::noinline]] void matrix_kernel(const Tile<BFloat16>& tile, int rows) {
+  constexpr int kWidth = Vec<float>::kWidth;
+  MatrixRegisters::set_rows(rows);
+  memory_fence();
+  const int64_t out_stride = tile.out_row * sizeof(float);
+  const float* from = tile.add ? tile.out : tile.init;
+  const int64_t from_stride = tile.add ? out_stride : 0;  // every row starts as init
+  if (from) {
+    _tile_loadd(0, from, from_stride);
+    if constexpr (kVecs > 1) _tile_loadd(1, from + kWidth, from_stride);
+    if constexpr (kVecs > 2) _tile_loadd(2, from + 2 * kWidth, from_stride);
+    if constexpr (kVecs > 3) _tile_loadd(3, from + 3 * kWidth, from_stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const int64_t a_stride = tile.a_row * sizeof(BFloat16);
+  const int64_t b_stride = 2 * tile.b_depth * sizeof(BFloat16);
+  const BFloat16* b = tile.b;
+  for (int64_t k = 0; k < tile.depth; k += kDepthStep<BFloat16>) {
+    _tile_loadd(4, tile.a + k, a_stride);
+    _tile_loadd(5, b, b_stride);
+    _tile_dpbf16ps(0, 4, 5);
+    if constexpr (kVecs > 1) {
+      _tile_loadd(6, b + 2 * kWidth, b_stride);
+      _tile_dpbf16ps(1, 4, 6);
+    }
+    if constexpr (kVecs > 2) {
+      _tile_loadd(7, b + 4 * kWidth, b_stride);
+      _tile_dpbf16ps(2, 4, 7);
+    }
+    if constexpr (kVecs > 3) {
+      _tile_loadd(5, b + 6 * kWidth, b_stride);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+    b += kDepthStep<BFloat16> * tile.b_depth;
+  }
+  _tile_stored(0, tile.out, out_stride);
+  if constexpr (kVecs > 1) _tile_stored(1, tile.out + kWidth, out_stride);
+  if constexpr (kVecs > 2) _tile_stored(2, tile.out + 2 * kWidth, out_stride);
+  if constexpr (kVecs > 3) _tile_stored(3, tile.out + 3 * kWidth, out_stride);
+  memory_fence();
+}
+#else
+struct MatrixRegisters {};
+#endif
+
+// rows <= tile_rows(vecs)
+template <class E>
+inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
+#if defined(FASTRNN_ISA_AMX)
+  if constexpr (kPaired<E>) {
+    static constexpr std::array kTable{matrix_kernel<1>, matrix_kernel<2>, matrix_kernel<3>, matrix_kernel<4>};
+    return kTable[vecs - 1](tile, static_cast<int>(rows));
+  } else
+#endif
+  {
+    using Kernel = void (*)(const Tile<E>&);
+    static constexpr auto kTable = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+      return std::array<Kernel, sizeof...(kIndex)>{
+          micro_kernel<E, std::min(kIndex % kMaxRows + 1, tile_rows<E>(kIndex / kMaxRows + 1)),
+                       kIndex / kMaxRows + 1>...};
+    }(std::make_integer_sequence<int, kMaxVecs * kMaxRows>{});
+    kTable[(vecs - 1) * kMaxRows + rows - 1](tile);
+  }
+}
+
+}  // namespace fastrnn::FASTRNN_ISA
