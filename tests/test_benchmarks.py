@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
@@ -83,6 +84,10 @@ def test_relative_error():
     expected = {"output": torch.tensor([3.0, 4.0], dtype=torch.float64)}
     assert relative_error(expected, expected) == 0
     assert relative_error({"output": torch.tensor([3.0, 5.0])}, expected) == pytest.approx(0.2)
+    # One step from h_0 = 0 gives W_hh no gradient: zeros are right there, and nothing else is.
+    zeros = {"d weight_hh_l0": torch.zeros(2)}
+    assert relative_error(zeros, zeros) == 0
+    assert relative_error({"d weight_hh_l0": torch.tensor([0.0, 1e-9])}, zeros) == math.inf
 
 
 def row(name: str, time: float, *, T: int = 10, limit: float = 1e9, **others: float) -> Row:
