@@ -39,7 +39,9 @@ def relative_error(found: Results, expected: Results) -> float:
     for name, value in found.items():
         want = expected[name]
         error = (value.detach().double().cpu() - want).square().mean()
-        if error == 0:  # as it must be where all values are 0: gradients of W_hh over one step from h_0 = 0
+        if (
+            error == 0
+        ):  # as it must be where all values are 0: gradients of W_hh over one step from h_0 = 0
             squares.append(0.0)
         else:
             squares.append((error / want.square().mean()).item())

@@ -8,18 +8,23 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Forward chunks, a thread's share: input products wait in the second-level cache.
+// Forward chunks, a thread's share: input products wait in the second-level cache. But every chunk reads all weights of
+// the input, which pays only for so many rows.
 constexpr int64_t kForwardChunkBytes = 1 << 19;
+constexpr int64_t kLeastForwardRows = 64;
 
 // Backward chunks depend on sizes alone: sums over a chunk must not change with the machine.
+// Weight gradients pass over all weights for every chunk, which pays only for so many rows.
 constexpr int64_t kBackwardChunkBytes = 1 << 20;
+constexpr int64_t kLeastBackwardRows = 256;
 constexpr int64_t kMaxChunkRows = 8192;
 
 // Weight gradients sum this many rows from zero, then add the sum: long sequences do not lose small terms.
 constexpr int64_t kSumRows = 1024;
 
-inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t rows_of_a_step, int64_t steps) {
-  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, 1, kMaxChunkRows);
+inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t least_rows, int64_t rows_of_a_step,
+                           int64_t steps) {
+  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, least_rows, kMaxChunkRows);
   return std::clamp<int64_t>(rows / std::max<int64_t>(1, rows_of_a_step), 1, std::max<int64_t>(1, steps));
 }
 
@@ -121,7 +126,7 @@ class ForwardScan : Scan<Cell, S> {
   // The chunk's rows, those of a row group side by side.
   const int64_t gx_row_ = row_length<A>(w_ih_.width());
   const int64_t chunk_steps_ = chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row_ * sizeof(A),
-                                           (N + team.threads() - 1) / team.threads(), schedule.T);
+                                           kLeastForwardRows, (N + team.threads() - 1) / team.threads(), schedule.T);
   Buffer<E> x_ = Buffer<E>(chunk_steps_ * (N + team.threads()) * i_row);
   Buffer<A> gx_ = Buffer<A>(chunk_steps_ * (N + team.threads()) * gx_row_);  // in panel order
 
@@ -355,9 +360,9 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<A> zeros_ = Buffer<A>(h_sums);
 
   const int64_t gate_row_ = row_length<E>(kGates * H);
-  const int64_t chunk_steps_ =
-      chunk_steps(kBackwardChunkBytes,
-                  (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(E), N, schedule.T);
+  const int64_t chunk_steps_ = chunk_steps(
+      kBackwardChunkBytes, (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(E),
+      kLeastBackwardRows, N, schedule.T);
   // The chunk's rows: what the weight gradients are made of.
   Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
   Buffer<E> d_gh_split_ = chunk_buffer<E>(kSplit ? gate_row_ : 0);
