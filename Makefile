@@ -27,6 +27,8 @@ PYTEST := $(BIN)/python -m pytest
 NATIVE_TESTS := plan team kernels activations
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
 NATIVE_OBJECTS := buffer team isa_amx isa_avx512_bf16 isa_avx512 isa_avx2 isa_neon isa_plain
+# Where the library's lie; asked for when they are there, and not those of the sanitized build.
+HOST_OBJECTS = $(shell ls -d build/torch-$(TORCH)*/csrc/cpu | grep -v sanitize)
 NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -130,13 +132,13 @@ $(SANITIZED): $(SOURCES) | $(READY)
 # The native tests of this machine link what the library is made of.
 build/native/host/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
-	$(CXX) -O2 $(NATIVE_FLAGS) $< $(NATIVE_OBJECTS:%=build/torch-$(TORCH)*/csrc/cpu/%.o) -o $@
+	$(CXX) -O2 $(NATIVE_FLAGS) $< $(NATIVE_OBJECTS:%=$(HOST_OBJECTS)/%.o) -o $@
 
 # The kernels for matrix registers, on a machine that has none.
 build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_emulated.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) \
-	  $(patsubst %,build/torch-$(TORCH)*/csrc/cpu/%.o,$(filter-out isa_amx,$(NATIVE_OBJECTS))) -o $@
+	  $(patsubst %,$(HOST_OBJECTS)/%.o,$(filter-out isa_amx,$(NATIVE_OBJECTS))) -o $@
 
 # $(1): folder, $(2): compiler
 define NATIVE_RULES
