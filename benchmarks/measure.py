@@ -39,12 +39,8 @@ def relative_error(found: Results, expected: Results) -> float:
     for name, value in found.items():
         want = expected[name]
         error = (value.detach().double().cpu() - want).square().mean()
-        if (
-            error == 0
-        ):  # as it must be where all values are 0: gradients of W_hh over one step from h_0 = 0
-            squares.append(0.0)
-        else:
-            squares.append((error / want.square().mean()).item())
+        # Where all values are 0 only zeros are right: gradients of W_hh over one step from h_0 = 0.
+        squares.append((error / want.square().mean()).item() if error != 0 else 0.0)
     return (sum(squares) / len(squares)) ** 0.5
 
 
