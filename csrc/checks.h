@@ -26,7 +26,7 @@ using OptionalTensor = std::optional<Tensor>;
 // The tensors of one scan, as the op receives them.
 struct ScanInputs {
   std::string cell;
-  Tensor input;                // [T, N, I], or [rows, I] when packed
+  Tensor input;                // [T, N, I], or [rows, I] when packed or jagged
   Tensor h_0;                  // [N, R]
   OptionalTensor c_0;          // [N, H]
   Tensor weight_ih;            // [G * H, I]
@@ -34,10 +34,16 @@ struct ScanInputs {
   OptionalTensor bias_ih;      // [G * H]
   OptionalTensor bias_hh;      // [G * H]
   OptionalTensor weight_hr;    // [R, H]
+  OptionalTensor reset_h;      // [N, R], what a reset replaces the state by; null: zeros
+  OptionalTensor reset_c;      // [N, H]
   OptionalTensor lengths;      // [N] int64, CPU
   OptionalTensor batch_sizes;  // [T] int64, CPU: the input is packed
+  OptionalTensor offsets;      // [N + 1] int64, CPU: the input is jagged, sample n starts at row offsets[n]
   OptionalTensor reset;        // [T, N] bool
   bool reverse;
+  int64_t groups;  // 0: none. Sample n is in group n % groups; a weight of a rank more has one entry for each group.
+
+  bool rows_input() const { return batch_sizes || offsets; }
 };
 
 // Compile-time facts of a cell, for code that runs before the dispatch.
@@ -58,19 +64,9 @@ inline CellFacts cell_facts(const std::string& cell) {
 struct ScanSizes {
   int64_t T, N, I, H, R;
   CellFacts cell;
-  bool packed;
 };
 
-template <class S>
-constexpr ScalarType kScalarType = ScalarType::Float;
-template <>
-inline constexpr ScalarType kScalarType<double> = ScalarType::Double;
-template <>
-inline constexpr ScalarType kScalarType<BFloat16> = ScalarType::BFloat16;
-template <>
-inline constexpr ScalarType kScalarType<Half> = ScalarType::Half;
-
-// Calls f.template operator()<S>() for the storage type of the tensor.
+// Calls f.template operator()<S>() for the storage type of the tensor. Dual numbers travel as complex ones.
 template <class F>
 auto dispatch_dtype(const Tensor& tensor, F&& f) {
   switch (tensor.scalar_type()) {
@@ -78,6 +74,8 @@ auto dispatch_dtype(const Tensor& tensor, F&& f) {
     case ScalarType::Double: return f.template operator()<double>();
     case ScalarType::BFloat16: return f.template operator()<BFloat16>();
     case ScalarType::Half: return f.template operator()<Half>();
+    case ScalarType::ComplexFloat: return f.template operator()<Dual<float>>();
+    case ScalarType::ComplexDouble: return f.template operator()<Dual<double>>();
     default: STD_TORCH_CHECK(false, "fastrnn: no kernel for dtype ", static_cast<int>(tensor.scalar_type()));
   }
 }
@@ -111,26 +109,57 @@ inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, 
   return tensor.const_data_ptr<int64_t>();
 }
 
+// Where sample n of a jagged input begins, and how long it is.
+inline int64_t jagged_length(const ScanInputs& in, int64_t n) {
+  const int64_t* offsets = in.offsets->const_data_ptr<int64_t>();
+  return in.lengths ? in.lengths->const_data_ptr<int64_t>()[n] : offsets[n + 1] - offsets[n];
+}
+
+// Offsets that increase within the input's rows, and lengths that stay between them. Returns the longest.
+inline int64_t check_jagged(const ScanInputs& in, int64_t N) {
+  STD_TORCH_CHECK(!in.batch_sizes, "fastrnn: offsets and batch_sizes exclude each other");
+  STD_TORCH_CHECK(in.groups <= 1, "fastrnn: a jagged input cannot be split into groups");
+  const int64_t* offsets = check_host_vector(*in.offsets, "offsets", N + 1);
+  if (in.lengths) check_host_vector(*in.lengths, "lengths", N);
+  STD_TORCH_CHECK(0 <= offsets[0] && offsets[N] <= in.input.size(0), "fastrnn: offsets span rows ", offsets[0], " to ",
+                  offsets[N], ", but input has ", in.input.size(0), " rows");
+  int64_t longest = 0;
+  for (int64_t n = 0; n < N; ++n) {
+    const int64_t length = jagged_length(in, n);
+    STD_TORCH_CHECK(0 <= length && length <= offsets[n + 1] - offsets[n], "fastrnn: sample ", n, " has ",
+                    offsets[n + 1] - offsets[n], " rows and length ", length);
+    longest = std::max(longest, length);
+  }
+  return longest;
+}
+
 inline ScanSizes check_sizes(const ScanInputs& in) {
   const CellFacts cell = cell_facts(in.cell);
-  const bool packed = in.batch_sizes.has_value();
-  STD_TORCH_CHECK(in.input.dim() == (packed ? 2 : 3), "fastrnn: input has ", in.input.dim(), " dimensions, expected ",
-                  packed ? 2 : 3);
+  const bool rows_input = in.rows_input();
+  STD_TORCH_CHECK(in.input.dim() == (rows_input ? 2 : 3), "fastrnn: input has ", in.input.dim(),
+                  " dimensions, expected ", rows_input ? 2 : 3);
   STD_TORCH_CHECK(in.h_0.dim() == 2, "fastrnn: h_0 has ", in.h_0.dim(), " dimensions, expected 2");
-  STD_TORCH_CHECK(in.weight_ih.dim() == 2 && in.weight_hh.dim() == 2,
-                  "fastrnn: weight_ih and weight_hh must have 2 dimensions");
-  STD_TORCH_CHECK(in.weight_ih.size(0) > 0 && in.weight_ih.size(0) % cell.gates == 0, "fastrnn: weight_ih has ",
-                  in.weight_ih.size(0), " rows, expected a positive multiple of ", cell.gates);
-  STD_TORCH_CHECK(!(packed && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
-  if (packed) STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
+  const int64_t most = in.groups > 0 ? 3 : 2;
+  for (const Tensor* weight : {&in.weight_ih, &in.weight_hh})
+    STD_TORCH_CHECK(2 <= weight->dim() && weight->dim() <= most,
+                    "fastrnn: weight_ih and weight_hh must have 2 dimensions, or 3 in groups");
+  const int64_t rows = in.weight_ih.size(-2);
+  STD_TORCH_CHECK(rows > 0 && rows % cell.gates == 0, "fastrnn: weight_ih has ", rows,
+                  " rows, expected a positive multiple of ", cell.gates);
+  STD_TORCH_CHECK(!(in.batch_sizes && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
+  if (in.batch_sizes) STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
+  const int64_t N = rows_input ? in.h_0.size(0) : in.input.size(1);
+  STD_TORCH_CHECK(in.groups >= 0 && (in.groups == 0 || N % in.groups == 0), "fastrnn: ", N,
+                  " samples are no multiple of ", in.groups, " groups");
   return {
-      .T = packed ? in.batch_sizes->size(0) : in.input.size(0),
-      .N = packed ? in.h_0.size(0) : in.input.size(1),
-      .I = in.input.size(packed ? 1 : 2),
-      .H = in.weight_ih.size(0) / cell.gates,
-      .R = in.weight_hh.size(1),
+      .T = in.offsets       ? check_jagged(in, N)
+           : in.batch_sizes ? in.batch_sizes->size(0)
+                            : in.input.size(0),
+      .N = N,
+      .I = in.input.size(-1),
+      .H = rows / cell.gates,
+      .R = in.weight_hh.size(-1),
       .cell = cell,
-      .packed = packed,
   };
 }
 
@@ -140,7 +169,7 @@ constexpr int64_t kMaxSteps = int64_t{1} << 40;
 constexpr int64_t kMaxSize = int64_t{1} << 24;
 
 inline void check_bounds(const ScanSizes& sizes) {
-  const auto [T, N, I, H, R, cell, packed] = sizes;
+  const auto [T, N, I, H, R, cell] = sizes;
   STD_TORCH_CHECK(T <= kMaxSteps, "fastrnn: ", T, " steps are more than ", kMaxSteps);
   const int64_t largest = std::max({N, I, H, R});
   STD_TORCH_CHECK(largest <= kMaxSize, "fastrnn: a size of ", largest,
@@ -151,7 +180,7 @@ inline void check_bounds(const ScanSizes& sizes) {
 
 inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
   check_bounds(sizes);
-  const auto [T, N, I, H, R, cell, packed] = sizes;
+  const auto [T, N, I, H, R, cell] = sizes;
   const ScalarType dtype = in.input.scalar_type();
   STD_TORCH_CHECK(R > 0, "fastrnn: weight_hh has no columns");
   const auto check = [&]<size_t kRank>(const OptionalTensor& tensor, const char* name,
@@ -160,23 +189,34 @@ inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
     check_like(*tensor, name, dtype, in.input);
     check_shape(*tensor, name, shape);
   };
+  const auto check_weight = [&]<size_t kRank>(const OptionalTensor& tensor, const char* name,
+                                              std::array<int64_t, kRank> shape) {
+    if (!tensor || in.groups == 0 || tensor->dim() != static_cast<int64_t>(kRank) + 1)
+      return check(tensor, name, shape);
+    std::array<int64_t, kRank + 1> of_groups{in.groups};
+    std::copy(shape.begin(), shape.end(), of_groups.begin() + 1);
+    check(tensor, name, of_groups);
+  };
   check.operator()<2>(in.h_0, "h_0", {N, R});
   check.operator()<2>(in.c_0, "c_0", {N, H});
-  check.operator()<2>(in.weight_ih, "weight_ih", {cell.gates * H, I});
-  check.operator()<2>(in.weight_hh, "weight_hh", {cell.gates * H, R});
-  check.operator()<1>(in.bias_ih, "bias_ih", {cell.gates * H});
-  check.operator()<1>(in.bias_hh, "bias_hh", {cell.gates * H});
-  check.operator()<2>(in.weight_hr, "weight_hr", {R, H});
+  check_weight.operator()<2>(in.weight_ih, "weight_ih", {cell.gates * H, I});
+  check_weight.operator()<2>(in.weight_hh, "weight_hh", {cell.gates * H, R});
+  check_weight.operator()<1>(in.bias_ih, "bias_ih", {cell.gates * H});
+  check_weight.operator()<1>(in.bias_hh, "bias_hh", {cell.gates * H});
+  check_weight.operator()<2>(in.weight_hr, "weight_hr", {R, H});
+  check.operator()<2>(in.reset_h, "reset_h", {N, R});
+  check.operator()<2>(in.reset_c, "reset_c", {N, H});
   STD_TORCH_CHECK(in.c_0.has_value() == cell.has_cell_state,
                   "fastrnn: c_0 is for cells with a cell state, and those "
                   "need it");
   STD_TORCH_CHECK(cell.has_cell_state || !in.weight_hr, "fastrnn: a projection needs a cell state");
+  STD_TORCH_CHECK(cell.has_cell_state || !in.reset_c, "fastrnn: reset_c is for cells with a cell state");
   STD_TORCH_CHECK(in.weight_hr || R == H, "fastrnn: weight_hh has ", R, " columns, expected hidden_size = ", H);
   if (in.reset) {
     check_like(*in.reset, "reset", ScalarType::Bool, in.input);
     check_shape<2>(*in.reset, "reset", {T, N});
   }
-  if (in.lengths) {
+  if (in.lengths && !in.offsets) {
     const int64_t* lengths = check_host_vector(*in.lengths, "lengths", N);
     for (int64_t n = 0; n < N; ++n)
       STD_TORCH_CHECK(0 <= lengths[n] && lengths[n] <= T, "fastrnn: lengths[", n, "] is ", lengths[n],
@@ -207,44 +247,52 @@ S* data_of(const Tensor& tensor) {
   return data;
 }
 
+// Of a tensor of a rank more: the entry of a group.
 template <class S>
-Matrix<S> matrix(const OptionalTensor& tensor) {
+Matrix<S> matrix(const OptionalTensor& tensor, int64_t group = 0) {
   if (!tensor || tensor->numel() == 0) return {};
-  return {data_of<S>(*tensor), tensor->stride(0), tensor->stride(1)};
+  return {data_of<S>(*tensor) + (tensor->dim() == 3 ? group * tensor->stride(0) : 0), tensor->stride(-2),
+          tensor->stride(-1)};
 }
 
 template <class S>
-Vector<S> vector(const OptionalTensor& tensor) {
+Vector<S> vector(const OptionalTensor& tensor, int64_t group = 0) {
   if (!tensor || tensor->numel() == 0) return {};
-  return {data_of<S>(*tensor), tensor->stride(0)};
+  return {data_of<S>(*tensor) + (tensor->dim() == 2 ? group * tensor->stride(0) : 0), tensor->stride(-1)};
 }
 
-// step_start: null for a padded [T, N, C] tensor
+// Where the rows of a sequence lie: see Sequence.
+struct RowStarts {
+  const int64_t* of_steps = nullptr;    // when packed
+  const int64_t* of_samples = nullptr;  // when jagged
+};
+
 template <class S>
-Sequence<S> sequence(const OptionalTensor& tensor, const int64_t* step_start) {
+Sequence<S> sequence(const OptionalTensor& tensor, RowStarts starts) {
   if (!tensor || tensor->numel() == 0) return {};
-  const int64_t time = tensor->stride(0);
-  return {data_of<S>(*tensor), step_start, time, step_start ? time : tensor->stride(1),
-          tensor->stride(step_start ? 1 : 2)};
+  const int64_t first = tensor->stride(0);
+  return {
+      data_of<S>(*tensor), starts.of_steps, starts.of_samples, first, tensor->dim() == 2 ? first : tensor->stride(1),
+      tensor->stride(-1)};
 }
 
-// Everything but the schedule's order and the results.
+// Everything but the schedule and the results, with the weights of a group.
 template <class S>
-ScanParams<S> scan_params(const ScanInputs& in, const ScanSizes& sizes, const Schedule& schedule,
-                          const int64_t* step_start) {
+ScanParams<S> scan_params(const ScanInputs& in, const ScanSizes& sizes, RowStarts starts, int64_t group) {
   ScanParams<S> p;
   p.input_size = sizes.I;
   p.hidden_size = sizes.H;
   p.output_size = sizes.R;
-  p.schedule = schedule;
-  p.weights.ih = matrix<const S>(in.weight_ih);
-  p.weights.hh = matrix<const S>(in.weight_hh);
-  p.weights.bias_ih = vector<const S>(in.bias_ih);
-  p.weights.bias_hh = vector<const S>(in.bias_hh);
-  p.weights.hr = matrix<const S>(in.weight_hr);
-  p.x = sequence<const S>(in.input, step_start);
+  p.weights.ih = matrix<const S>(in.weight_ih, group);
+  p.weights.hh = matrix<const S>(in.weight_hh, group);
+  p.weights.bias_ih = vector<const S>(in.bias_ih, group);
+  p.weights.bias_hh = vector<const S>(in.bias_hh, group);
+  p.weights.hr = matrix<const S>(in.weight_hr, group);
+  p.x = sequence<const S>(in.input, starts);
   p.h_0 = matrix<const S>(in.h_0);
   p.c_0 = matrix<const S>(in.c_0);
+  p.reset_h = matrix<const S>(in.reset_h);
+  p.reset_c = matrix<const S>(in.reset_c);
   return p;
 }
 

@@ -54,6 +54,26 @@ inline Half to_half(float x) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13))};
 }
 
+// A dual number. In memory it is two numbers side by side, the layout of a complex number, as which torch carries it.
+template <class A>
+struct Dual {
+  A value;
+  A tangent;
+
+  Dual() = default;
+  Dual(A v, A t = A(0)) : value(v), tangent(t) {}
+  Dual& operator+=(Dual other) {
+    value += other.value;
+    tangent += other.tangent;
+    return *this;
+  }
+};
+
+template <class T>
+constexpr bool kDual = false;
+template <class A>
+constexpr bool kDual<Dual<A>> = true;
+
 // What a storage type S is computed in, and the conversions between the two.
 template <class S>
 struct Storage {

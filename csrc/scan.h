@@ -21,6 +21,10 @@ struct Matrix {
   T* row(int64_t i) const { return data + i * row_stride; }
   T& operator()(int64_t i, int64_t j) const { return data[i * row_stride + j * col_stride]; }
   Matrix transposed() const { return {data, col_stride, row_stride}; }
+  // Rows first, first + step, ...
+  Matrix every(int64_t step, int64_t first) const {
+    return data ? Matrix{row(first), row_stride * step, col_stride} : Matrix{};
+  }
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -34,31 +38,37 @@ struct Vector {
 };
 
 // A tensor over time and samples. Padded: [T, N, C] with a stride a step. Packed: [rows, C], step t starts at row
-// step_start[t].
+// step_start[t]. Jagged: [rows, C], sample n starts at row sample_start[n].
 template <class T>
 struct Sequence {
   T* data = nullptr;
-  const int64_t* step_start = nullptr;  // [T], null when padded
+  const int64_t* step_start = nullptr;    // [T], only when packed
+  const int64_t* sample_start = nullptr;  // [N], only when jagged
   int64_t step_stride = 0;
   int64_t sample_stride = 0;
   int64_t col_stride = 0;
 
   T* row(int64_t t, int64_t sample) const {
-    return data + (step_start ? step_start[t] : t) * step_stride + sample * sample_stride;
+    return data + (step_start ? step_start[t] : t) * step_stride +
+           (sample_start ? sample_start[sample] : sample) * sample_stride;
+  }
+  // Samples first, first + step, ... of a sequence that is not jagged.
+  Sequence every(int64_t step, int64_t first) const {
+    return data ? Sequence{data + first * sample_stride, step_start, nullptr, step_stride,
+                           sample_stride * step,         col_stride}
+                : Sequence{};
   }
   explicit operator bool() const { return data != nullptr; }
 };
 
-// Weights in torch's layout: gate g of unit u is row g * H + u. A group is a set of samples with weights of its own
-// (an ensemble, per-sample gradients); group_stride 0 shares a tensor among the groups.
+// Weights in torch's layout: gate g of unit u is row g * H + u.
 template <class T>
 struct Weights {
-  Matrix<T> ih;                               // [G * H, I]
-  Matrix<T> hh;                               // [G * H, R]
-  Vector<T> bias_ih;                          // [G * H], null without bias
-  Vector<T> bias_hh;                          // [G * H]
-  Matrix<T> hr;                               // [R, H], null without projection
-  int64_t group_stride[5] = {0, 0, 0, 0, 0};  // elements, in the order above
+  Matrix<T> ih;       // [G * H, I]
+  Matrix<T> hh;       // [G * H, R]
+  Vector<T> bias_ih;  // [G * H], null without bias
+  Vector<T> bias_hh;  // [G * H]
+  Matrix<T> hr;       // [R, H], null without projection
 };
 
 // Which rows run at which step, in which order.
@@ -93,13 +103,16 @@ struct ScanParams {
   int64_t input_size = 0;   // I
   int64_t hidden_size = 0;  // H
   int64_t output_size = 0;  // R: the projected size, or H
-  int64_t groups = 1;       // samples are split evenly among them; the ops so far make one
   Schedule schedule;
   Weights<const S> weights;
 
   Sequence<const S> x;  // [T, N, I]
   Matrix<const S> h_0;  // [N, R]
   Matrix<const S> c_0;  // [N, H], null for cells without c
+
+  // What a reset replaces the state by; null: zeros.
+  Matrix<const S> reset_h;  // [N, R]
+  Matrix<const S> reset_c;  // [N, H]
 
   // Results of the forward pass; inputs of the backward pass. Steps a sample does not run are left untouched.
   Sequence<S> y;      // [T, N, R]
@@ -112,12 +125,19 @@ struct ScanParams {
 // Gradients of a scan. A null input gradient counts as zero, a null result is not computed.
 template <class S>
 struct ScanGradients {
-  Sequence<const S> y;  // [T, N, R], given
-  Matrix<const S> h_n;  // [N, R], given
-  Matrix<const S> c_n;  // [N, H], given
-  Sequence<S> x;        // [T, N, I]
-  Matrix<S> h_0;        // [N, R]
-  Matrix<S> c_0;        // [N, H]
+  Sequence<const S> y;                  // [T, N, R], given
+  Sequence<const Accumulate<S>> cells;  // [T, N, H], given
+  Matrix<const S> h_n;                  // [N, R], given
+  Matrix<const S> c_n;                  // [N, H], given
+  Sequence<S> x;                        // [T, N, I]
+  Matrix<S> h_0;                        // [N, R]
+  Matrix<S> c_0;                        // [N, H]
+  Matrix<S> reset_h;                    // [N, R]
+  Matrix<S> reset_c;                    // [N, H]
+
+  // Samples share the weights but may be split into groups with gradients of their own (per-sample gradients). Sample n
+  // is in group n % groups; every group's gradients have the rows of a weight, one group's after the other's.
+  int64_t groups = 1;
   Weights<S> weights;
 
   bool any_weight() const { return weights.ih || weights.hh || weights.bias_ih || weights.bias_hh || weights.hr; }

@@ -5,6 +5,7 @@ Drop-in replacements for torch.nn's: the same signatures, parameter names and nu
 
 from fastrnn import functional
 from fastrnn.accelerate import Report, accelerate, decelerate
+from fastrnn.functional import AllStates, detach_state
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import cpu_instruction_sets
 
@@ -14,6 +15,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AllStates",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
@@ -21,5 +23,6 @@ __all__ = [
     "accelerate",
     "cpu_instruction_sets",
     "decelerate",
+    "detach_state",
     "functional",
 ]

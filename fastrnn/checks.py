@@ -99,18 +99,22 @@ def _check_positive(name: str, size: object) -> None:
         raise ValueError(f"{name} must be greater than zero, got {size}")
 
 
-def check_states(name: str, hx: object, has_cell_state: bool) -> tuple[Tensor, ...]:
-    """The initial state as a tuple of tensors: (h_0,), or (h_0, c_0) for an LSTM."""
+def check_states(
+    name: str, hx: object, has_cell_state: bool, argument: str = "hx"
+) -> tuple[Tensor, ...]:
+    """An initial or reset state as a tuple of tensors: (h_0,), or (h_0, c_0) for an LSTM."""
     states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
     given = ", ".join(type(state).__name__ for state in states)
     if has_cell_state and (len(states) != 2 or not isinstance(hx, (tuple, list))):
         raise RuntimeError(
-            f"{name}: lstm expects two hidden states, hx = (h_0, c_0), got {type(hx).__name__} "
-            f"of ({given})"
+            f"{name}: lstm expects two hidden states, {argument} = (h_0, c_0), "
+            f"got {type(hx).__name__} of ({given})"
         )
     if not all(isinstance(state, Tensor) for state in states) or len(states) != 1 + has_cell_state:
         expected = "a tuple (h_0, c_0) of two tensors" if has_cell_state else "a tensor h_0"
-        raise TypeError(f"{name}: hx must be {expected}, got {type(hx).__name__} of ({given})")
+        raise TypeError(
+            f"{name}: {argument} must be {expected}, got {type(hx).__name__} of ({given})"
+        )
     return states
 
 
@@ -176,17 +180,58 @@ def check_companions(input: Tensor, states: Sequence[Tensor], weights: Sequence[
             )
 
 
-def check_state_shapes(states: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> None:
-    for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):
-        if tuple(state.shape) != shape:
-            label = f"hidden[{index}]" if len(states) == 2 else "hidden"
+def check_state_shapes(
+    states: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]], argument: str
+) -> None:
+    for index, (state, shape) in enumerate(zip(states, shapes, strict=False)):
+        shared = (shape[0], 1, shape[2])  # by all samples
+        if tuple(state.shape) not in (shape, shared):
+            label = f"{argument}[{index}]" if len(states) == 2 else argument
             raise RuntimeError(
-                f"Expected {label} size {shape}, got {list(state.shape)}: hx is "
-                "(num_layers * num_directions, batch, size)"
+                f"Expected {label} size {shape}, got {list(state.shape)}: "
+                f"{'hx' if argument == 'hidden' else argument} is "
+                "(num_layers * num_directions, batch, size), or batch 1 for all samples"
             )
 
 
-def check_lengths(lengths: object, input: Tensor, steps: int, batch: int) -> None:
+def check_direction(reverse: object, bidirectional: bool) -> None:
+    _check_bool("reverse", reverse)
+    if reverse and bidirectional:
+        raise ValueError("reverse=True is for layers of one direction, got bidirectional=True, too")
+
+
+def check_reset_state(reset: object, reset_state: object) -> None:
+    if reset_state is not None and reset is None:
+        raise ValueError(
+            "reset_state= is what reset= replaces the state by, but reset is None; "
+            "the initial state is hx"
+        )
+
+
+def check_reset(reset: object, input: Tensor, shape: tuple[int, ...], name: str) -> None:
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"{name}: reset must be a bool tensor, got {type(reset).__name__}")
+    if reset.dtype != torch.bool:
+        raise TypeError(f"{name}: reset must be a bool tensor, got {reset.dtype}")
+    if reset.device != input.device:
+        raise RuntimeError(
+            f"{name}: reset is on {reset.device}, expected input's device {input.device}"
+        )
+    if tuple(reset.shape) != shape:
+        raise ValueError(
+            f"{name}: reset must have shape {list(shape)}, a mark for each step of each sample, "
+            f"got {list(reset.shape)}"
+        )
+
+
+def _values_are_known(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at: not while something traces or maps over it."""
+    traced = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+    return not (traced or tensor.is_meta or torch._C._functorch.is_batchedtensor(tensor))
+
+
+def check_lengths(lengths: object, input: Tensor, batched: bool) -> None:
+    steps, batch = input.shape[:2]
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor of shape (N,), got {type(lengths).__name__}")
     devices = ("cpu", "meta") if input.device.type == "meta" else ("cpu",)
@@ -195,16 +240,17 @@ def check_lengths(lengths: object, input: Tensor, steps: int, batch: int) -> Non
         raise TypeError(
             f"lengths must be an integer tensor on cpu, got {lengths.dtype} on {lengths.device}"
         )
-    if tuple(lengths.shape) != (batch,):
+    if tuple(lengths.shape) != (batch,) and (batched or lengths.dim() > 0):
         raise ValueError(
             f"lengths must have shape ({batch},), one per sample, got {list(lengths.shape)}"
         )
-    if lengths.device.type == "cpu" and not isinstance(lengths, FakeTensor):
-        outside = ((lengths < 0) | (lengths > steps)).nonzero()
+    if _values_are_known(lengths):
+        outside = ((lengths < 0) | (lengths > steps)).reshape(-1).nonzero()
         if outside.numel():
             n = int(outside[0])
             raise ValueError(
-                f"lengths[{n}] is {int(lengths[n])}, expected 0 <= length <= T = {steps}"
+                f"lengths[{n}] is {int(lengths.reshape(-1)[n])}, "
+                f"expected 0 <= length <= T = {steps}"
             )
 
 
@@ -218,6 +264,21 @@ def check_input_type(name: str, input: object, lengths: Tensor | None) -> None:
         raise TypeError(
             f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}"
         )
+    elif input.is_nested:
+        if input.layout != torch.jagged:
+            raise ValueError(
+                f"{name}: input is a nested tensor of layout {input.layout}, expected torch.jagged, "
+                "as torch.nested.nested_tensor(..., layout=torch.jagged) makes it"
+            )
+        if lengths is not None:
+            raise ValueError(
+                f"{name}: lengths= goes with a padded input; a nested tensor carries its own"
+            )
+        if input.dim() != 3 or input._ragged_idx != 1:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{name}: a nested input must be (N, *, input_size), its second dimension of any "
+                f"length, got {list(input.shape)}"
+            )
 
 
 def check_weight_count(name: str, given: int, each: int, num_layers: int, directions: int) -> None:

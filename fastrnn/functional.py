@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,13 +11,49 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks
 from fastrnn.layers import run_stack
+from fastrnn.layouts import layout_of
 from fastrnn.ops import CELLS, ScanWeights
 
-__all__ = ["gru", "lstm", "rnn"]
+__all__ = ["AllStates", "detach_state", "gru", "lstm", "rnn"]
 
 Hidden: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 _NAMES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
+
+
+class AllStates(NamedTuple):
+    """The states after every step, of every layer: one entry a layer, laid out as the output.
+
+    Attributes:
+        h: hidden states, (T, N, D * R) each; the last is the output.
+        c: cell states of an LSTM, (T, N, D * H) each, else None.
+    """
+
+    h: tuple[Any, ...]
+    c: tuple[Any, ...] | None
+
+
+def detach_state(state: Any) -> Any:
+    """A state, or a tuple or list of states, cut off from the graph that computed it.
+
+    For truncated backpropagation: what one call returned starts the next, and gradients stop there.
+
+    Example::
+
+        >>> state = None
+        >>> for chunk in sequence.split(100):
+        ...     output, state = rnn(chunk, fastrnn.detach_state(state))
+    """
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, (tuple, list)):
+        return type(state)(detach_state(each) for each in state)
+    if state is None:
+        return None
+    raise TypeError(
+        f"detach_state: state must be a tensor, a tuple or list of them, or None, "
+        f"got {type(state).__name__}"
+    )
 
 
 def rnn(
@@ -33,16 +69,22 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    return_all_states: bool = False,
     recompute: bool = False,
-) -> tuple[Any, Tensor]:
+    reverse: bool = False,
+) -> Any:
     r"""Elman network, :math:`h' = \phi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`, on given weights.
 
     L is ``num_layers``, D is 2 if ``bidirectional``, else 1. All tensors share one dtype (float32,
     float64, bfloat16 or float16) and device.
 
     Args:
-        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
-        hx: initial hidden state (L * D, N, H), or (L * D, H) without a batch; None is zero.
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
+            a jagged nested tensor (N, *, I).
+        hx: initial hidden state (L * D, N, H), (L * D, 1, H) for one that all samples share, or
+            (L * D, H) without a batch; None is zero.
         weights: for each layer and direction in turn ``weight_ih`` (H, I or D * H), ``weight_hh``
             (H, H) and, if ``bias``, ``bias_ih`` (H,) and ``bias_hh`` (H,): the order of
             ``torch.nn.RNN.all_weights``, flattened.
@@ -53,25 +95,36 @@ def rnn(
         dropout: probability of zeroing an element between layers, in training.
         training: whether dropout applies.
         bidirectional: run each layer in both directions, outputs side by side.
-        lengths: integer tensor (N,) on CPU. Outputs at steps past a sample's length are 0, its
-            final state is that of its last step, and the reverse direction starts there.
+        lengths: integer tensor (N,) on CPU, 0 to T each. Outputs at steps past a sample's length
+            are 0, its final state is that of its last step (of length 0: its initial state), and
+            the reverse direction starts there.
+        reset: bool tensor (T, N), (N, T) if ``batch_first`` or jagged, (T,) without a batch. True
+            at the first step of a segment: the forward direction replaces the state before that
+            step, the reverse direction the state with which it would leave it for the step before.
+            No gradient passes.
+        reset_state: what ``reset`` replaces the states of all layers by, in the shapes of ``hx``;
+            gradients flow into it. None is zero.
+        return_all_states: also return :class:`AllStates`.
         recompute: save no gates for backward, which computes them again: less memory in training
             for a third more arithmetic in it.
+        reverse: run the layers' one direction from the last step to the first.
 
     Returns:
-        output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H).
+        output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H); with
+        ``return_all_states`` also the states after every step.
 
     Raises:
         ValueError: input of another rank than 2 or 3 or of another dtype than the weights; a dtype
-            without a kernel; lengths outside [0, T], or beside a PackedSequence.
-        TypeError: input, hx or lengths of another type than said above.
-        RuntimeError: sizes, dtypes or devices of hx or weights that do not fit the input.
+            without a kernel; lengths outside [0, T], or beside a packed or jagged input; a reset of
+            another shape; a reset_state without reset; both ``reverse`` and ``bidirectional``.
+        TypeError: input, hx, lengths or reset of another type than said above.
+        RuntimeError: sizes, dtypes or devices of hx, reset or weights that do not fit the input.
         NotImplementedError: a device without a kernel.
     """
     checks.check_nonlinearity(nonlinearity)
     return _run(
         f"rnn_{nonlinearity}", input, hx, weights, num_layers, bias, batch_first, dropout,
-        training, bidirectional, lengths, recompute,
+        training, bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
     )  # fmt: skip
 
 
@@ -87,8 +140,12 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    return_all_states: bool = False,
     recompute: bool = False,
-) -> tuple[Any, Tensor]:
+    reverse: bool = False,
+) -> Any:
     r"""Gated recurrent unit on given weights; arguments and results as :func:`rnn`.
 
     :math:`r, z = \sigma(W_i x + b_i + W_h h + b_h)`, each with rows of its own,
@@ -97,7 +154,7 @@ def gru(
     """
     return _run(
         "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
-        bidirectional, lengths, recompute,
+        bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
     )  # fmt: skip
 
 
@@ -114,8 +171,12 @@ def lstm(
     bidirectional: bool = False,
     projection: bool = False,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
+    return_all_states: bool = False,
     recompute: bool = False,
-) -> tuple[Any, tuple[Tensor, Tensor]]:
+    reverse: bool = False,
+) -> Any:
     r"""Long short-term memory on given weights; arguments as :func:`rnn`.
 
     :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`, or :math:`W_{hr} (o \tanh(c'))` with a
@@ -127,11 +188,13 @@ def lstm(
         projection: each layer and direction ends with a ``weight_hr`` (R, H).
 
     Returns:
-        output (T, N, D * R), and (h_n, c_n) in the shapes of ``hx``.
+        output (T, N, D * R), and (h_n, c_n) in the shapes of ``hx``; with ``return_all_states``
+        also the states after every step.
     """
     return _run(
         "lstm", input, hx, weights, num_layers, bias, batch_first, dropout, training,
-        bidirectional, lengths, recompute, projection,
+        bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
+        projection,
     )  # fmt: skip
 
 
@@ -170,73 +233,71 @@ def _run(
     training: bool,
     bidirectional: bool,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_state: Hidden | None,
+    return_all_states: bool,
     recompute: bool,
+    reverse: bool,
     projection: bool = False,
-) -> tuple[Any, Any]:
-    """Any layout in, the op's (T, N, I) or packed rows inside, the same layout out."""
+) -> Any:
+    """Any layout in, the op's (T, N, I) or rows inside, the same layout out."""
     name, facts, directions = _NAMES[cell], CELLS[cell], 2 if bidirectional else 1
     checks.check_input_type(name, input, lengths)
+    checks.check_direction(reverse, bidirectional)
+    checks.check_reset_state(reset, reset_state)
+    count = 1 + facts.has_cell_state
     states = () if hx is None else checks.check_states(name, hx, facts.has_cell_state)
+    if reset_state is not None:
+        states += checks.check_states(name, reset_state, facts.has_cell_state, "reset_state")
 
-    packed = input if isinstance(input, PackedSequence) else None
-    data = packed.data if packed is not None else input
-    assert isinstance(data, Tensor)
-    data, *rest = autocast([data, *states, *weights], data.device)
+    data = input.data if isinstance(input, PackedSequence) else input
+    values = data.values() if data.is_nested else data
+    values, *rest = autocast([values, *states, *weights], values.device)
     states, weights = tuple(rest[: len(states)]), rest[len(states) :]
-
-    batched = True
-    if packed is None:
-        checks.check_input_rank(name, data)
-        batched = data.dim() == 3
-        if states:
-            checks.check_state_ranks(name, states, batched)
-        if not batched:
-            data, states = data.unsqueeze(1), tuple(state.unsqueeze(1) for state in states)
-        elif batch_first:
-            data = data.transpose(0, 1)
+    layout = layout_of(name, input, values, batch_first, lengths)
+    if states and not isinstance(input, PackedSequence):
+        checks.check_state_ranks(name, states, layout.batched)
 
     fields = (True, True, bias, bias, projection)
     stack = _split_weights(name, weights, fields, num_layers, directions)
     checks.check_stack(name, facts.gates, stack, directions)
     first = stack[0]
     hidden_size, output_size = first.weight_hh.size(0) // facts.gates, first.weight_hh.size(1)
-    batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
-    rows = num_layers * directions
-    shapes = [(rows, batch, output_size), (rows, batch, hidden_size)][: 1 + facts.has_cell_state]
-
-    checks.check_dtype(data, first.weight_ih)
-    checks.check_input_size(data, first.weight_ih.size(1))
-    if lengths is not None:
-        checks.check_lengths(lengths, data, data.size(0), batch)
-        lengths = lengths.to(torch.int64).contiguous()
-    if states:
-        checks.check_state_shapes(states, shapes)
+    shapes = [
+        (num_layers * directions, layout.batch, size) for size in (output_size, hidden_size)[:count]
+    ]
+    checks.check_dtype(values, first.weight_ih)
+    checks.check_input_size(values, first.weight_ih.size(1))
+    if not layout.batched:
+        states = tuple(state.unsqueeze(1) for state in states)
+    if hx is None:
+        states = (*(values.new_zeros(shape) for shape in shapes), *states)
     else:
-        states = tuple(data.new_zeros(shape) for shape in shapes)
-    checks.check_companions(data, states, weights)
-
-    if packed is not None and packed.sorted_indices is not None:
-        states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
-    output, finals = run_stack(
+        checks.check_state_shapes(states[:count], shapes, "hidden")
+    checks.check_state_shapes(states[count:], shapes, "reset_state")
+    checks.check_companions(values, states, weights)
+    states = tuple(
+        layout.enter(state.expand(shape)) for state, shape in zip(states, shapes * 2, strict=False)
+    )
+    output, finals, all_h, all_c = run_stack(
         cell,
-        data,
-        states,
+        layout.data,
+        states[:count],
         stack,
         directions=directions,
         dropout=dropout if training else 0.0,
-        lengths=lengths,
-        batch_sizes=None if packed is None else packed.batch_sizes,
+        reset_states=states[count:],
+        lengths=layout.lengths,
+        batch_sizes=layout.batch_sizes,
+        offsets=layout.offsets,
+        reset=None if reset is None else layout.reset(reset, name),
+        reverse=reverse,
         recompute=recompute,
+        all_states=return_all_states,
     )
-
-    if packed is not None:
-        if packed.unsorted_indices is not None:
-            finals = tuple(state.index_select(1, packed.unsorted_indices) for state in finals)
-        result: Any = PackedSequence(
-            output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
-        )
-    elif not batched:
-        result, finals = output.squeeze(1), tuple(state.squeeze(1) for state in finals)
-    else:
-        result = output.transpose(0, 1) if batch_first else output
-    return result, finals if facts.has_cell_state else finals[0]
+    finals = tuple(layout.leave(state) for state in finals)
+    results = layout.sequence(output), finals if facts.has_cell_state else finals[0]
+    if not return_all_states:
+        return results
+    every_c = tuple(map(layout.sequence, all_c)) if facts.has_cell_state else None
+    return *results, AllStates(tuple(map(layout.sequence, all_h)), every_c)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,45 +23,76 @@ def run_stack(
     *,
     directions: int,
     dropout: float,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    recompute: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    reset_states: Sequence[Tensor] = (),
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    offsets: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    recompute: bool = False,
+    all_states: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor], list[Tensor]]:
     """Run L layers of D directions.
 
     Args:
         cell: the op's name of the cell.
-        input: (T, N, I), or (rows, I) when packed.
+        input: (T, N, I), or (rows, I) when packed or jagged.
         states: h_0 (L * D, N, R) and, for an LSTM, c_0 (L * D, N, H).
         weights: L * D entries, the directions of a layer side by side.
         directions: 1 or 2.
         dropout: probability between layers; 0 outside training.
-        lengths, batch_sizes, recompute: as for :func:`fastrnn.ops.scan`.
+        reset_states: in the shapes of ``states``, or none.
+        lengths, batch_sizes, offsets, reset, recompute: as for :func:`fastrnn.ops.scan`.
+        reverse: of the one direction.
+        all_states: whether the last two results are wanted.
 
     Returns:
-        output (T, N, D * R) or (rows, D * R), and the final states in the shapes of ``states``.
+        output (T, N, D * R) or (rows, D * R), the final states in the shapes of ``states``, and for
+        each layer h (T, N, D * R) and, of an LSTM, c (T, N, D * H) after every step.
     """
     finals: list[tuple[Tensor, ...]] = []
+    all_h: list[Tensor] = []
+    all_c: list[Tensor] = []
     for index, weight in enumerate(weights):
         direction = index % directions
         if direction == 0:
-            layer_input, outputs = input, []
-        h_0, c_0 = states[0][index], states[1][index] if len(states) == 2 else None
-        y, h_n, c_n = ops.scan(
+            layer_input, outputs, cells = input, [], []
+        h_0, c_0 = _of_layer(states, index)
+        reset_h, reset_c = _of_layer(reset_states, index)
+        y, h_n, c_n, c = ops.scan(
             cell,
             layer_input,
             h_0,
             c_0,
             weight,
+            reset_h=reset_h,
+            reset_c=reset_c,
             lengths=lengths,
             batch_sizes=batch_sizes,
-            reverse=direction == 1,
+            offsets=offsets,
+            reset=reset,
+            reverse=reverse or direction == 1,
             recompute=recompute,
+            all_states=all_states,
         )
         outputs.append(y)
+        cells += [] if c is None else [c.to(y.dtype)]
         finals.append((h_n,) if c_n is None else (h_n, c_n))
         if direction == directions - 1:
-            input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+            input = _side_by_side(outputs)
+            if all_states:
+                all_h.append(input)
+                all_c += [_side_by_side(cells)] if cells else []
             if dropout > 0 and index < len(weights) - 1:
                 input = apply_dropout(input, dropout, training=True)
-    return input, tuple(torch.stack(final) for final in zip(*finals, strict=True))
+    return input, tuple(torch.stack(final) for final in zip(*finals, strict=True)), all_h, all_c
+
+
+def _of_layer(states: Sequence[Tensor], index: int) -> tuple[Any, Tensor | None]:
+    """h and c of one layer and direction; None where there is none."""
+    found = [state[index] for state in states]
+    return (*found, None, None)[0], (*found, None, None)[1]
+
+
+def _side_by_side(directions: list[Tensor]) -> Tensor:
+    return directions[0] if len(directions) == 1 else torch.cat(directions, dim=-1)

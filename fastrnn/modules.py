@@ -53,7 +53,9 @@ class RecurrentModule(nn.Module):
     dropout: float
     bidirectional: bool
     proj_size: int
-    recompute: bool = False  # on the class: an accelerated module has no such attribute of its own
+    # On the class: an accelerated module has no such attributes of its own.
+    recompute: bool = False
+    reverse: bool = False
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class RecurrentModule(nn.Module):
         device: Any,
         dtype: torch.dtype | None,
         recompute: bool,
+        reverse: bool,
     ) -> None:
         super().__init__()
         checks.check_module_arguments(
@@ -82,6 +85,7 @@ class RecurrentModule(nn.Module):
             proj_size=proj_size,
             takes_projection=mode == "LSTM",
         )
+        checks.check_direction(reverse, bidirectional)
         self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -92,6 +96,7 @@ class RecurrentModule(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = int(proj_size)
         self.recompute = recompute
+        self.reverse = reverse
 
         rows = ops.CELLS[self._cell].gates * hidden_size
         output_size = self.proj_size or hidden_size
@@ -149,6 +154,7 @@ class RecurrentModule(nn.Module):
             "dropout": 0,
             "bidirectional": False,
             "recompute": False,
+            "reverse": False,
         }
         parts += [
             f"{name}={getattr(self, name)}"
@@ -166,6 +172,7 @@ class RecurrentModule(nn.Module):
             "training": self.training,
             "bidirectional": self.bidirectional,
             "recompute": self.recompute,
+            "reverse": self.reverse,
         }
 
 
@@ -192,11 +199,16 @@ class RNN(RecurrentModule):
     loads from and into torch.nn's module.
 
     Shapes (D is 2 if ``bidirectional``, else 1):
-        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
-        hx: (L * D, N, H), without N if the input has none.
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
+            a jagged nested tensor (N, *, I).
+        hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
         lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
+            first step of a segment, before which (in reverse: after which) the state is replaced.
+        reset_state: as hx; what the state is replaced by, instead of zeros.
         output: (T, N, D * H), laid out as the input.
         h_n: (L * D, N, H).
+        With ``return_all_states``, third: :class:`fastrnn.AllStates`, h of every layer and step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -228,11 +240,12 @@ class RNN(RecurrentModule):
         device: Any = None,
         dtype: torch.dtype | None = None,
         recompute: bool = False,
+        reverse: bool = False,
     ) -> None:
         checks.check_nonlinearity(nonlinearity)
         super().__init__(
             f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
-            dropout, bidirectional, proj_size, device, dtype, recompute,
+            dropout, bidirectional, proj_size, device, dtype, recompute, reverse,
         )  # fmt: skip
         self.nonlinearity = nonlinearity
 
@@ -242,7 +255,10 @@ class RNN(RecurrentModule):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.rnn`."""
         return functional.rnn(
             input,
@@ -250,6 +266,9 @@ class RNN(RecurrentModule):
             self._weights(),
             nonlinearity=self._cell.removeprefix("rnn_"),
             lengths=lengths,
+            reset=reset,
+            reset_state=reset_state,
+            return_all_states=return_all_states,
             **self._options(),
         )
 
@@ -264,11 +283,16 @@ class GRU(RecurrentModule):
     gates r, z, n. (``proj_size`` is taken only to be refused, as by torch.nn.)
 
     Shapes (D is 2 if ``bidirectional``, else 1):
-        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
-        hx: (L * D, N, H), without N if the input has none.
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
+            a jagged nested tensor (N, *, I).
+        hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
         lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
+            first step of a segment, before which (in reverse: after which) the state is replaced.
+        reset_state: as hx; what the state is replaced by, instead of zeros.
         output: (T, N, D * H), laid out as the input.
         h_n: (L * D, N, H).
+        With ``return_all_states``, third: :class:`fastrnn.AllStates`, h of every layer and step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -300,10 +324,11 @@ class GRU(RecurrentModule):
         device: Any = None,
         dtype: torch.dtype | None = None,
         recompute: bool = False,
+        reverse: bool = False,
     ) -> None:
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype, recompute,
+            proj_size, device, dtype, recompute, reverse,
         )  # fmt: skip
 
     def forward(
@@ -312,9 +337,21 @@ class GRU(RecurrentModule):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.gru`."""
-        return functional.gru(input, hx, self._weights(), lengths=lengths, **self._options())
+        return functional.gru(
+            input,
+            hx,
+            self._weights(),
+            lengths=lengths,
+            reset=reset,
+            reset_state=reset_state,
+            return_all_states=return_all_states,
+            **self._options(),
+        )
 
 
 class LSTM(RecurrentModule):
@@ -332,11 +369,18 @@ class LSTM(RecurrentModule):
     ``weight_hr_l{k}`` (proj_size, H). R is ``proj_size`` or H.
 
     Shapes (D is 2 if ``bidirectional``, else 1):
-        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, or a PackedSequence.
-        hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), without N if the input has none.
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
+            a jagged nested tensor (N, *, I).
+        hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), with 1 for N if all samples share them, without
+            N if the input has none.
         lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
+            first step of a segment, before which (in reverse: after which) the state is replaced.
+        reset_state: as hx; what the state is replaced by, instead of zeros.
         output: (T, N, D * R), laid out as the input.
-        h_n, c_n: as hx.
+        h_n, c_n: (L * D, N, R) and (L * D, N, H), without N if the input has none.
+        With ``return_all_states``, third: :class:`fastrnn.AllStates`, h and c of every layer and
+        step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -368,10 +412,11 @@ class LSTM(RecurrentModule):
         dtype: torch.dtype | None = None,
         *,
         recompute: bool = False,
+        reverse: bool = False,
     ) -> None:
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype, recompute,
+            proj_size, device, dtype, recompute, reverse,
         )  # fmt: skip
 
     def forward(
@@ -380,7 +425,10 @@ class LSTM(RecurrentModule):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
-    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        reset: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        return_all_states: bool = False,
+    ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`."""
         return functional.lstm(
             input,
@@ -388,6 +436,9 @@ class LSTM(RecurrentModule):
             self._weights(),
             projection=self.proj_size > 0,
             lengths=lengths,
+            reset=reset,
+            reset_state=reset_state,
+            return_all_states=return_all_states,
             **self._options(),
         )
 
@@ -448,7 +499,7 @@ class _RecurrentCell(nn.Module):
         if not batched:
             input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         h_0, c_0 = states[0], states[1] if count == 2 else None
-        _, h_n, c_n = ops.scan(cell, input.unsqueeze(0), h_0, c_0, ScanWeights(*weights))
+        _, h_n, c_n, _ = ops.scan(cell, input.unsqueeze(0), h_0, c_0, ScanWeights(*weights))
         results = (h_n,) if c_n is None else (h_n, c_n)
         return results if batched else tuple(result.squeeze(0) for result in results)
 

@@ -1,172 +1,190 @@
-"""The op in Python: the library, fake kernels and autograd. One call is one layer in one direction.
+"""scan, one layer in one direction over a whole sequence, with all its derivatives and vmap rules.
 
-In eager mode autograd lives outside the op, in a ``torch.autograd.Function`` whose backward is a
-second Function: so the gradient is itself a node of the graph, and a gradient of it cannot be
-silently wrong. The bare op has the same formulas, for whoever traces it (compile, export).
+Four autograd Functions, each a call or two of the fused kernels, differentiate each other. With F
+the scan at inputs p, B(p, g) = J_F(p)^T g its gradient, and u a direction:
+
+* ``_Scan`` is F(p); its gradient is ``_ScanBackward``, its tangent ``_ScanTangent``.
+* ``_ScanBackward`` is B(p, g). Second derivatives are symmetric, so the gradient of <u, B(p, g)> in
+  p is the tangent of B in the direction u, and in g it is J_F(p) u: both are ``_SecondOrder``.
+* ``_ScanTangent`` is J_F(p) u, ``_SecondOrder`` the tangent of B: the kernels run on dual numbers,
+  which travel as complex tensors.
+
+A gradient is thus always a node of the graph, in every mode, and what has no rule raises: third
+derivatives, and forward mode within forward mode, which torch gets wrong for any Function.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastrnn.library import (
+    CELLS,
+    DTYPES,
+    TENSORS,
+    CellFacts,
+    ScanWeights,
+    cpu_instruction_sets,
+    gradients_of_arguments,
+    scan_backward_arguments,
+    setup_scan,
+)
+
 __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "scan"]
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_WEIGHTS = 0b0011111000  # of the bits of `needs`
+_GRADS = 4  # of y, h_n, c_n and cells
 
 
-def _load_library() -> None:
-    """Load the compiled ops, or the build of them that FASTRNN_LIBRARY names."""
-    override = os.environ.get("FASTRNN_LIBRARY")
-    if override:
-        torch.ops.load_library(override)
-        return
-    built = sorted(Path(__file__).parent.glob("_C*.so"))
-    if not built:
-        raise ImportError(
-            "fastrnn: the compiled library fastrnn/_C*.so is missing. "
-            "Build it: pip install --no-build-isolation -e ."
-        )
-    torch.ops.load_library(str(built[0]))
+# --- vmap: the batch joins the samples ------------------------------------------------------------
+#
+# What an argument or result is: S(equence), M(atrix of states), a weight of rank 1 or 2, L(engths),
+# B(atch sizes), O(ffsets), R(esets), G(roups), N(eeds); D(erivative) of a weight; - anything else.
+_INPUTS = "SMM22112MM"
+_HOST = "LBOR"
 
 
-_load_library()
+def _fold(batch: int, role: str, packed: bool, groups: int, tensor: Tensor, dim: int | None) -> Any:
+    """An argument with a batch dimension (None: the same for all) as one for batch * N samples.
 
-
-class CellFacts(NamedTuple):
-    """What csrc/cells/ says of a cell."""
-
-    gates: int  # rows of the weights for each hidden unit
-    saved: int  # values a unit and step saves for backward, beside h and c
-    has_cell_state: bool
-
-
-CELLS = {
-    name: CellFacts(*torch.ops.fastrnn.cell_facts(name))
-    for name in torch.ops.fastrnn.cells().split(",")
-}
-
-
-class ScanWeights(NamedTuple):
-    """Weights of one layer in one direction, G gates of H units, R = proj_size or H."""
-
-    weight_ih: Tensor  # [G * H, I]
-    weight_hh: Tensor  # [G * H, R]
-    bias_ih: Tensor | None = None  # [G * H]
-    bias_hh: Tensor | None = None  # [G * H]
-    weight_hr: Tensor | None = None  # [R, H]
-
-
-def cpu_instruction_sets() -> list[str]:
-    """Instruction sets the CPU kernels can use on this machine, best first.
-
-    The first is used unless the environment variable ``FASTRNN_CPU_ISA`` names another.
+    Sample n of batch entry b becomes sample n * batch + b, in group g * batch + b if it was in g.
     """
-    return torch.ops.fastrnn.cpu_instruction_sets().split(",")
 
+    def merged(at: int) -> Tensor:
+        """The batch dimension moved behind dimension `at`, and both made one."""
+        if dim is None:
+            tensor_ = tensor.unsqueeze(at + 1)
+            shape = (*tensor_.shape[: at + 1], batch, *tensor_.shape[at + 2 :])
+            return tensor_.expand(shape).flatten(at, at + 1)
+        return tensor.movedim(dim, at + 1).flatten(at, at + 1)
 
-def _check_one_device(input: Tensor, tensors: Iterable[Tensor | None]) -> None:
-    """One tensor on the meta device is enough for the dispatcher to compute nothing."""
-    for tensor in tensors:
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(
-                f"fastrnn: a tensor is on {tensor.device}, expected input's device {input.device}"
-            )
-
-
-def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@torch.library.register_fake("fastrnn::scan")
-def _scan_fake(  # type: ignore[no-untyped-def]
-    cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-    lengths, batch_sizes, reset, reverse, save, recompute=False,
-):  # fmt: skip
-    tensors = (h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset)
-    _check_one_device(input, tensors)
-    gates, saved, has_cell_state = CELLS[cell]
-    hidden_size, output_size = weight_ih.size(0) // gates, weight_hh.size(1)
-    steps = input.shape[:-1]
-    y = input.new_empty(*steps, output_size)
-    c_n = torch.empty_like(c_0) if has_cell_state else input.new_empty(0)
-    saved_gates = saved_cells = input.new_empty(0)
-    if save and saved and not recompute:
-        saved_gates = input.new_empty(steps.numel(), saved * hidden_size)
-    if has_cell_state:
-        shape = (steps.numel(), hidden_size) if save else (0,)
-        saved_cells = input.new_empty(shape, dtype=_accumulate_dtype(input.dtype))
-    h_n = input.new_empty(h_0.shape)
-    return y, h_n, c_n, saved_gates, saved_cells
-
-
-@torch.library.register_fake("fastrnn::scan_backward")
-def _scan_backward_fake(  # type: ignore[no-untyped-def]
-    cell, grad_y, grad_h_n, grad_c_n, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
-    weight_hr, lengths, batch_sizes, reset, reverse, y, gates, cells, needs,
-):  # fmt: skip
-    inputs = (input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    _check_one_device(input, (*inputs, grad_y, grad_h_n, grad_c_n, reset, y, gates, cells))
-    return tuple(
-        input.new_empty(tensor.shape if tensor is not None and needs >> bit & 1 else (0,))
-        for bit, tensor in enumerate(inputs)
-    )
-
-
-# Autograd. The arguments are the op's: cell, eight tensors that may need a gradient, then the rest.
-_TENSORS = slice(1, 9)
-
-
-def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cell, *tensors, lengths, batch_sizes, reset, reverse, save, _ = inputs
-    y, _, _, gates, cells = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, lengths, batch_sizes, reset, y, gates, cells)
-    ctx.cell, ctx.reverse, ctx.save = cell, reverse, save
-
-
-def _differentiate_scan(
-    backward: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the op's arguments; ``backward`` is scan_backward in one form or the other."""
-    if not ctx.save:
-        raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
-    wanted = ctx.needs_input_grad[_TENSORS]
-    needs = sum(1 << bit for bit, need in enumerate(wanted) if need)
-    *tensors, lengths, batch_sizes, reset, y, gates, cells = ctx.saved_tensors
-    grad_y, grad_h_n, grad_c_n = grads[:3]
-    if not CELLS[ctx.cell].has_cell_state:
-        grad_c_n = None  # of a c_n without elements; some tracers make one up
-    gradients = backward(
-        ctx.cell, grad_y, grad_h_n, grad_c_n, *tensors, lengths, batch_sizes, reset, ctx.reverse,
-        y, gates, cells, needs,
-    )  # fmt: skip
-    found = (grad if need else None for grad, need in zip(gradients, wanted, strict=True))
-    return (None, *found, None, None, None, None, None, None)
-
-
-def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
+    if role == "S" and tensor.shape == (0,):
+        return tensor  # was not saved
+    if role == "S":
+        return merged(0 if packed else 1)
+    if role == "M":
+        return merged(0)
+    if role == "L":
+        return merged(0).contiguous()
+    if role == "R":
+        return merged(1)
+    if role in "12":
+        grouped = tensor.dim() - (dim is not None) > int(role)
+        if dim is None and not grouped:
+            return tensor  # shared
+        if not grouped and groups > 0:  # the same for groups that other tensors have
+            tensor = tensor.movedim(dim, 0)  # type: ignore[arg-type]
+            return tensor.expand(groups, *tensor.shape).flatten(0, 1)
+        return merged(0) if grouped else tensor.movedim(dim, 0)  # type: ignore[arg-type]
+    if role == "B" and dim is None:
+        return tensor * batch
     raise NotImplementedError(
-        "fastrnn: derivatives of gradients (double backward, create_graph=True) are not "
-        "supported yet; use torch.nn's module here (fastrnn.decelerate)"
+        f"fastrnn: vmap over {'batch_sizes' if role == 'B' else 'jagged input'} is not supported; "
+        "pad the input and give lengths="
     )
 
 
-def _refuse_transform(ctx: Any, *grad_inputs: Any) -> Any:
-    raise NotImplementedError(
-        "fastrnn: vmap and forward-mode AD (jvp) are not supported yet; use torch.nn's module here "
-        "(fastrnn.decelerate)"
-    )
+def _vmap_rule(
+    function: Callable[..., Sequence[Tensor]], roles: str, result_roles: str
+) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        batch = info.batch_size
+        packed = args[roles.index("B")] is not None
+        groups = args[roles.index("G")]
+        needs = args[roles.index("N")] if "N" in roles else 0
+        in_groups = groups > 0 or needs & _WEIGHTS
+        in_groups |= any(r in "12" and d is not None for r, d in zip(roles, in_dims, strict=True))
+        new_groups = max(groups, 1) * batch if in_groups else 0
+        folded = [
+            _fold(batch, role, packed, groups, arg, dim) if isinstance(arg, Tensor) else arg
+            for role, arg, dim in zip(roles, args, in_dims, strict=True)
+        ]
+        folded[roles.index("G")] = new_groups
+        results, dims = [], []
+        for role, result in zip(result_roles, function(*folded), strict=True):
+            dim: int | None = 1 if role == "M" or packed or (role == "D" and groups > 0) else 2
+            if role == "D" and groups == 0:
+                dim = 0
+            if result.shape == (0,):
+                dim = None  # not computed
+            elif dim:
+                result = result.unflatten(dim - 1, (result.size(dim - 1) // batch, batch))
+            results.append(result)
+            dims.append(dim)
+        return tuple(results), tuple(dims)
+
+    return rule
+
+
+# --- dual numbers ---------------------------------------------------------------------------------
+
+
+def _dual(value: Tensor | None, tangent: Tensor | None) -> Tensor | None:
+    """value + e tangent as a complex tensor; half types are computed in float32."""
+    present = value if value is not None else tangent
+    if present is None:
+        return None
+    dtype = torch.float32 if present.dtype.itemsize == 2 else present.dtype
+    value = torch.zeros_like(present) if value is None else value
+    tangent = torch.zeros_like(present) if tangent is None else tangent
+    return torch.complex(value.to(dtype), tangent.to(dtype))
+
+
+def _duals(
+    values: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    return [_dual(value, tangent) for value, tangent in zip(values, tangents, strict=True)]
+
+
+def _tangents(results: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> tuple[Tensor, ...]:
+    found = []
+    for result, dtype in zip(results, dtypes, strict=True):
+        real = result if not result.is_complex() else result.imag
+        found.append(real.to(dtype).contiguous())
+    return tuple(found)
+
+
+def _result_dtypes(input: Tensor) -> tuple[torch.dtype, ...]:
+    """Of y, h_n, c_n and cells."""
+    cells = torch.float32 if input.dtype.itemsize == 2 else input.dtype
+    return (input.dtype, input.dtype, input.dtype, cells)
+
+
+def _split(args: Sequence[Any], *counts: int) -> list[Any]:
+    """The first argument, then so many at a time, then the rest."""
+    parts, at = [args[0]], 1
+    for count in counts:
+        parts.append(args[at : at + count])
+        at += count
+    return [*parts, args[at:]]
+
+
+def _sum_groups(
+    gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients of weights that groups share, which come for each group."""
+    return [
+        gradient.sum(0)
+        if gradient is not None and tensor is not None and gradient.dim() > tensor.dim()
+        else gradient
+        for gradient, tensor in zip(gradients, inputs, strict=True)
+    ]
+
+
+def _wanted(ctx: Any, first: int) -> int:
+    """The bits of `needs` for the inputs that start at an argument."""
+    flags = ctx.needs_input_grad[first : first + TENSORS]
+    return sum(1 << bit for bit, flag in enumerate(flags) if flag)
+
+
+# --- the Functions --------------------------------------------------------------------------------
 
 
 class _Scan(torch.autograd.Function):
-    vmap = staticmethod(_refuse_transform)
-    jvp = staticmethod(_refuse_transform)
+    """y, h_n, c_n, gates, cells, from the op's arguments."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
@@ -174,19 +192,32 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _setup_scan(ctx, inputs, output)
+        setup_scan(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1 : 1 + TENSORS + len(_HOST)])
         _, _, c_n, gates, cells = output
-        fixed = (gates, cells) if CELLS[ctx.cell].has_cell_state else (c_n, gates, cells)
-        ctx.mark_non_differentiable(*fixed)
+        ctx.has_cell_state = CELLS[ctx.cell].has_cell_state
+        fixed = [gates] if ctx.all_states else [gates, cells]
+        ctx.mark_non_differentiable(*fixed, *([] if ctx.has_cell_state else [c_n]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _differentiate_scan(_ScanBackward.apply, ctx, grads)
+        gradients = _ScanBackward.apply(*scan_backward_arguments(ctx, grads))
+        return gradients_of_arguments(ctx, _sum_groups(gradients, ctx.saved_tensors[:TENSORS]))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, lengths, batch_sizes, offsets, reset = ctx.saved_tensors
+        y, h_n, c_n, cells = _ScanTangent.apply(
+            ctx.cell, *tensors, *tangents[1 : 1 + TENSORS], lengths, batch_sizes, offsets, reset,
+            ctx.reverse, ctx.all_states, ctx.groups,
+        )  # fmt: skip
+        return y, h_n, c_n if ctx.has_cell_state else None, None, cells if ctx.all_states else None
+
+    vmap: Any  # set below, as it calls the Function
 
 
 class _ScanBackward(torch.autograd.Function):
-    vmap = staticmethod(_refuse_transform)
-    jvp = staticmethod(_refuse_transform)
+    """Gradients of a scan's ten tensors, from the arguments of scan_backward."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
@@ -194,33 +225,175 @@ class _ScanBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.cell, grads, tensors, rest = _split(inputs, _GRADS, TENSORS + len(_HOST))
+        ctx.reverse, _, _, _, ctx.needs, ctx.groups = rest
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads, *tensors)
+        ctx.save_for_forward(*grads, *tensors)
+        absent = [result for bit, result in enumerate(output) if not ctx.needs >> bit & 1]
+        ctx.mark_non_differentiable(*absent)
+
+    @staticmethod
+    def second_order(
+        ctx: Any,
+        grad_tangents: Sequence[Tensor | None],
+        tangents: Sequence[Tensor | None],
+        needs: int,
+    ) -> tuple[Tensor, ...]:
+        saved = ctx.saved_tensors
+        grads, inputs, host = saved[:_GRADS], saved[_GRADS : _GRADS + TENSORS], saved[-len(_HOST) :]
+        return _SecondOrder.apply(
+            ctx.cell, *grads, *grad_tangents, *inputs, *tangents, *host, ctx.reverse, needs,
+            ctx.groups,
+        )  # fmt: skip
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = _wanted(ctx, 1 + _GRADS)
+        results = _ScanBackward.second_order(ctx, (None,) * _GRADS, cotangents, needs)
+        of_inputs = _sum_groups(results[:TENSORS], ctx.saved_tensors[_GRADS : _GRADS + TENSORS])
+        found = [*results[TENSORS:], *of_inputs]
+        wanted = ctx.needs_input_grad[1 : 1 + len(found)]
+        rest = len(ctx.needs_input_grad) - 1 - len(found)
+        chosen = (g if need else None for g, need in zip(found, wanted, strict=True))
+        return (None, *chosen, *(None,) * rest)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        _, grad_tangents, input_tangents, _ = _split(tangents, _GRADS, TENSORS)
+        results = _ScanBackward.second_order(ctx, grad_tangents, input_tangents, ctx.needs)
+        return tuple(
+            result if ctx.needs >> bit & 1 else None for bit, result in enumerate(results[:TENSORS])
+        )
+
+    vmap: Any
+
+
+class _ScanTangent(torch.autograd.Function):
+    """Tangents of y, h_n, c_n and cells, from the cell, ten tensors, ten tangents, the host's
+    tensors, reverse, all_states and groups."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        cell, inputs, tangents, host, (reverse, all_states, groups) = _split(
+            args, TENSORS, TENSORS, len(_HOST)
+        )
+        y, h_n, c_n, _, cells = torch.ops.fastrnn.scan(
+            cell, *_duals(inputs, tangents), *host, reverse, False, False, all_states, groups
+        )
+        return _tangents((y, h_n, c_n, cells), _result_dtypes(inputs[0]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.cell, tensors, (ctx.reverse, _, ctx.groups) = _split(inputs, 2 * TENSORS + len(_HOST))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*(result for result in output if result.shape == (0,)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        inputs, tangents, host = saved[:TENSORS], saved[TENSORS : 2 * TENSORS], saved[2 * TENSORS :]
+        y, _, _, gates, cells = _Scan.apply(
+            ctx.cell, *inputs, *host, ctx.reverse, True, False, False, ctx.groups
+        )
+        of_tangents = _ScanBackward.apply(
+            ctx.cell, *grads, *inputs, *host, ctx.reverse, y, gates, cells,
+            _wanted(ctx, 1 + TENSORS), ctx.groups,
+        )  # fmt: skip
+        of_inputs = _SecondOrder.apply(
+            ctx.cell, *grads, *(None,) * _GRADS, *inputs, *tangents, *host, ctx.reverse,
+            _wanted(ctx, 1), ctx.groups,
+        )[:TENSORS]  # fmt: skip
+        found = [*_sum_groups(of_inputs, inputs), *_sum_groups(of_tangents, tangents)]
+        wanted = ctx.needs_input_grad[1 : 1 + len(found)]
+        chosen = (g if need else None for g, need in zip(found, wanted, strict=True))
+        return (None, *chosen, *(None,) * (len(_HOST) + 3))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        _refuse_nested_forward_mode()
+
+    vmap: Any
+
+
+class _SecondOrder(torch.autograd.Function):
+    """Tangents of the ten gradients, then of y, h_n, c_n and cells; from the cell, four gradients
+    and their tangents, ten tensors and theirs, the host's tensors, reverse, needs and groups."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        cell, grads, grad_tangents, inputs, tangents, host, (reverse, needs, groups) = _split(
+            args, _GRADS, _GRADS, TENSORS, TENSORS, len(_HOST)
+        )
+        duals = _duals(inputs, tangents)
+        dual_grads = _duals(grads, grad_tangents)
+        y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(
+            cell, *duals, *host, reverse, True, False, True, groups
+        )
+        gradients = torch.ops.fastrnn.scan_backward(
+            cell, *dual_grads, *duals, *host, reverse, y, gates, cells, needs, groups
+        )
+        return (
+            *_tangents(gradients, (inputs[0].dtype,) * TENSORS),
+            *_tangents((y, h_n, c_n, cells), _result_dtypes(inputs[0])),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
 
-    backward = staticmethod(_refuse_second_derivative)
+    @staticmethod
+    def refuse(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            "fastrnn: third derivatives are not supported; torch.nn's modules have some "
+            "(fastrnn.decelerate)"
+        )
+
+    backward = jvp = refuse
+    vmap: Any
 
 
-torch.library.register_autograd(
-    "fastrnn::scan",
-    lambda ctx, *grads: _differentiate_scan(torch.ops.fastrnn.scan_backward, ctx, grads),
-    setup_context=lambda ctx, inputs, output: _setup_scan(ctx, inputs, output),
+_SCAN_ROLES = f"-{_INPUTS}{_HOST}----G"
+_BACKWARD_ROLES = f"-SMMS{_INPUTS}{_HOST}-SSSNG"
+_TANGENT_ROLES = f"-{_INPUTS * 2}{_HOST}--G"
+_SECOND_ROLES = f"-SMMSSMMS{_INPUTS * 2}{_HOST}-NG"
+_GRADIENT_ROLES = "SMMDDDDDMM"
+_Scan.vmap = staticmethod(_vmap_rule(_Scan.apply, _SCAN_ROLES, "SMMSS"))
+_ScanBackward.vmap = staticmethod(_vmap_rule(_ScanBackward.apply, _BACKWARD_ROLES, _GRADIENT_ROLES))
+_ScanTangent.vmap = staticmethod(_vmap_rule(_ScanTangent.apply, _TANGENT_ROLES, "SMMS"))
+_SecondOrder.vmap = staticmethod(
+    _vmap_rule(_SecondOrder.apply, _SECOND_ROLES, f"{_GRADIENT_ROLES}SMMS")
 )
-torch.library.register_autograd("fastrnn::scan_backward", _refuse_second_derivative)
 
 
-def _may_be_differentiated(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a derivative may be taken through this call.
+def _refuse_nested_forward_mode() -> None:
+    raise NotImplementedError(
+        "fastrnn: torch computes forward mode within forward mode (jvp of jvp, jacfwd of jacfwd) "
+        "wrongly through any autograd.Function; take one of the two in reverse mode (jacrev, grad)"
+    )
 
-    Under torch.func and forward-mode AD a tensor does not tell: these take the Function, which
-    raises where it has no rule, rather than the op, through which a tangent is lost in silence.
-    """
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    grad_enabled = torch.is_grad_enabled()
-    vmap = torch._C._functorch.TransformType.Vmap
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    if any(grad_enabled or level.key() != vmap for level in levels):
-        return True
-    return grad_enabled and any(t is not None and t.requires_grad for t in tensors)
+
+# --- the way in -----------------------------------------------------------------------------------
+
+
+def _transforms() -> list[Any]:
+    """The torch.func transforms around this call, outermost first."""
+    return [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+
+
+def _in_graph(*args: Any) -> tuple[Tensor, ...]:
+    """What torch.compile takes as one node, without looking inside."""
+    return _Scan.apply(*args)
+
+
+def _allow_in_graph() -> None:
+    torch._dynamo.allow_in_graph(_in_graph)
+
+
+# torch.compile calls such a function while it traces. Asking for it that late keeps
+# `import fastrnn` from importing torch._dynamo, which takes longer than torch itself.
+_allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def scan(
@@ -230,32 +403,42 @@ def scan(
     c_0: Tensor | None,
     weights: ScanWeights,
     *,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    offsets: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
     recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    all_states: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run one layer in one direction over a whole sequence.
 
     Args:
         cell: a name in ``CELLS``.
-        input: (T, N, I), or (rows, I) when packed, in a dtype of ``DTYPES``.
+        input: (T, N, I), or (rows, I) when packed or jagged, in a dtype of ``DTYPES``.
         h_0: (N, R), the initial hidden state.
         c_0: (N, H), the initial cell state of an LSTM, else None.
         weights: of this layer and direction.
+        reset_h, reset_c: as h_0 and c_0, what a reset replaces the state by; zeros without it.
         lengths: (N,) int64 on CPU, the steps of each sample; all T without it.
         batch_sizes: (T,) int64 on CPU, as in a PackedSequence: the input is packed.
-        reset: (T, N) bool; True at the first step of a segment, before which the state is zeroed.
+        offsets: (N + 1,) int64 on CPU, as in a jagged tensor: rows offsets[n] to offsets[n + 1] of
+            the input are sample n, of which lengths[n] are steps.
+        reset: (T, N) bool; True at the first step of a segment, before which the state is replaced.
         reverse: walk from the last step to the first.
         recompute: save no gates for backward, which computes them again: a third more arithmetic,
             and of what is saved only input, output and cell states remain.
+        all_states: also return the cell state after every step.
 
     Returns:
-        y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, H) or None.
+        y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, H) or None;
+        with ``all_states``, c of every step (T, N, H) or (rows, H), float32 for half types, else
+        None.
 
     Raises:
-        NotImplementedError: on a device without a kernel.
+        NotImplementedError: on a device without a kernel; for a derivative there is no rule for.
         RuntimeError: where shapes, dtypes or devices do not fit.
     """
     if input.device.type not in ("cpu", "meta"):
@@ -263,15 +446,27 @@ def scan(
             f"fastrnn has no kernel for device '{input.device}' in this build, only for cpu; "
             "move the module and its input, or use torch.nn's module there"
         )
-    tensors = (input, h_0, c_0, *weights)
-    arguments = (cell, *tensors, lengths, batch_sizes, reset, reverse)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        if torch.autograd.forward_ad._current_level >= 0:
-            _refuse_transform(None)
-        results = torch.ops.fastrnn.scan(*arguments, torch.is_grad_enabled(), recompute)
-    elif _may_be_differentiated(tensors):
-        results = _Scan.apply(*arguments, True, recompute)
+    tensors = (input, h_0, c_0, *weights, reset_h, reset_c)
+    arguments = (cell, *tensors, lengths, batch_sizes, offsets, reset, reverse)
+    has_cell_state = CELLS[cell].has_cell_state
+    all_states = all_states and has_cell_state
+    grad = torch.is_grad_enabled()
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        results = torch.ops.fastrnn.scan(*arguments, grad, recompute, all_states)
+    elif torch.compiler.is_compiling():
+        _allow_in_graph()
+        results = _in_graph(*arguments, grad, recompute, all_states, 0)
+    elif transforms := _transforms():
+        kind = torch._C._functorch.TransformType
+        if transforms.count(kind.Jvp) > 1:
+            _refuse_nested_forward_mode()
+        save = grad or kind.Grad in transforms
+        results = _Scan.apply(*arguments, save, recompute, all_states, 0)
+    elif torch.autograd.forward_ad._current_level >= 0 or (
+        grad and any(t is not None and t.requires_grad for t in tensors)
+    ):
+        results = _Scan.apply(*arguments, grad, recompute, all_states, 0)
     else:
-        results = torch.ops.fastrnn.scan(*arguments, False, recompute)
-    y, h_n, c_n = results[:3]
-    return y, h_n, c_n if CELLS[cell].has_cell_state else None
+        results = torch.ops.fastrnn.scan(*arguments, False, recompute, all_states)
+    y, h_n, c_n, _, cells = results
+    return y, h_n, c_n if has_cell_state else None, cells if all_states else None

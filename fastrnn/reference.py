@@ -55,14 +55,18 @@ def scan(
     c_0: Tensor | None,
     weights: ScanWeights,
     *,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    all_states: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """:func:`fastrnn.ops.scan` on padded input, step by step."""
     step, (T, N, _) = STEPS[cell], input.shape
     h, c = h_0, c_0
     outputs = [input.new_zeros(N, weights.weight_hh.size(1))] * T
+    cells = [input.new_zeros(N, weights.weight_ih.size(0) // 4)] * T
     for t in reversed(range(T)) if reverse else range(T):
         running = torch.ones(N, 1, dtype=torch.bool)
         if lengths is not None:
@@ -72,8 +76,9 @@ def scan(
             entering = reset[mark].unsqueeze(1)
             if lengths is not None:
                 entering = entering & (lengths > mark).unsqueeze(1)
-            h = torch.where(entering, 0, h)
-            c = None if c is None else torch.where(entering, 0, c)
+            h = torch.where(entering, 0 if reset_h is None else reset_h, h)
+            if c is not None:
+                c = torch.where(entering, 0 if reset_c is None else reset_c, c)
         gx = torch.nn.functional.linear(input[t], weights.weight_ih, weights.bias_ih)
         gh = torch.nn.functional.linear(h, weights.weight_hh, weights.bias_hh)
         new_h, new_c = step(gx, gh, h, c)
@@ -82,5 +87,7 @@ def scan(
         h = torch.where(running, new_h, h)
         c = None if new_c is None or c is None else torch.where(running, new_c, c)
         outputs[t] = torch.where(running, h, 0)
+        if c is not None:
+            cells[t] = torch.where(running, c, 0)
     y = torch.stack(outputs) if T else input.new_empty(0, N, weights.weight_hh.size(1))
-    return y, h, c
+    return y, h, c, torch.stack(cells) if all_states and c is not None and T else None

@@ -242,19 +242,21 @@ def test_frozen_inputs_cost_no_work(cell):
     x, h, c, weights = make_scan(cell, (5, 4, 3, 8))
     tensors = present([x, h, c, *weights])
     outputs = torch.ops.fastrnn.scan(
-        cell, x, h, c, *weights, None, None, None, False, True
+        cell, x, h, c, *weights, *[None] * 6, False, True
     )  # fmt: skip
-    grads = [torch.randn_like(outputs[0]), None, None]
+    grads = [torch.randn_like(outputs[0]), None, None, None]
 
     def backward(needs: int) -> list[torch.Tensor]:
         return torch.ops.fastrnn.scan_backward(
-            cell, *grads, x, h, c, *weights, None, None, None, False, outputs[0], *outputs[3:], needs
+            cell, *grads, x, h, c, *weights, *[None] * 6, False, outputs[0], *outputs[3:], needs
         )  # fmt: skip
 
     everything = backward(0xFF)
     for bit, tensor in enumerate([x, h, c, *weights]):
         alone = backward(1 << bit)
-        assert [t.numel() > 0 for t in alone] == [i == bit and tensor is not None for i in range(8)]
+        assert [t.numel() > 0 for t in alone] == [
+            i == bit and tensor is not None for i in range(10)
+        ]
         assert torch.equal(alone[bit], everything[bit])
     assert len(tensors) == sum(t.numel() > 0 for t in everything)
 
@@ -291,6 +293,18 @@ NONSENSE = [
     ("packed overflow", {"input": torch.zeros(4, 2), "batch_sizes": torch.tensor([4])}, "expected 1 to 3"),
     ("reset shape", {"reset": torch.zeros(3, 4, dtype=torch.bool)}, "reset has shape"),
     ("reset dtype", {"reset": torch.zeros(4, 3)}, "reset has dtype"),
+    ("reset state", {"reset_h": torch.zeros(2, 5)}, "reset_h has shape"),
+    ("jagged and packed", {"input": torch.zeros(3, 2), "offsets": torch.arange(4), "batch_sizes": torch.tensor([3])}, "exclude each other"),
+    ("offsets shape", {"input": torch.zeros(7, 2), "offsets": torch.arange(3)}, "offsets has shape"),
+    ("offsets beyond", {"input": torch.zeros(7, 2), "offsets": torch.tensor([0, 2, 3, 8])}, "span rows 0 to 8"),
+    ("offsets before", {"input": torch.zeros(7, 2), "offsets": torch.tensor([-1, 2, 3, 7])}, "span rows -1 to 7"),
+    ("offsets order", {"input": torch.zeros(7, 2), "offsets": torch.tensor([0, 3, 2, 7])}, "sample 1 has -1 rows"),
+    ("jagged length", {"input": torch.zeros(7, 2), "offsets": torch.tensor([0, 2, 3, 7]), "lengths": torch.tensor([2, 2, 1])}, "sample 1 has 1 rows and length 2"),
+    ("groups", {"groups": 2}, "3 samples are no multiple of 2 groups"),
+    ("negative groups", {"groups": -1}, "no multiple of -1"),
+    ("grouped weights", {"groups": 3, "weight_ih": torch.zeros(2, 20, 2)}, "weight_ih has shape"),
+    ("weights of no group", {"weight_ih": torch.zeros(3, 20, 2)}, "2 dimensions"),
+    ("jagged groups", {"groups": 3, "input": torch.zeros(7, 2), "offsets": torch.tensor([0, 2, 3, 7])}, "cannot be split"),
 ]  # fmt: skip
 
 
@@ -308,8 +322,11 @@ def test_nonsense_is_an_error(change, text):
         "bias_ih": torch.zeros(20),
         "bias_hh": torch.zeros(20),
         "weight_hr": None,
+        "reset_h": None,
+        "reset_c": None,
         "lengths": None,
         "batch_sizes": None,
+        "offsets": None,
         "reset": None,
         "reverse": False,
     }
@@ -319,11 +336,11 @@ def test_nonsense_is_an_error(change, text):
         torch.ops.fastrnn.scan(**changed, save=True)
     y, _, _, gates, cells = outputs
     saved = {"y": y, "gates": gates, "cells": cells, "needs": 255}
-    grads = {"grad_y": torch.zeros_like(y), "grad_h_n": None, "grad_c_n": None}
+    grads = {"grad_y": torch.zeros_like(y), "grad_h_n": None, "grad_c_n": None, "grad_cells": None}
     torch.ops.fastrnn.scan_backward(**grads, **arguments, **saved)
     with pytest.raises((RuntimeError, NotImplementedError), match=text):
         torch.ops.fastrnn.scan_backward(**grads, **changed, **saved)
-    for name in ("y", "gates", "cells", "grad_y", "grad_h_n", "grad_c_n"):
+    for name in ("y", "gates", "cells", *grads):
         for nonsense in (torch.zeros(1), torch.zeros(4, 3, 5, dtype=torch.int32)):
             with pytest.raises(RuntimeError, match=name):
                 torch.ops.fastrnn.scan_backward(**(grads | arguments | saved | {name: nonsense}))
@@ -334,7 +351,7 @@ def test_impossible_sizes_are_errors():
     z = torch.zeros
 
     def forward(x: torch.Tensor, h: torch.Tensor, weight_ih: torch.Tensor) -> None:
-        rest = (None,) * 6
+        rest = (None,) * 9
         torch.ops.fastrnn.scan("rnn_tanh", x, h, None, weight_ih, z(1, 1), *rest, False, False)
 
     for size in (2**25, 2**58 + 1, 2**60):
@@ -357,11 +374,11 @@ def test_freed_storage_is_an_error():
 def test_backward_leaves_copy_on_write_tensors_shared():
     x, h, c, weights = make_scan("lstm", (2, 3, 4, 5))
     y, _, _, gates, cells = torch.ops.fastrnn.scan(
-        "lstm", x, h, c, *weights, None, None, None, False, True
+        "lstm", x, h, c, *weights, *[None] * 6, False, True
     )
     lazy = [torch._lazy_clone(t) for t in (y, gates, cells)]
     torch.ops.fastrnn.scan_backward(
-        "lstm", y, None, None, x, h, c, *weights, None, None, None, False, *lazy, 255
+        "lstm", y, None, None, None, x, h, c, *weights, *[None] * 6, False, *lazy, 255
     )
     assert all(torch._C._is_cow_tensor(t) for t in lazy)
 
@@ -381,24 +398,29 @@ def test_unknown_instruction_set(monkeypatch):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "jagged", "groups"])
 @pytest.mark.parametrize("save", [False, True], ids=["inference", "training"])
-def test_fake_kernels_tell_the_truth(cell, packed, save):
+def test_fake_kernels_tell_the_truth(cell, layout, save):
     """Shapes, dtypes and strides on the meta device are those of the real results."""
     x, h, c, weights = make_scan(cell, (4, 3, 2, 5), proj_size=3 if cell == "lstm" else 0)
-    batch_sizes = torch.tensor([3, 2]) if packed else None
-    if packed:
+    batch_sizes = torch.tensor([3, 2]) if layout == "packed" else None
+    offsets = torch.tensor([0, 2, 2, 5]) if layout == "jagged" else None
+    groups = 3 if layout == "groups" else 0
+    if layout in ("packed", "jagged"):
         x = x.flatten(0, 1)[:5]
-    arguments = [x, h, c, *weights, None, batch_sizes, None]
+    if groups:
+        weights = weights._replace(weight_ih=weights.weight_ih.expand(groups, -1, -1))
+    arguments = [x, h, c, *weights, h, c, None, batch_sizes, offsets, None]
 
     def on_meta(arguments):
         return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
 
-    real = torch.ops.fastrnn.scan(cell, *arguments, False, save)
-    fake = torch.ops.fastrnn.scan(cell, *on_meta(arguments), False, save)
+    options = {"all_states": not save, "groups": groups}
+    real = torch.ops.fastrnn.scan(cell, *arguments, False, save, **options)
+    fake = torch.ops.fastrnn.scan(cell, *on_meta(arguments), False, save, **options)
     if save:
-        tail = [False, real[0], *real[3:], 0b10101101]
-        grads = [torch.zeros_like(real[0]), None, None]
+        tail = [False, real[0], *real[3:], 0b1110101101, groups]
+        grads = [torch.zeros_like(real[0]), None, None, None]
         real += torch.ops.fastrnn.scan_backward(cell, *grads, *arguments, *tail)
         fake += torch.ops.fastrnn.scan_backward(
             cell, *on_meta(grads), *on_meta(arguments), *on_meta(tail)

@@ -8,15 +8,26 @@
 // A value type V brings: arithmetic with its scalar, mul_add(a, b, c) and neg_mul_add (c - a * b), exact_neg_mul_add
 // (one rounding, whatever the chip), abs, copy_sign, max(a, b) and min(a, b) (b where one is NaN), reciprocal (13 bits
 // or more of 1 / x), select(condition, a, b), kToExponent (adding it leaves the nearest integer in the low bits of the
-// mantissa, biased as an exponent) and exponent_from_mantissa (2^n from what that sum is for n).
+// mantissa, biased as an exponent) and exponent_from_mantissa (2^n from what that sum is for n). One over dual numbers
+// brings value(x), tangent(x) and join(value, tangent) instead of what only exponentials need.
 #pragma once
 
+#include "cells/dual.h"
 #include "dtypes.h"
 
 namespace fastrnn::math {
 
 template <class V>
 using Scalar = typename V::Scalar;
+
+template <class V>
+concept OverDuals = requires(V x) { V::join(value(x), tangent(x)); };
+
+// phi of a dual number, from its value y and phi' as a function of y.
+template <class V, class Y, class Derivative>
+FASTRNN_FN V lift(V x, Y y, Derivative&& derivative) {
+  return V::join(y, derivative(y) * tangent(x));
+}
 
 // Coefficients of (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, minimax by relative error of e^r - 1
 // (Remez exchange in 50 digits; 1.1e-9 for float, 2.6e-19 for double), and ln 2 in two parts.
@@ -101,26 +112,34 @@ FASTRNN_FN V divide_by_sum(Split<V> a, V b, V c) {
 template <class V>
 FASTRNN_FN V tanh(V x) {
   using A = Scalar<V>;
-  const auto [shifted, r] = reduce(max(V(-2 * ExpConstants<A>::kTanhIsOne), A(-2) * abs(x)));
-  const V scale = exponent_from_mantissa(shifted);
-  const V scale_minus_one = scale - A(1);
-  const auto [p, p_lost] = expm1(r);
-  const V u = mul_add(scale, p, scale_minus_one);
-  const V u_lost = mul_add(scale, p_lost, mul_add(scale, p, scale_minus_one - u));
-  return copy_sign(divide_by_sum({u, u_lost}, V(A(2)), u), x);
+  if constexpr (OverDuals<V>) {
+    return lift(x, tanh(value(x)), [](auto y) FASTRNN_LAMBDA { return 1 - y * y; });
+  } else {
+    const auto [shifted, r] = reduce(max(V(-2 * ExpConstants<A>::kTanhIsOne), A(-2) * abs(x)));
+    const V scale = exponent_from_mantissa(shifted);
+    const V scale_minus_one = scale - A(1);
+    const auto [p, p_lost] = expm1(r);
+    const V u = mul_add(scale, p, scale_minus_one);
+    const V u_lost = mul_add(scale, p_lost, mul_add(scale, p, scale_minus_one - u));
+    return copy_sign(divide_by_sum({u, u_lost}, V(A(2)), u), x);
+  }
 }
 
 template <class V>
 FASTRNN_FN V sigmoid(V x) {
   using A = Scalar<V>;
-  using K = ExpConstants<A>;
-  const auto [shifted, r] = reduce(min(V(2 * K::kTanhIsOne), max(V(K::kSigmoidIsZero), x)));
-  // Where the result is subnormal it is computed a power of two too large.
-  constexpr A kLift = 64;
-  const auto subnormal = x < V(K::kSigmoidIsSubnormal);
-  const V lowered = select(subnormal, V(A(0x1p-64)), V(A(1)));
-  const V lifted = exponent_from_mantissa(shifted + select(subnormal, V(kLift), V(A(0))));
-  return lowered * divide_by_sum({lifted, V(A(0))}, mul_add(lifted, lowered, V(A(1))), expm1(-r).value);
+  if constexpr (OverDuals<V>) {
+    return lift(x, sigmoid(value(x)), [](auto y) FASTRNN_LAMBDA { return y * (1 - y); });
+  } else {
+    using K = ExpConstants<A>;
+    const auto [shifted, r] = reduce(min(V(2 * K::kTanhIsOne), max(V(K::kSigmoidIsZero), x)));
+    // Where the result is subnormal it is computed a power of two too large.
+    constexpr A kLift = 64;
+    const auto subnormal = x < V(K::kSigmoidIsSubnormal);
+    const V lowered = select(subnormal, V(A(0x1p-64)), V(A(1)));
+    const V lifted = exponent_from_mantissa(shifted + select(subnormal, V(kLift), V(A(0))));
+    return lowered * divide_by_sum({lifted, V(A(0))}, mul_add(lifted, lowered, V(A(1))), expm1(-r).value);
+  }
 }
 
 }  // namespace fastrnn::math

@@ -9,15 +9,18 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// f(first row, rows) for tiles of nearly equal size.
+// f(first row, rows, first vector, vectors) for tiles of nearly equal size.
 template <class E, class F>
-FASTRNN_FN void for_tiles(int64_t rows, int64_t vecs, F&& f) {
-  const int64_t most = tile_rows<E>(static_cast<int>(vecs));
-  const int64_t tiles = (rows + most - 1) / most;
-  for (int64_t i = 0, first = 0; i < tiles; ++i) {
-    const int64_t count = (rows - first + tiles - i - 1) / (tiles - i);
-    f(first, count);
-    first += count;
+FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
+  for (int64_t v = 0; v < all_vecs; v += kTileVecs<E>) {
+    const int64_t vecs = std::min<int64_t>(kTileVecs<E>, all_vecs - v);
+    const int64_t most = tile_rows<E>(static_cast<int>(vecs));
+    const int64_t tiles = (rows + most - 1) / most;
+    for (int64_t i = 0, first = 0; i < tiles; ++i) {
+      const int64_t count = (rows - first + tiles - i - 1) / (tiles - i);
+      f(first, count, v, vecs);
+      first += count;
+    }
   }
 }
 
@@ -139,18 +142,19 @@ void multiply_panel(int64_t rows, const E* a, int64_t a_row, const PackedWeights
     const E* slice = w.panel(panel) + k * columns;
     const E* next = k + depth < w.depth() ? slice + depth * columns : ahead;
     const E* next_end = next + depth * columns;
-    for_tiles<E>(rows, vecs, [&](int64_t first, int64_t count) {
-      run_tile<E>(count, vecs,
+    for_tiles<E>(rows, vecs, [&](int64_t first, int64_t count, int64_t v, int64_t tile_vecs) {
+      const int64_t column = v * Vec<Accumulate<E>>::kWidth;
+      run_tile<E>(count, tile_vecs,
                   {.depth = depth,
                    .a = a + first * a_row + k,
                    .a_row = a_row,
                    .a_depth = 1,
-                   .b = slice,
+                   .b = slice + kFactorDepth<E> * column,
                    .b_depth = columns,
                    .ahead = next < next_end ? next : slice,
                    .ahead_depth = kLine<E>,
-                   .init = init && k == 0 ? init : nullptr,
-                   .out = out + first * out_row,
+                   .init = init && k == 0 ? init + column : nullptr,
+                   .out = out + first * out_row + column,
                    .out_row = out_row,
                    .add = k > 0});
       next += depth / kFactorDepth<E> * kLine<E>;  // each tile fetches a part of the slice
@@ -248,18 +252,18 @@ void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFacto
         const E* next = m + kSumDepth<E> < depths ? slice + kSumDepth<E> * right.depth
                                                   : right.data + (v + kMaxVecs) * kStep * kWidth;
         const E* next_end = next + kStep * width;
-        for_tiles<E>(size, width / kWidth, [&](int64_t first, int64_t count) {
-          run_tile<E>(count, width / kWidth,
+        for_tiles<E>(size, width / kWidth, [&](int64_t first, int64_t count, int64_t column, int64_t tile_vecs) {
+          run_tile<E>(count, tile_vecs,
                       {.depth = std::min(kSumDepth<E>, depths - m),
                        .a = left.from(m).data + (begin + first) * left.row,
                        .a_row = left.row,
                        .a_depth = left.depth,
-                       .b = slice,
+                       .b = slice + column * kStep * kWidth,
                        .b_depth = right.depth,
                        .ahead = next < next_end ? next : slice,
                        .ahead_depth = kStep * right.depth,
                        .init = nullptr,
-                       .out = sums + first * width,
+                       .out = sums + first * width + column * kWidth,
                        .out_row = width,
                        .add = m > 0});
           next += kLine<E>;

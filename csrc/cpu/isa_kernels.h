@@ -9,10 +9,11 @@ using cpu::Range;
 using cpu::Team;
 }  // namespace fastrnn::FASTRNN_ISA
 
-#include "cpu/vec.h"
-
-// The cells, compiled for this instruction set's vectors.
+// The cells, compiled for this instruction set.
 #include "dispatch.h"
+
+// The vectors they run on.
+#include "cpu/vec.h"
 
 // What is built on both.
 #include "cpu/micro_kernel.h"
@@ -25,23 +26,23 @@ using cpu::Team;
 namespace fastrnn::FASTRNN_ISA {
 #if !defined(FASTRNN_PAIRS)
 
+// Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
 void forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, S>::suits(params))
-      LaneForward<Cell, S>(params, team).run();
-    else
-      ForwardScan<Cell, S>(params, team).run();
+    if constexpr (!kDual<S>)
+      if (LaneScan<Cell, S>::suits(params)) return LaneForward<Cell, S>(params, team).run();
+    ForwardScan<Cell, S>(params, team).run();
   });
 }
 
 template <class S>
 void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, S>::suits(params) && (params.gates || Cell::kSaved == 0))
-      LaneBackward<Cell, S>(params, gradients, team).run();
-    else
-      BackwardScan<Cell, S>(params, gradients, team).run();
+    if constexpr (!kDual<S>)
+      if (LaneScan<Cell, S>::suits(params) && (params.gates || Cell::kSaved == 0) && gradients.groups == 1)
+        return LaneBackward<Cell, S>(params, gradients, team).run();
+    BackwardScan<Cell, S>(params, gradients, team).run();
   });
 }
 
@@ -49,17 +50,22 @@ template <class S>
 constexpr Kernels<S> kKernels{forward<S>, backward<S>};
 
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
-  return {name, runs_here, kKernels<float>, kKernels<double>, kKernels<BFloat16>, kKernels<Half>};
+  return {name,
+          runs_here,
+          {kKernels<float>, kKernels<double>, kKernels<BFloat16>, kKernels<Half>, kKernels<Dual<float>>,
+           kKernels<Dual<double>>}};
 }
 
 #else
 
+const auto& unpaired = std::get<Kernels<BFloat16>>(cpu::kAvx512.own);
+
 // Few units gain nothing from pairs. All their batches go one way, for a sample's bits to be those it has in a batch
-// that runs in lanes.
+// that runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
 inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::suits_units(params))
-      cpu::kAvx512.bfloat16.forward(cell, params, team);
+      unpaired.forward(cell, params, team);
     else
       ForwardScan<Cell, BFloat16>(params, team).run();
   });
@@ -68,8 +74,8 @@ inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, c
 inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
                      const ScanGradients<BFloat16>& gradients, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::suits_units(params))
-      cpu::kAvx512.bfloat16.backward(cell, params, gradients, team);
+    if (LaneScan<Cell, BFloat16>::suits_units(params) || gradients.groups > 1)
+      unpaired.backward(cell, params, gradients, team);
     else
       BackwardScan<Cell, BFloat16>(params, gradients, team).run();
   });
@@ -77,7 +83,7 @@ inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
 
 // Where only products of bfloat16 differ from kAvx512.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
-  return {name, runs_here, {}, {}, {forward, backward}, {}, &cpu::kAvx512};
+  return {name, runs_here, {{}, {}, {forward, backward}, {}, {}, {}}, &cpu::kAvx512};
 }
 
 #endif

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <string_view>
-#include <type_traits>
+#include <tuple>
 
 #include "cpu/buffer.h"
 #include "cpu/plan.h"
@@ -23,27 +23,15 @@ struct Kernels {
 struct InstructionSet {
   std::string_view name;  // as in FASTRNN_CPU_ISA
   bool (*runs_here)();
-  Kernels<float> float32;
-  Kernels<double> float64;
-  Kernels<BFloat16> bfloat16;
-  Kernels<Half> float16;
+  std::tuple<Kernels<float>, Kernels<double>, Kernels<BFloat16>, Kernels<Half>, Kernels<Dual<float>>,
+             Kernels<Dual<double>>>
+      own;
   const InstructionSet* rest = nullptr;  // whose kernels are taken where it has none of its own
 
   template <class S>
-  const Kernels<S>& own() const {
-    if constexpr (std::is_same_v<S, float>)
-      return float32;
-    else if constexpr (std::is_same_v<S, double>)
-      return float64;
-    else if constexpr (std::is_same_v<S, BFloat16>)
-      return bfloat16;
-    else
-      return float16;
-  }
-
-  template <class S>
   const Kernels<S>& kernels() const {
-    return own<S>().forward ? own<S>() : rest->kernels<S>();
+    const auto& mine = std::get<Kernels<S>>(own);
+    return mine.forward ? mine : rest->kernels<S>();
   }
 };
 

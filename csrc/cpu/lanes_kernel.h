@@ -139,7 +139,7 @@ class LaneForward : LaneScan<Cell, S> {
   Buffer<A> b_ih_ = bias(p.weights.bias_ih);
   Buffer<A> b_hh_ = bias(p.weights.bias_hh);
   // Rows of lanes, a set for every thread.
-  const int64_t rows_ = I + (3 + kSaved) * H + 1;
+  const int64_t rows_ = I + (5 + kSaved) * H + 1;
   Buffer<A> work_ = Buffer<A>(team.threads() * rows_ * kLanes);
 
  public:
@@ -167,9 +167,13 @@ class LaneForward : LaneScan<Cell, S> {
     A* h_next = h + H * kLanes;
     A* const c = h_next + H * kLanes;
     A* const saved = c + H * kLanes;
-    A* const reset = saved + kSaved * H * kLanes;
+    A* const reset_h = saved + kSaved * H * kLanes;
+    A* const reset_c = reset_h + H * kLanes;
+    A* const reset = reset_c + H * kLanes;
     this->read(p.h_0, H, b, h);
     if (kHasC) this->read(p.c_0, H, b, c);
+    if (schedule.reset) this->read(p.reset_h, H, b, reset_h);
+    if (schedule.reset && kHasC) this->read(p.reset_c, H, b, reset_c);
     for (int64_t s = 0; s < schedule.T; ++s) {
       const int64_t t = schedule.step(s);
       const int64_t n = this->active(b, t);
@@ -177,8 +181,9 @@ class LaneForward : LaneScan<Cell, S> {
       if (this->reset_lanes(b, t, n, reset)) {
         const auto keep = Base::load(reset) < B(A(1));
         for (int64_t u = 0; u < H; ++u) {
-          Base::store(select(keep, Base::load(h + u * kLanes), B(A(0))), h + u * kLanes);
-          if (kHasC) Base::store(select(keep, Base::load(c + u * kLanes), B(A(0))), c + u * kLanes);
+          const int64_t at = u * kLanes;
+          Base::store(select(keep, Base::load(h + at), Base::load(reset_h + at)), h + at);
+          if (kHasC) Base::store(select(keep, Base::load(c + at), Base::load(reset_c + at)), c + at);
         }
       }
       if (p.x) this->read(p.x, I, t, b, n, x);
@@ -233,7 +238,7 @@ class LaneBackward : LaneScan<Cell, S> {
   const ScanGradients<S>& d;
   const bool any_weight = d.any_weight();
   // Rows of lanes, a set for every thread.
-  const int64_t rows_ = 2 * I + (6 + kSaved + 2 * kGates) * H + 1;
+  const int64_t rows_ = 2 * I + (11 + kSaved + 2 * kGates) * H + 1;
   Buffer<A> work_ = Buffer<A>(team.threads() * rows_ * kLanes);
   // Sums of the weight gradients, a vector of lanes for each: for gate row j, d gx times x and 1, d gh times h and 1.
   const int64_t terms_ = I + 1 + H + 1;
@@ -276,12 +281,23 @@ class LaneBackward : LaneScan<Cell, S> {
     A* const dh = rows(H);
     A* const dc = rows(H);
     A* const dy = rows(H);
+    A* const d_cells = rows(H);
+    A* const reset_h = rows(H);
+    A* const reset_c = rows(H);
+    A* const d_reset_h = rows(H);
+    A* const d_reset_c = rows(H);
     A* const saved = rows(kSaved * H);
     A* const d_gx = rows(kGates * H);
     A* const d_gh = rows(kGates * H);
     A* const reset = rows(1);
     this->read(d.h_n, H, b, dh);
     if (kHasC) this->read(d.c_n, H, b, dc);
+    if (schedule.reset) {
+      this->read(p.reset_h, H, b, reset_h);
+      if (kHasC) this->read(p.reset_c, H, b, reset_c);
+    }
+    std::fill_n(d_reset_h, H * kLanes, A(0));
+    std::fill_n(d_reset_c, H * kLanes, A(0));
     std::fill_n(recent, sums_size_, A(0));
     for (int64_t s = schedule.T - 1; s >= 0; --s) {
       const int64_t t = schedule.step(s);
@@ -289,15 +305,23 @@ class LaneBackward : LaneScan<Cell, S> {
       if (n == 0) continue;
       const bool resets = this->reset_lanes(b, t, n, reset);
       const auto keep = resets ? Base::load(reset) < B(A(1)) : typename B::Mask{};
-      const auto clear = [&](A* state) {
-        for (int64_t u = 0; resets && u < H; ++u)
-          Base::store(select(keep, Base::load(state + u * kLanes), B(A(0))), state + u * kLanes);
+      const auto replace = [&](A* state, const A* by) {
+        for (int64_t at = 0; resets && at < H * kLanes; at += kLanes)
+          Base::store(select(keep, Base::load(state + at), Base::load(by + at)), state + at);
+      };
+      // The gradient of a state that was replaced flows into what it was replaced by.
+      const auto move_gradient = [&](A* from, A* to) {
+        for (int64_t at = 0; resets && at < H * kLanes; at += kLanes) {
+          const B given = Base::load(from + at);
+          Base::store(Base::load(to + at) + select(keep, B(A(0)), given), to + at);
+          Base::store(select(keep, given, B(A(0))), from + at);
+        }
       };
       read_previous(p.y, p.h_0, t, b, n, h_prev);
-      clear(h_prev);
+      replace(h_prev, reset_h);
       if constexpr (kHasC) {
         read_previous(p.cells, p.c_0, t, b, n, c_prev);
-        clear(c_prev);
+        replace(c_prev, reset_c);
         this->read(p.cells, H, t, b, n, next);
       } else if constexpr (Cell::kReadsNextH) {
         this->read(p.y, H, t, b, n, next);
@@ -307,13 +331,18 @@ class LaneBackward : LaneScan<Cell, S> {
         this->read(d.y, H, t, b, n, dy);
       else
         std::fill_n(dy, H * kLanes, A(0));
+      if (kHasC && d.cells) {
+        this->read(d.cells, H, t, b, n, d_cells);
+        for (int64_t at = 0; at < H * kLanes; at += kLanes)
+          Base::store(Base::load(dc + at) + Base::load(d_cells + at), dc + at);
+      }
       for (int64_t u = 0; u < H; ++u) update(u, n, h_prev, c_prev, next, dy, saved, dh, dc, d_gx, d_gh);
       for (int64_t u = 0; u < H; ++u) {
         const B sum = product(d_gh, w_hh, u, H);
         Base::store(sum + Base::load(dh + u * kLanes), dh + u * kLanes);
       }
-      clear(dh);
-      if (kHasC) clear(dc);
+      move_gradient(dh, d_reset_h);
+      if (kHasC) move_gradient(dc, d_reset_c);
       if (d.x) {
         for (int64_t k = 0; k < I; ++k) Base::store(product(d_gx, w_ih, k, I), dx + k * kLanes);
         this->write(dx, I, d.x, t, b, n);
@@ -333,6 +362,8 @@ class LaneBackward : LaneScan<Cell, S> {
     for (int64_t i = 0; i < sums_size_; i += V::kWidth) (V::load(sums + i) + V::load(recent + i)).store(sums + i);
     this->write(dh, H, d.h_0, b);
     if (kHasC) this->write(dc, H, d.c_0, b);
+    this->write(d_reset_h, H, d.reset_h, b);
+    if (kHasC) this->write(d_reset_c, H, d.reset_c, b);
   }
 
   // The state before time t; 0 in lanes that do not run.

@@ -38,12 +38,16 @@ constexpr int64_t padded_depth(int64_t depth) {
 constexpr int kMaxVecs = 4;   // vectors of a panel
 constexpr int kMaxRows = 16;  // rows of a tile
 
+template <class E>
+constexpr int kTileVecs = kDual<E> ? kMaxVecs / 2 : kMaxVecs;  // of a tile, at most: a vector of duals is two registers
+
 // Accumulators fill the registers, leaving room for a panel's vectors and a broadcast. A matrix register has 16 rows.
 template <class E>
 constexpr int tile_rows(int vecs) {
 #if defined(FASTRNN_ISA_AMX)
   if (kPaired<E>) return 16;
 #endif
+  if (kDual<E>) return std::min(6, (kRegisters - 2 * vecs - 2) / (2 * vecs));
   return std::min(12, (kRegisters - (kRegisters == 32 ? 5 : 4)) / vecs);
 }
 
@@ -55,17 +59,19 @@ constexpr int64_t round_up_to_vec(int64_t n) {
 template <class E>
 constexpr int64_t kLine = cpu::kCacheLine / sizeof(E);
 
-// The distance between rows of a buffer: an odd number of cache lines, so that a column of rows spreads over all sets
-// of a cache, and no two threads write to one line.
+// The distance between rows of a buffer, which hold whole vectors: an odd number of cache lines, so that a column of
+// rows spreads over all sets of a cache, and no two threads write to one line.
 template <class E>
 constexpr int64_t row_length(int64_t columns) {
-  return ((columns + kLine<E> - 1) / kLine<E> | 1) * kLine<E>;
+  return ((round_up_to_vec<Accumulate<E>>(columns) + kLine<E> - 1) / kLine<E> | 1) * kLine<E>;
 }
 
 // Sums run over this many k from zero and are then added up, for the error of one long chain grows with its length.
 // A slice of a panel so deep stays in the first-level cache.
 template <class E>
-constexpr int64_t kSumDepth = kPaired<E> ? 256 : 128;
+constexpr int64_t kSumDepth = kPaired<E> ? 256
+                              : kDual<E> ? 64
+                                         : 128;
 
 // out[r][:] (+)= init[:] + sum over k of a[r][k] * b[k][:], for a tile of rows and vecs.
 template <class E>
@@ -237,7 +243,7 @@ template <int kVecs>
 struct MatrixRegisters {};
 #endif
 
-// rows <= tile_rows(vecs)
+// rows <= tile_rows(vecs), vecs <= kTileVecs
 template <class E>
 inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
 #if defined(FASTRNN_ISA_AMX)
@@ -252,7 +258,7 @@ inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
       return std::array<Kernel, sizeof...(kIndex)>{
           micro_kernel<E, std::min(kIndex % kMaxRows + 1, tile_rows<E>(kIndex / kMaxRows + 1)),
                        kIndex / kMaxRows + 1>...};
-    }(std::make_integer_sequence<int, kMaxVecs * kMaxRows>{});
+    }(std::make_integer_sequence<int, kTileVecs<E> * kMaxRows>{});
     kTable[(vecs - 1) * kMaxRows + rows - 1](tile);
   }
 }

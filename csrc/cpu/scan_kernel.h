@@ -19,12 +19,15 @@ constexpr int64_t kBackwardChunkBytes = 1 << 20;
 constexpr int64_t kLeastBackwardRows = 256;
 constexpr int64_t kMaxChunkRows = 8192;
 
+// The weight gradients of a group are read and written once a chunk, which pays only for so many steps.
+constexpr int64_t kLeastStepsOfAGroup = 64;
+
 // Weight gradients sum this many rows from zero, then add the sum: long sequences do not lose small terms.
 constexpr int64_t kSumRows = 1024;
 
 inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t least_rows, int64_t rows_of_a_step,
                            int64_t steps) {
-  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, least_rows, kMaxChunkRows);
+  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, least_rows, std::max(least_rows, kMaxChunkRows));
   return std::clamp<int64_t>(rows / std::max<int64_t>(1, rows_of_a_step), 1, std::max<int64_t>(1, steps));
 }
 
@@ -120,6 +123,11 @@ class ForwardScan : Scan<Cell, S> {
   Buffer<E> h_odd_ = Buffer<E>(N * r_row);
   Buffer<A> h_sums_ = Buffer<A>(kKeepsSums ? N * r_sums : 0);
   Buffer<A> c_ = Buffer<A>(kHasC ? N * h_sums : 0);
+  // What a reset replaces them by.
+  const int64_t resetting_ = schedule.reset ? N : 0;
+  Buffer<E> reset_h_ = Buffer<E>(resetting_ * r_row);
+  Buffer<A> reset_h_sums_ = Buffer<A>(kKeepsSums ? resetting_ * r_sums : 0);
+  Buffer<A> reset_c_ = Buffer<A>(kHasC ? resetting_ * h_sums : 0);
   Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row], h before W_hr
   Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums], h after it
 
@@ -169,6 +177,11 @@ class ForwardScan : Scan<Cell, S> {
     this->load_state(p.h_0, rows, R, h_odd_.get(), r_row);
     if (kKeepsSums) this->load_state(p.h_0, rows, R, h_sums_.get(), r_sums);
     if (kHasC) this->load_state(p.c_0, rows, H, c_.get(), h_sums);
+    if (schedule.reset) {
+      this->load_state(p.reset_h, rows, R, reset_h_.get(), r_row);
+      if (kKeepsSums) this->load_state(p.reset_h, rows, R, reset_h_sums_.get(), r_sums);
+      if (kHasC) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
+    }
     this->clear_padding(x_.get(), member.share(chunk_steps_ * (N + team.threads())), I, i_row);
     if (projected) this->clear_padding(unprojected_.get(), rows, H, h_row);
   }
@@ -204,7 +217,7 @@ class ForwardScan : Scan<Cell, S> {
     E* h = (s % 2 ? h_odd_ : h_even_).get();
     E* h_next = (s % 2 ? h_even_ : h_odd_).get();
     if (schedule.reset) {
-      if (part.unit_group == 0) clear_reset_rows(part, t, rows, h);
+      if (part.unit_group == 0) reset_rows(part, t, rows, h);
       meet();
     }
     multiply_fused(rows, h + part.group * r_row, part.groups * r_row, w_hh_, part.panels, b_hh_.get(),
@@ -218,13 +231,13 @@ class ForwardScan : Scan<Cell, S> {
       finish_rows(part, last ? 0 : schedule.rows(schedule.step(s + 1)), schedule.rows(t), h_next);
   }
 
-  void clear_reset_rows(const Part& part, int64_t t, int64_t rows, E* h) {
+  void reset_rows(const Part& part, int64_t t, int64_t rows, E* h) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
-      std::fill_n(h + r * r_row, R, E{});
-      if (kKeepsSums) std::fill_n(h_sums_.get() + r * r_sums, R, A(0));
-      if (kHasC) std::fill_n(c_.get() + r * h_sums, H, A(0));
+      std::copy_n(reset_h_.get() + r * r_row, r_row, h + r * r_row);
+      if (kKeepsSums) std::copy_n(reset_h_sums_.get() + r * r_sums, r_sums, h_sums_.get() + r * r_sums);
+      if (kHasC) std::copy_n(reset_c_.get() + r * h_sums, h_sums, c_.get() + r * h_sums);
     }
   }
 
@@ -346,6 +359,8 @@ class BackwardScan : Scan<Cell, S> {
   const bool recomputes = Cell::kSaved > 0 && !p.gates;
   const bool keeps_x = recomputes || d.weights.ih;
   const bool keeps_h = recomputes || Cell::kReadsPreviousH || d.weights.hh;
+  // Gradients of a group sum over rows N apart: a chunk then holds all N rows of every step, zeros where none runs.
+  const bool grouped = d.groups > 1;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
   PackedWeights<E, 1> w_hh_{R, kGates * H};
@@ -357,12 +372,17 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_sums : 0);
   Buffer<E> h_0_ = Buffer<E>(keeps_h ? N * r_row : 0);
   Buffer<A> c_0_ = Buffer<A>(kHasC ? N * h_sums : 0);
-  Buffer<A> zeros_ = Buffer<A>(h_sums);
+  // What a reset replaced the states by, and its gradients.
+  const int64_t resetting_ = schedule.reset ? N : 0;
+  Buffer<E> reset_h_ = Buffer<E>(keeps_h ? resetting_ * r_row : 0);
+  Buffer<A> reset_c_ = Buffer<A>(kHasC ? resetting_ * h_sums : 0);
+  Buffer<A> d_reset_h_ = Buffer<A>(d.reset_h ? N * r_sums : 0);
+  Buffer<A> d_reset_c_ = Buffer<A>(d.reset_c ? N * h_sums : 0);
 
   const int64_t gate_row_ = row_length<E>(kGates * H);
   const int64_t chunk_steps_ = chunk_steps(
       kBackwardChunkBytes, (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(E),
-      kLeastBackwardRows, N, schedule.T);
+      grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N, schedule.T);
   // The chunk's rows: what the weight gradients are made of.
   Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
   Buffer<E> d_gh_split_ = chunk_buffer<E>(kSplit ? gate_row_ : 0);
@@ -392,11 +412,13 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * Cell::kSaved * H : 0);
   Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && kHasC ? chunk_steps_ * N : 0);
 
-  Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? kGates * H * i_sums : 0);
-  Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? kGates * H * r_sums : 0);
-  Buffer<A> dw_hr_ = Buffer<A>(d.weights.hr ? R * h_sums : 0);
-  Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? kGates * H : 0);
-  Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? kGates * H : 0);
+  // Rows of the weight gradients: of all groups, one after the other.
+  const int64_t dw_rows_ = d.groups * kGates * H;
+  Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? dw_rows_ * i_sums : 0);
+  Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? dw_rows_ * r_sums : 0);
+  Buffer<A> dw_hr_ = Buffer<A>(d.weights.hr ? d.groups * R * h_sums : 0);
+  Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? dw_rows_ : 0);
+  Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? dw_rows_ : 0);
 
  public:
   BackwardScan(const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& threads)
@@ -413,7 +435,7 @@ class BackwardScan : Scan<Cell, S> {
       for (int64_t begin = last_begin; begin >= 0 && schedule.T > 0 && N > 0; begin -= chunk_steps_) {
         const Range steps{begin, std::min(begin + chunk_steps_, schedule.T)};
         int64_t rows = 0;
-        for (int64_t s = steps.begin; s < steps.end; ++s) rows += schedule.rows(schedule.step(s));
+        for (int64_t s = steps.begin; s < steps.end; ++s) rows += chunk_rows(schedule.step(s));
         keep_operands(steps, member.share(rows));
         if constexpr (Cell::kSaved > 0)
           if (recomputes) recompute_gates(member.share(rows));
@@ -422,7 +444,7 @@ class BackwardScan : Scan<Cell, S> {
         if (member.index < grid.threads()) {
           int64_t first = rows;
           for (int64_t s = steps.end - 1; s >= steps.begin; --s) {
-            first -= schedule.rows(schedule.step(s));
+            first -= chunk_rows(schedule.step(s));
             step(member, part, s, first);
           }
         }
@@ -461,26 +483,32 @@ class BackwardScan : Scan<Cell, S> {
     const Range rows = member.share(N);
     this->load_state(d.h_n, rows, R, dh_.get(), r_sums);
     if (keeps_h) this->load_state(p.h_0, rows, R, h_0_.get(), r_row);
+    if (keeps_h && schedule.reset) this->load_state(p.reset_h, rows, R, reset_h_.get(), r_row);
     if (kHasC) {
       this->load_state(d.c_n, rows, H, dc_.get(), h_sums);
       this->load_state(p.c_0, rows, H, c_0_.get(), h_sums);
+      if (schedule.reset) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
     }
     const Range chunk = member.share(chunk_steps_ * N);
     this->clear_padding(d_gx_.get(), chunk, kGates * H, gate_row_);
     this->clear_padding(d_gh_, chunk, kGates * H, gate_row_);
     if (projected) this->clear_padding(d_projected_.get(), chunk, R, r_row);
     if (d.weights.hr) this->clear_padding(unprojected_.get(), chunk, H, h_row);
-    if (member.index == 0) std::fill_n(zeros_.get(), h_sums, A(0));
-    const Range gates = member.share(kGates * H);
-    const auto clear = [](A* weight, Range range, int64_t row) {
-      if (weight) std::fill(weight + range.begin * row, weight + range.end * row, A(0));
+    const Range gates = member.share(dw_rows_);
+    const auto clear = [](A* sums, Range range, int64_t row) {
+      if (sums) std::fill(sums + range.begin * row, sums + range.end * row, A(0));
     };
     clear(dw_ih_.get(), gates, i_sums);
     clear(dw_hh_.get(), gates, r_sums);
-    clear(dw_hr_.get(), member.share(R), h_sums);
+    clear(dw_hr_.get(), member.share(d.groups * R), h_sums);
     clear(db_ih_.get(), gates, 1);
     clear(db_hh_.get(), gates, 1);
+    clear(d_reset_h_.get(), rows, r_sums);
+    clear(d_reset_c_.get(), rows, h_sums);
   }
+
+  // Of the chunk's rows, those of time t.
+  int64_t chunk_rows(int64_t t) const { return grouped ? N : schedule.rows(t); }
 
   // f(m, t, r) for the chunk's rows m in the range: row r of the batch at time t.
   template <class F>
@@ -488,7 +516,7 @@ class BackwardScan : Scan<Cell, S> {
     int64_t first = 0;
     for (int64_t s = steps.begin; s < steps.end && first < range.end; ++s) {
       const int64_t t = schedule.step(s);
-      const int64_t end = first + schedule.rows(t);
+      const int64_t end = first + chunk_rows(t);
       for (int64_t m = std::max(range.begin, first); m < std::min(range.end, end); ++m) f(m, t, m - first);
       first = end;
     }
@@ -501,13 +529,14 @@ class BackwardScan : Scan<Cell, S> {
       std::fill_n(buffer.get() + m * row + columns, row - columns, E{});
     };
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
+      if (!schedule.runs(t, r)) return clear_row(m);
       const int64_t sample = schedule.sample(r);
       if (keeps_x && p.x) copy(x_, m, i_row, p.x.row(t, sample), p.x.col_stride, I);
       if (recomputes && kHasC) c_before_[m] = c_before(t, r);
       if (!keeps_h) return;
       const int64_t before = schedule.previous(t);
       if (schedule.resets(t, r))
-        std::fill_n(h_.get() + m * r_row, r_row, E{});
+        std::copy_n(reset_h_.get() + r * r_row, r_row, h_.get() + m * r_row);
       else if (schedule.runs(before, r))
         copy(h_, m, r_row, p.y.row(before, sample), 1, R);
       else
@@ -515,10 +544,24 @@ class BackwardScan : Scan<Cell, S> {
     });
   }
 
+  // Row m of the chunk, at which no sample runs.
+  void clear_row(int64_t m) {
+    const auto clear = [m](const Buffer<E>& buffer, int64_t row) {
+      if (buffer.get()) std::fill_n(buffer.get() + m * row, row, E{});
+    };
+    clear(x_, i_row);
+    clear(h_, r_row);
+    clear(d_gx_, gate_row_);
+    clear(d_gh_split_, gate_row_);
+    clear(unprojected_, h_row);
+    clear(d_projected_, r_row);
+    if (c_before_.get()) c_before_[m] = c_0_.get();  // any state: its gates are not used
+  }
+
   // Row r's cell state before time t.
   const A* c_before(int64_t t, int64_t r) const {
     const int64_t before = schedule.previous(t);
-    if (schedule.resets(t, r)) return zeros_.get();
+    if (schedule.resets(t, r)) return reset_c_.get() + r * h_sums;
     return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_sums;
   }
 
@@ -582,8 +625,16 @@ class BackwardScan : Scan<Cell, S> {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
-      std::fill(dh_.get() + r * r_sums + columns.begin, dh_.get() + r * r_sums + columns.end, A(0));
-      if (kHasC) std::fill(dc_.get() + r * h_sums + units.begin, dc_.get() + r * h_sums + units.end, A(0));
+      move_gradient(dh_.get() + r * r_sums, d_reset_h_, r * r_sums, columns);
+      if (kHasC) move_gradient(dc_.get() + r * h_sums, d_reset_c_, r * h_sums, units);
+    }
+  }
+
+  // A reset takes the gradient of the state: it flows into what the state was replaced by.
+  static void move_gradient(A* from, const Buffer<A>& to, int64_t at, Range columns) {
+    for (int64_t j = columns.begin; j < columns.end; ++j) {
+      if (to.get()) to[at + j] += from[j];
+      from[j] = A(0);
     }
   }
 
@@ -613,6 +664,7 @@ class BackwardScan : Scan<Cell, S> {
                                              : p.gates.row(t, sample);
     const A* const c_next = kHasC ? p.cells.row(t, sample) : nullptr;
     const A* const c_prev = kHasC ? c_before(t, r) : nullptr;
+    const A* const d_c = kHasC && d.cells ? d.cells.row(t, sample) : nullptr;
     A* const dh = projected ? d_unprojected_.get() + r * h_sums : dh_.get() + r * r_sums;
     A* const dc = kHasC ? dc_.get() + r * h_sums : nullptr;
     E* const d_gx = d_gx_.get() + m * gate_row_;
@@ -630,6 +682,7 @@ class BackwardScan : Scan<Cell, S> {
         prev.c = load_first(c_prev + unit, units);
         next.c = load_first(c_next + unit, units);
         d_state.c = V::load(dc + unit);
+        if (d_c) d_state.c = d_state.c + load_strided(d_c + unit * d.cells.col_stride, d.cells.col_stride, units);
         if (d.weights.hr) store_as(Cell::output(saved, next.c), unprojected_.get() + m * h_row + unit, V::kWidth);
       }
       std::array<V, kGates> gx, gh;
@@ -648,20 +701,21 @@ class BackwardScan : Scan<Cell, S> {
     multiply(range.size(), d_gx_.get() + range.begin * gate_row_, gate_row_, w_ih_, {0, w_ih_.panels()},
              static_cast<const A*>(nullptr), dx_.get() + range.begin * i_sums, i_sums);
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
-      scatter(dx_.get() + m * i_sums, d.x.row(t, schedule.sample(r)), d.x.col_stride, I);
+      if (schedule.runs(t, r)) scatter(dx_.get() + m * i_sums, d.x.row(t, schedule.sample(r)), d.x.col_stride, I);
     });
   }
 
+  // f(rows, group) for what this member owns of the `each` rows that a weight's gradient has in every group.
+  template <class F>
+  void for_groups(const Team::Member& member, int64_t each, F&& f) const {
+    const Range mine = member.share(d.groups * each);
+    for (int64_t g = mine.begin / std::max<int64_t>(1, each); g * each < mine.end; ++g) {
+      const Range rows{std::max<int64_t>(0, mine.begin - g * each), std::min(each, mine.end - g * each)};
+      if (rows.size() > 0) f(rows, g);
+    }
+  }
+
   void weight_gradients(int64_t rows, const Team::Member& member) {
-    const Range gates = member.share(kGates * H);
-    const Range outputs = member.share(R);
-    if (d.weights.bias_ih) accumulate_rows(gates, rows, d_gx_.get(), gate_row_, db_ih_.get());
-    if (d.weights.bias_hh) accumulate_rows(gates, rows, d_gh_, gate_row_, db_hh_.get());
-    const auto accumulate = [&](Range range, OuterFactor<E> left, OuterFactor<E> right, int64_t columns,
-                                const Buffer<A>& out, int64_t out_row) {
-      for (int64_t m = 0; m < rows; m += kSumRows)
-        accumulate_outer(range, std::min(kSumRows, rows - m), left.from(m), right.from(m), columns, out.get(), out_row);
-    };
     const auto left = [&](Range range, const E* from, int64_t row, const Buffer<E>& pairs) -> OuterFactor<E> {
       if constexpr (kPaired<E>) {
         pair_across(range, rows, from, row, pairs.get(), pair_row_);
@@ -672,14 +726,43 @@ class BackwardScan : Scan<Cell, S> {
     const auto right = [](const Buffer<E>& from, const Buffer<E>& pairs, int64_t row) -> OuterFactor<E> {
       return {(kPaired<E> ? pairs : from).get(), row};
     };
-    if (d.weights.ih)
-      accumulate(gates, left(gates, d_gx_.get(), gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I, dw_ih_,
-                 i_sums);
-    if (d.weights.hh)
-      accumulate(gates, left(gates, d_gh_, gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R, dw_hh_, r_sums);
+    // Sums over the chunk's rows m of a group: all of them, or those of each of its samples in turn.
+    const auto for_summands = [&](int64_t group, auto&& add) {
+      if (!grouped) return add(0, 1, rows);
+      for (int64_t r = 0; r < N; ++r)
+        if (schedule.sample(r) % d.groups == group) add(r, N, rows / N);
+    };
+    const auto accumulate = [&](Range range, int64_t group, OuterFactor<E> a, OuterFactor<E> b, int64_t columns, A* out,
+                                int64_t out_row) {
+      for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
+        const auto from = [&](OuterFactor<E> factor, int64_t m) {
+          return OuterFactor<E>{factor.from(first + m * stride).data, factor.depth * stride, factor.row};
+        };
+        for (int64_t m = 0; m < count; m += kSumRows)
+          accumulate_outer(range, std::min(kSumRows, count - m), from(a, m), from(b, m), columns, out, out_row);
+      });
+    };
+    const auto accumulate_bias = [&](Range range, int64_t group, const E* gates, A* out) {
+      for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
+        accumulate_rows(range, count, gates + first * gate_row_, stride * gate_row_, out);
+      });
+    };
+    for_groups(member, kGates * H, [&](Range gates, int64_t group) {
+      const int64_t row = group * kGates * H;
+      if (d.weights.bias_ih) accumulate_bias(gates, group, d_gx_.get(), db_ih_.get() + row);
+      if (d.weights.bias_hh) accumulate_bias(gates, group, d_gh_, db_hh_.get() + row);
+      if (d.weights.ih)
+        accumulate(gates, group, left(gates, d_gx_.get(), gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I,
+                   dw_ih_.get() + row * i_sums, i_sums);
+      if (d.weights.hh)
+        accumulate(gates, group, left(gates, d_gh_, gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R,
+                   dw_hh_.get() + row * r_sums, r_sums);
+    });
     if (d.weights.hr)
-      accumulate(outputs, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
-                 right(unprojected_, unprojected_pairs_, h_row), H, dw_hr_, h_sums);
+      for_groups(member, R, [&](Range outputs, int64_t group) {
+        accumulate(outputs, group, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
+                   right(unprojected_, unprojected_pairs_, h_row), H, dw_hr_.get() + group * R * h_sums, h_sums);
+      });
   }
 
   // The right factors of the weight gradients, in pairs of rows.
@@ -705,15 +788,17 @@ class BackwardScan : Scan<Cell, S> {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       this->store_state(dh_.get() + r * r_sums, d.h_0, R, r);
       if (kHasC) this->store_state(dc_.get() + r * h_sums, d.c_0, H, r);
+      this->store_state(d_reset_h_.get() + r * r_sums, d.reset_h, R, r);
+      this->store_state(d_reset_c_.get() + r * h_sums, d.reset_c, H, r);
     }
-    const Range gates = member.share(kGates * H);
+    const Range gates = member.share(dw_rows_);
     const auto store = [](const Buffer<A>& from, Matrix<S> to, Range range, int64_t columns, int64_t row) {
       for (int64_t i = range.begin; to && i < range.end; ++i)
         scatter(from.get() + i * row, to.row(i), to.col_stride, columns);
     };
     store(dw_ih_, d.weights.ih, gates, I, i_sums);
     store(dw_hh_, d.weights.hh, gates, R, r_sums);
-    store(dw_hr_, d.weights.hr, member.share(R), H, h_sums);
+    store(dw_hr_, d.weights.hr, member.share(d.groups * R), H, h_sums);
     const auto store_bias = [&](const Buffer<A>& from, Vector<S> to) {
       if (to) scatter(from.get() + gates.begin, &to[gates.begin], to.stride, gates.size());
     };

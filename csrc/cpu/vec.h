@@ -84,6 +84,62 @@ struct Vec {
   FASTRNN_FN static RawBits sign_bit() { return (RawBits)(-Raw{}); }
 };
 
+// A vector of dual numbers: their values, and their tangents.
+template <class A>
+struct Vec<Dual<A>> : DualArithmetic<Vec<Dual<A>>> {
+  using Scalar = A;
+  using Mask = typename Vec<A>::Mask;
+  static constexpr int kWidth = Vec<A>::kWidth;
+
+  Vec<A> value;
+  Vec<A> tangent;
+
+  Vec() = default;
+  FASTRNN_FN Vec(Vec<A> v, Vec<A> t) : value(v), tangent(t) {}
+  FASTRNN_FN Vec(A scalar) : value(scalar), tangent(A(0)) {}
+  FASTRNN_FN Vec(Dual<A> scalar) : value(scalar.value), tangent(scalar.tangent) {}
+  FASTRNN_FN static Vec join(Vec<A> v, Vec<A> t) { return {v, t}; }
+
+  FASTRNN_FN static Vec load(const Dual<A>* p) {
+    const A* numbers = reinterpret_cast<const A*>(p);
+    return from_pairs(Vec<A>::load(numbers), Vec<A>::load(numbers + kWidth));
+  }
+  FASTRNN_FN void store(Dual<A>* p) const {
+    A* numbers = reinterpret_cast<A*>(p);
+    low_pairs().store(numbers);
+    high_pairs().store(numbers + kWidth);
+  }
+
+  // From and to values and tangents side by side, as they lie in memory.
+  FASTRNN_FN static Vec from_pairs(Vec<A> low, Vec<A> high) {
+    return {shuffle<[](int i) { return 2 * i; }>(low, high), shuffle<[](int i) { return 2 * i + 1; }>(low, high)};
+  }
+  FASTRNN_FN Vec<A> low_pairs() const {
+    return shuffle<[](int i) { return i / 2 + i % 2 * kWidth; }>(value, tangent);
+  }
+  FASTRNN_FN Vec<A> high_pairs() const {
+    return shuffle<[](int i) { return (kWidth + i) / 2 + i % 2 * kWidth; }>(value, tangent);
+  }
+
+  FASTRNN_FN friend Mask operator<(Vec a, Vec b) { return a.value < b.value; }
+  FASTRNN_FN friend Mask operator<=(Vec a, Vec b) { return a.value <= b.value; }
+  FASTRNN_FN friend Vec select(Mask m, Vec a, Vec b) {
+    return {select(m, a.value, b.value), select(m, a.tangent, b.tangent)};
+  }
+  FASTRNN_FN friend Vec<A> value(Vec x) { return x.value; }
+  FASTRNN_FN friend Vec<A> tangent(Vec x) { return x.tangent; }
+
+ private:
+  // Lane i is lane kSource(i) of the two vectors side by side.
+  template <auto kSource>
+  FASTRNN_FN static Vec<A> shuffle(Vec<A> a, Vec<A> b) {
+    return [&]<int... kLane>(std::integer_sequence<int, kLane...>) FASTRNN_LAMBDA {
+      constexpr typename Vec<A>::RawBits kIndices = {kSource(kLane)...};
+      return Vec<A>(__builtin_shuffle(a.raw, b.raw, kIndices));
+    }(std::make_integer_sequence<int, kWidth>{});
+  }
+};
+
 // a * b + c, and c - a * b. max and min: b where one is NaN.
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
@@ -190,7 +246,12 @@ struct Bundle {
   struct Mask {
     typename V::Mask part[kParts];
   };
-  static constexpr Scalar kToExponent = V::kToExponent;
+  static constexpr Scalar kToExponent = [] {
+    if constexpr (requires { V::kToExponent; })
+      return V::kToExponent;
+    else
+      return Scalar(0);  // dual numbers have no exponentials of their own
+  }();
 
   V part[kParts];
 
@@ -258,6 +319,22 @@ struct Bundle {
   FASTRNN_FN friend Bundle reciprocal(Bundle a) {
     return of([&](int i) FASTRNN_LAMBDA { return reciprocal(a.part[i]); });
   }
+
+  // Of dual numbers.
+  template <class W>
+  FASTRNN_FN static Bundle join(Bundle<W, kParts> values, Bundle<W, kParts> tangents) {
+    return of([&](int i) FASTRNN_LAMBDA { return V::join(values.part[i], tangents.part[i]); });
+  }
+  FASTRNN_FN friend auto value(Bundle a)
+    requires math::OverDuals<V>
+  {
+    return Bundle<Vec<Scalar>, kParts>::of([&](int i) FASTRNN_LAMBDA { return value(a.part[i]); });
+  }
+  FASTRNN_FN friend auto tangent(Bundle a)
+    requires math::OverDuals<V>
+  {
+    return Bundle<Vec<Scalar>, kParts>::of([&](int i) FASTRNN_LAMBDA { return tangent(a.part[i]); });
+  }
 };
 
 // The first n lanes of a vector (n >= width: all of them), the rest 0.
@@ -302,6 +379,23 @@ FASTRNN_FN void store_lanes(Vec<A> v, A* p, int64_t n) {
 }
 #endif
 
+// Of dual numbers: the first 2 n of the numbers they are.
+template <class A>
+FASTRNN_FN Vec<Dual<A>> load_lanes(const Dual<A>* p, int64_t n) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  const A* numbers = reinterpret_cast<const A*>(p);
+  if (2 * n <= kWidth) return Vec<Dual<A>>::from_pairs(load_lanes(numbers, 2 * n), Vec<A>(A(0)));
+  return Vec<Dual<A>>::from_pairs(Vec<A>::load(numbers), load_lanes(numbers + kWidth, 2 * n - kWidth));
+}
+template <class A>
+FASTRNN_FN void store_lanes(Vec<Dual<A>> v, Dual<A>* p, int64_t n) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  A* numbers = reinterpret_cast<A*>(p);
+  if (2 * n <= kWidth) return store_lanes(v.low_pairs(), numbers, 2 * n);
+  v.low_pairs().store(numbers);
+  store_lanes(v.high_pairs(), numbers + kWidth, 2 * n - kWidth);
+}
+
 template <class A>
 FASTRNN_FN Vec<A> load_first(const A* p, int64_t n) {
   return n >= Vec<A>::kWidth ? Vec<A>::load(p) : load_lanes(p, n);
@@ -337,6 +431,19 @@ FASTRNN_FN void transpose(Vec<A> (&rows)[Vec<A>::kWidth]) {
   if constexpr (kWidth > 2) exchange(std::integral_constant<int, 2>{}, kLanes);
   if constexpr (kWidth > 4) exchange(std::integral_constant<int, 4>{}, kLanes);
   if constexpr (kWidth > 8) exchange(std::integral_constant<int, 8>{}, kLanes);
+}
+
+template <class A>
+FASTRNN_FN void transpose(Vec<Dual<A>> (&rows)[Vec<A>::kWidth]) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  Vec<A> values[kWidth], tangents[kWidth];
+  for (int i = 0; i < kWidth; ++i) {
+    values[i] = rows[i].value;
+    tangents[i] = rows[i].tangent;
+  }
+  transpose(values);
+  transpose(tangents);
+  for (int i = 0; i < kWidth; ++i) rows[i] = {values[i], tangents[i]};
 }
 
 // Half types: as many as a vector has floats, rounded to nearest, ties to even.
