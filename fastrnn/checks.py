@@ -267,8 +267,8 @@ def check_input_type(name: str, input: object, lengths: Tensor | None) -> None:
     elif input.is_nested:
         if input.layout != torch.jagged:
             raise ValueError(
-                f"{name}: input is a nested tensor of layout {input.layout}, expected torch.jagged, "
-                "as torch.nested.nested_tensor(..., layout=torch.jagged) makes it"
+                f"{name}: input is a nested tensor of layout {input.layout}, expected "
+                "torch.jagged, as torch.nested.nested_tensor(..., layout=torch.jagged) makes it"
             )
         if lengths is not None:
             raise ValueError(
