@@ -3,7 +3,7 @@
 Drop-in replacements for torch.nn's: the same signatures, parameter names and numbers.
 """
 
-from fastrnn import functional
+from fastrnn import functional, onnx
 from fastrnn.accelerate import Report, accelerate, decelerate
 from fastrnn.functional import AllStates, detach_state
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -25,4 +25,5 @@ __all__ = [
     "decelerate",
     "detach_state",
     "functional",
+    "onnx",
 ]
