@@ -5,6 +5,7 @@ Drop-in replacements for torch.nn's: the same signatures, parameter names and nu
 
 from fastrnn import functional, onnx
 from fastrnn.accelerate import Report, accelerate, decelerate
+from fastrnn.explanation import Explanation, ScanExplanation, explain
 from fastrnn.functional import AllStates, detach_state
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import cpu_instruction_sets
@@ -16,14 +17,17 @@ __all__ = [
     "LSTM",
     "RNN",
     "AllStates",
+    "Explanation",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
     "Report",
+    "ScanExplanation",
     "accelerate",
     "cpu_instruction_sets",
     "decelerate",
     "detach_state",
+    "explain",
     "functional",
     "onnx",
 ]

@@ -277,7 +277,8 @@ def _run(
     checks.check_state_shapes(states[count:], shapes, "reset_state")
     checks.check_companions(values, states, weights)
     states = tuple(
-        layout.enter(state.expand(shape)) for state, shape in zip(states, shapes * 2, strict=False)
+        layout.enter(state if state.shape == shape else state.expand(shape))
+        for state, shape in zip(states, shapes * 2, strict=False)
     )
     output, finals, all_h, all_c = run_stack(
         cell,

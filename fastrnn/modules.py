@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -26,16 +27,27 @@ def _reset_uniform(module: nn.Module, hidden_size: int) -> None:
         nn.init.uniform_(parameter, -bound, bound)
 
 
+@cache
+def _weight_names(
+    num_layers: int, bias: bool, bidirectional: bool, projected: bool
+) -> tuple[tuple[str, ...], ...]:
+    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bias
+    kinds += ["weight_hr"] * projected
+    suffixes = ["", "_reverse"] if bidirectional else [""]
+    return tuple(
+        tuple(f"{kind}_l{layer}{suffix}" for kind in kinds)
+        for layer in range(num_layers)
+        for suffix in suffixes
+    )
+
+
 def weight_names(module: Any) -> list[list[str]]:
     """Parameter names of a module, one list per layer and direction, in torch's order."""
-    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(module.bias)
-    kinds += ["weight_hr"] * (getattr(module, "proj_size", 0) > 0)
-    suffixes = ["", "_reverse"] if module.bidirectional else [""]
-    return [
-        [f"{kind}_l{layer}{suffix}" for kind in kinds]
-        for layer in range(module.num_layers)
-        for suffix in suffixes
-    ]
+    projected = getattr(module, "proj_size", 0) > 0
+    names = _weight_names(
+        module.num_layers, bool(module.bias), bool(module.bidirectional), projected
+    )
+    return [list(each) for each in names]
 
 
 def flat_weight_names(module: Any) -> list[str]:
@@ -135,7 +147,8 @@ class RecurrentModule(nn.Module):
 
     def _weights(self) -> list[Tensor]:
         # A method: in a property, a missing weight would be reported as the property missing.
-        return [getattr(self, name) for name in flat_weight_names(self)]
+        found, names = self._parameters, flat_weight_names(self)
+        return [found[n] if n in found else getattr(self, n) for n in names]  # type: ignore[misc]
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""

@@ -180,6 +180,13 @@ def _wanted(ctx: Any, first: int) -> int:
     return sum(1 << bit for bit, flag in enumerate(flags) if flag)
 
 
+def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
+    """Call an op whose gradient is not the op's affair: the way through its own formulas takes as
+    long as a short scan."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 # --- the Functions --------------------------------------------------------------------------------
 
 
@@ -188,7 +195,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastrnn.scan(*args)
+        return _below_autograd(torch.ops.fastrnn.scan, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -221,7 +228,7 @@ class _ScanBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastrnn.scan_backward(*args)
+        return _below_autograd(torch.ops.fastrnn.scan_backward, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -467,6 +474,6 @@ def scan(
     ):
         results = _Scan.apply(*arguments, grad, recompute, all_states, 0)
     else:
-        results = torch.ops.fastrnn.scan(*arguments, False, recompute, all_states)
+        results = _below_autograd(torch.ops.fastrnn.scan, *arguments, False, recompute, all_states)
     y, h_n, c_n, _, cells = results
     return y, h_n, c_n if has_cell_state else None, cells if all_states else None

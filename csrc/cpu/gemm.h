@@ -24,15 +24,25 @@ FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
   }
 }
 
-// A weight matrix [kGates * units, inputs] in panels; a panel is [depth][kGates][unit_vecs] vectors.
-template <class E, int kGates>
+constexpr int64_t kFusedRows = 48;  // whose products, part of a and slice of a panel share the first-level cache
+
+// A weight matrix [kGates * units, inputs] in panels; a panel is [depth][kGates][unit_vecs] vectors. Packing pays where
+// a panel is read more than once: else each slice of it is packed where it is read, into the first-level cache.
+template <class S, int kGates>
 class PackedWeights {
  public:
-  using A = Accumulate<E>;
+  using E = Operand<S>;
+  using A = Accumulate<S>;
   static constexpr int kUnitVecs = std::max(1, kMaxVecs / kGates);  // of a panel, at most
+  using Slice = E[kSumDepth<E> * kGates * kUnitVecs * Vec<A>::kWidth];
 
-  PackedWeights(int64_t units, int64_t inputs)
-      : units_(units), inputs_(inputs), depth_(padded_depth<E>(inputs)), data_(depth_ * width()) {}
+  PackedWeights(int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true)
+      : units_(units),
+        inputs_(inputs),
+        depth_(padded_depth<E>(inputs)),
+        weight_(weight),
+        ahead_(ahead),
+        data_(ahead ? depth_ * width() : 0) {}
 
   int64_t units() const { return units_; }
   int64_t depth() const { return depth_; }
@@ -42,23 +52,26 @@ class PackedWeights {
   int64_t unit(int64_t panel) const { return first_vec(panel) * Vec<A>::kWidth; }  // the panel's first
   int64_t unit_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
   int64_t offset(int64_t panel) const { return kGates * unit(panel); }  // in a row of products
-  const E* panel(int64_t panel) const { return data_.get() + offset(panel) * depth_; }
 
-  template <class S>
-  void pack(Range panels, Matrix<const S> weight) {
-    for (int64_t p = panels.begin; p < panels.end; ++p)
-      for_vecs(p, [&](int64_t row, int64_t units, int64_t column) {
-        E* const out = data_.get() + offset(p) * depth_;
-        const int64_t out_row = kGates * unit_vecs(p) * Vec<A>::kWidth;
-        if constexpr (kPaired<E>)
-          pack_pairs(weight, row, units, out + 2 * column, 2 * out_row);
-        else
-          pack_vec(weight, row, units, out + column, out_row);
-      });
+  // Rows of a panel from depth k on, as they lie there or packed now.
+  const E* slice(int64_t panel, int64_t k, int64_t depth, Slice& scratch) const {
+    if (ahead_) return data_.get() + offset(panel) * depth_ + k * kGates * unit_vecs(panel) * Vec<A>::kWidth;
+    pack(panel, {k, k + depth}, scratch);
+    return scratch;
+  }
+  // To be fetched meanwhile: the panel's rows after depth k, or those of the one that follows it among `panels`.
+  const E* after(int64_t panel, int64_t k, Range panels, const E* otherwise) const {
+    if (!ahead_) return otherwise;
+    if (k < depth_) return data_.get() + offset(panel) * depth_ + k * kGates * unit_vecs(panel) * Vec<A>::kWidth;
+    return data_.get() + offset(panel + 1 < panels.end ? panel + 1 : panels.begin) * depth_;
+  }
+
+  void pack(Range panels) {
+    for (int64_t p = panels.begin; ahead_ && p < panels.end; ++p)
+      pack(p, {0, depth_}, data_.get() + offset(p) * depth_);
   }
 
   // A bias [kGates * units] in panel order, 0 where it is null or no unit is.
-  template <class S>
   void pack_bias(Vector<const S> bias, A* out) const {
     std::fill_n(out, width(), A(0));
     if (!bias) return;
@@ -83,67 +96,81 @@ class PackedWeights {
       }
   }
 
+  void pack(int64_t panel, Range depths, E* out) const {
+    for_vecs(panel, [&](int64_t row, int64_t units, int64_t column) {
+      const int64_t out_row = kGates * unit_vecs(panel) * Vec<A>::kWidth;
+      if constexpr (kPaired<E>)
+        pack_pairs(depths, row, units, out + 2 * column, 2 * out_row);
+      else
+        pack_vec(depths, row, units, out + column, out_row);
+    });
+  }
+
   // Rows [row, row + units) of the weight side by side.
-  template <class S>
-  void pack_vec(Matrix<const S> weight, int64_t row, int64_t units, E* out, int64_t out_row) const {
+  void pack_vec(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
-    if (weight.row_stride == 1) {
-      for (int64_t k = 0; k < inputs_; ++k) load_as_vec(&weight(row, k), units).store(out + k * out_row);
+    if (weight_.row_stride == 1) {
+      for (int64_t k = depths.begin; k < depths.end; ++k, out += out_row)
+        load_as_vec(&weight_(row, k), units).store(out);
       return;
     }
     Vec<A> block[kWidth];
-    for (int64_t k = 0; k < inputs_; k += kWidth) {
-      const int64_t columns = std::min<int64_t>(kWidth, inputs_ - k);
+    for (int64_t k = depths.begin; k < depths.end; k += kWidth) {
+      const int64_t columns = std::min<int64_t>(kWidth, depths.end - k);
       for (int j = 0; j < kWidth; ++j)
-        block[j] = j < units ? load_strided(&weight(row + j, k), weight.col_stride, columns) : Vec<A>(A(0));
+        block[j] = j < units ? load_strided(&weight_(row + j, k), weight_.col_stride, columns) : Vec<A>(A(0));
       transpose(block);
-      for (int64_t j = 0; j < columns; ++j) block[j].store(out + (k + j) * out_row);
+      for (int64_t j = 0; j < columns; ++j, out += out_row) block[j].store(out);
     }
   }
 
-  // The same in pairs of columns; out_row: of a pair.
-  void pack_pairs(Matrix<const E> weight, int64_t row, int64_t units, E* out, int64_t out_row) const {
+  // The same in pairs of columns; out_row: of a pair. Depths are whole steps of depth.
+  void pack_pairs(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
-    if (weight.row_stride == 1) {
-      for (int64_t k = 0; k < depth_; k += 2)
+    if (weight_.row_stride == 1) {
+      for (int64_t k = depths.begin; k < depths.end; k += 2, out += out_row)
         store_words(
-            zip(k < inputs_ ? &weight(row, k) : nullptr, k + 1 < inputs_ ? &weight(row, k + 1) : nullptr, units),
-            out + k / 2 * out_row);
+            zip(k < inputs_ ? &weight_(row, k) : nullptr, k + 1 < inputs_ ? &weight_(row, k + 1) : nullptr, units),
+            out);
       return;
     }
     Vec<A> block[kWidth];
-    for (int64_t k = 0; k < depth_; k += 2 * kWidth) {
+    for (int64_t k = depths.begin; k < depths.end; k += 2 * kWidth) {
       for (int j = 0; j < kWidth; ++j) {
         E words[2 * kWidth] = {};
         if (j < units && k < inputs_)
-          gather(&weight(row + j, k), weight.col_stride, words, std::min<int64_t>(2 * kWidth, inputs_ - k));
+          gather(&weight_(row + j, k), weight_.col_stride, words, std::min<int64_t>(2 * kWidth, inputs_ - k));
         block[j] = load_words(words);
       }
       transpose(block);
-      for (int64_t j = 0; j < kWidth; ++j) store_words(block[j], out + (k / 2 + j) * out_row);
+      for (int64_t j = 0; j < kWidth; ++j, out += out_row) store_words(block[j], out);
     }
   }
 
   int64_t units_;
   int64_t inputs_;
   int64_t depth_;
+  Matrix<const S> weight_;
+  bool ahead_;
   Buffer<E> data_;
 };
 
-// out[r] = init + a[r] W^T for `rows` rows of a and one panel. ahead: the panel to fetch meanwhile.
-template <class E, int kGates>
-void multiply_panel(int64_t rows, const E* a, int64_t a_row, const PackedWeights<E, kGates>& w, int64_t panel,
-                    const E* ahead, const Accumulate<E>* init, Accumulate<E>* out, int64_t out_row) {
+// out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
+template <class S, int kGates>
+void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S, kGates>& w, int64_t panel,
+                    Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
+  using E = Operand<S>;
+  alignas(64) typename PackedWeights<S, kGates>::Slice scratch;
   const int64_t vecs = kGates * w.unit_vecs(panel);
-  const int64_t columns = vecs * Vec<Accumulate<E>>::kWidth;
+  const int64_t columns = vecs * Vec<Accumulate<S>>::kWidth;
   int64_t k = 0;
   do {  // once for a depth of 0, too: the product is then init
     const int64_t depth = std::min(kSumDepth<E>, w.depth() - k);
-    const E* slice = w.panel(panel) + k * columns;
-    const E* next = k + depth < w.depth() ? slice + depth * columns : ahead;
+    const E* slice = w.slice(panel, k, depth, scratch);
+    const E* next = w.after(panel, k + depth, panels, slice);
     const E* next_end = next + depth * columns;
     for_tiles<E>(rows, vecs, [&](int64_t first, int64_t count, int64_t v, int64_t tile_vecs) {
-      const int64_t column = v * Vec<Accumulate<E>>::kWidth;
+      const int64_t column = v * Vec<Accumulate<S>>::kWidth;
       run_tile<E>(count, tile_vecs,
                   {.depth = depth,
                    .a = a + first * a_row + k,
@@ -164,28 +191,26 @@ void multiply_panel(int64_t rows, const E* a, int64_t a_row, const PackedWeights
 }
 
 // out[r] = init + a[r] W^T for `rows` rows of a and a range of panels. init: [width] or null; out in panel order.
-template <class E, int kGates>
-void multiply(int64_t rows, const E* a, int64_t a_row, const PackedWeights<E, kGates>& w, Range panels,
-              const Accumulate<E>* init, Accumulate<E>* out, int64_t out_row) {
+template <class S, int kGates>
+void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S, kGates>& w, Range panels,
+              const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   for (int64_t p = panels.begin; p < panels.end; ++p)
-    multiply_panel(rows, a, a_row, w, p, w.panel(p + 1 < panels.end ? p + 1 : panels.begin),
-                   init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
+    multiply_panel(rows, a, a_row, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
 }
 
 // The same, but epilogue(first row, rows, panel, products) takes each panel of some rows while it is in L1;
 // products are [rows][kGates][unit_vecs] vectors.
-template <class E, int kGates, class Epilogue>
-void multiply_fused(int64_t rows, const E* a, int64_t a_row, const PackedWeights<E, kGates>& w, Range panels,
-                    const Accumulate<E>* init, Epilogue&& epilogue) {
-  using A = Accumulate<E>;
-  constexpr int64_t kRows = 48;  // their products, their part of a and a slice of the panel share L1
-  alignas(64) A products[kRows * kMaxVecs * Vec<A>::kWidth];
-  const int64_t blocks = (rows + kRows - 1) / kRows;
+template <class S, int kGates, class Epilogue>
+void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S, kGates>& w, Range panels,
+                    const Accumulate<S>* init, Epilogue&& epilogue) {
+  using A = Accumulate<S>;
+  alignas(64) A products[kFusedRows * kMaxVecs * Vec<A>::kWidth];
+  const int64_t blocks = (rows + kFusedRows - 1) / kFusedRows;
   for (int64_t block = 0; block < blocks; ++block) {
     const auto [first, last] = cpu::share(rows, block, blocks);
     for (int64_t p = panels.begin; p < panels.end; ++p) {
-      multiply_panel(last - first, a + first * a_row, a_row, w, p, w.panel(p + 1 < panels.end ? p + 1 : panels.begin),
-                     init ? init + w.offset(p) : nullptr, products, kGates * w.unit_vecs(p) * Vec<A>::kWidth);
+      multiply_panel(last - first, a + first * a_row, a_row, w, p, panels, init ? init + w.offset(p) : nullptr,
+                     products, kGates * w.unit_vecs(p) * Vec<A>::kWidth);
       epilogue(first, last - first, p, static_cast<const A*>(products));
     }
   }

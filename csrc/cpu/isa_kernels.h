@@ -31,7 +31,7 @@ template <class S>
 void forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if constexpr (!kDual<S>)
-      if (LaneScan<Cell, S>::suits(params)) return LaneForward<Cell, S>(params, team).run();
+      if (LaneScan<Cell, S>::unsuited(params).empty()) return LaneForward<Cell, S>(params, team).run();
     ForwardScan<Cell, S>(params, team).run();
   });
 }
@@ -40,14 +40,27 @@ template <class S>
 void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if constexpr (!kDual<S>)
-      if (LaneScan<Cell, S>::suits(params) && (params.gates || Cell::kSaved == 0) && gradients.groups == 1)
+      if (LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1)
         return LaneBackward<Cell, S>(params, gradients, team).run();
     BackwardScan<Cell, S>(params, gradients, team).run();
   });
 }
 
 template <class S>
-constexpr Kernels<S> kKernels{forward<S>, backward<S>};
+cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
+  cpu::Choice found;
+  Cells::dispatch(cell, [&]<class Cell>() {
+    found = Scan<Cell, S>{params, team}.choice();
+    if constexpr (kDual<S>)
+      found.not_in_lanes = "derivatives of gradients all take one way";
+    else
+      found.not_in_lanes = LaneScan<Cell, S>::unsuited(params);
+  });
+  return found;
+}
+
+template <class S>
+constexpr Kernels<S> kKernels{forward<S>, backward<S>, choice<S>};
 
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name,
@@ -64,7 +77,7 @@ const auto& unpaired = std::get<Kernels<BFloat16>>(cpu::kAvx512.own);
 // that runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
 inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::suits_units(params))
+    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
       unpaired.forward(cell, params, team);
     else
       ForwardScan<Cell, BFloat16>(params, team).run();
@@ -74,16 +87,28 @@ inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, c
 inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
                      const ScanGradients<BFloat16>& gradients, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::suits_units(params) || gradients.groups > 1)
+    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty() || gradients.groups > 1)
       unpaired.backward(cell, params, gradients, team);
     else
       BackwardScan<Cell, BFloat16>(params, gradients, team).run();
   });
 }
 
+inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
+  cpu::Choice found;
+  Cells::dispatch(cell, [&]<class Cell>() {
+    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
+      found = unpaired.choice(cell, params, team);
+    else
+      found = Scan<Cell, BFloat16>{params, team}.choice();
+    found.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
+  });
+  return found;
+}
+
 // Where only products of bfloat16 differ from kAvx512.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
-  return {name, runs_here, {{}, {}, {forward, backward}, {}, {}, {}}, &cpu::kAvx512};
+  return {name, runs_here, {{}, {}, {forward, backward, choice}, {}, {}, {}}, &cpu::kAvx512};
 }
 
 #endif

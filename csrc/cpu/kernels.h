@@ -13,11 +13,21 @@
 
 namespace fastrnn::cpu {
 
+// What the kernels would do with a scan, for people to read.
+struct Choice {
+  std::string_view not_in_lanes;  // why samples do not lie in the lanes; empty: they do
+  bool packs = false;             // weights are packed ahead
+  Grid grid{1, 1};                // of the forward steps
+  int64_t forward_chunk = 0;      // steps
+  int64_t backward_chunk = 0;
+};
+
 // The kernels of one instruction set for one storage type.
 template <class S>
 struct Kernels {
   void (*forward)(std::string_view cell, const ScanParams<S>&, const Team&);
   void (*backward)(std::string_view cell, const ScanParams<S>&, const ScanGradients<S>&, const Team&);
+  Choice (*choice)(std::string_view cell, const ScanParams<S>&, const Team&);
 };
 
 struct InstructionSet {
@@ -29,9 +39,12 @@ struct InstructionSet {
   const InstructionSet* rest = nullptr;  // whose kernels are taken where it has none of its own
 
   template <class S>
+  bool provides() const {
+    return std::get<Kernels<S>>(own).forward != nullptr;
+  }
+  template <class S>
   const Kernels<S>& kernels() const {
-    const auto& mine = std::get<Kernels<S>>(own);
-    return mine.forward ? mine : rest->kernels<S>();
+    return provides<S>() ? std::get<Kernels<S>>(own) : rest->kernels<S>();
   }
 };
 

@@ -18,14 +18,20 @@ struct LaneScan {
   static constexpr int kLanes = kVecs * V::kWidth;
   using B = Bundle<V, kVecs>;
 
-  // Where units leave a third of the lanes empty. Sums are short enough to need no restart, and a block's operands
-  // stay in cache.
-  static bool suits_units(const ScanParams<S>& p) {
+  // Suits where units leave a third of the lanes empty. Sums are then short enough to need no restart, and a block's
+  // operands stay in cache. Empty, or why it does not.
+  static std::string_view unsuited_units(const ScanParams<S>& p) {
     const int64_t H = p.hidden_size;
-    return H > 0 && 3 * H <= 2 * round_up_to_vec<A>(H) && p.input_size <= 32 && kGates * H <= kSumDepth<A> &&
-           !p.weights.hr;
+    if (3 * H > 2 * round_up_to_vec<A>(H)) return "hidden units fill the lanes of a vector well";
+    if (p.input_size > 32) return "input_size is more than 32";
+    if (kGates * H > kSumDepth<A>) return "there are too many gates for one sum";
+    if (p.weights.hr) return "a projection mixes the units of a sample";
+    return {};
   }
-  static bool suits(const ScanParams<S>& p) { return suits_units(p) && p.schedule.N >= V::kWidth; }
+  static std::string_view unsuited(const ScanParams<S>& p) {
+    if (const std::string_view why = unsuited_units(p); !why.empty()) return why;
+    return p.schedule.N < V::kWidth ? "there are fewer samples than lanes" : "";
+  }
 
   const ScanParams<S>& p;
   const Team& team;

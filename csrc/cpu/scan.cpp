@@ -24,13 +24,15 @@ constexpr std::array kInstructionSets = {
     &kPlain,
 };
 
-// "avx512,avx2,plain": what this machine can run, best first.
-std::string instruction_sets() {
+// "avx512,avx2,plain": what this machine can run, or what it cannot, best first.
+std::string instruction_sets(bool here) {
   std::string names;
   for (const InstructionSet* set : kInstructionSets)
-    if (set->runs_here()) names.append(names.empty() ? "" : ",").append(set->name);
+    if (set->runs_here() == here) names.append(names.empty() ? "" : ",").append(set->name);
   return names;
 }
+
+std::string available_instruction_sets() { return instruction_sets(true); }
 
 // The best set this machine runs, or the one FASTRNN_CPU_ISA names.
 const InstructionSet& instruction_set() {
@@ -38,7 +40,7 @@ const InstructionSet& instruction_set() {
   for (const InstructionSet* set : kInstructionSets)
     if ((!wanted || set->name == wanted) && set->runs_here()) return *set;
   STD_TORCH_CHECK(false, "fastrnn: FASTRNN_CPU_ISA is '", wanted ? wanted : "", "', expected one of ",
-                  instruction_sets());
+                  instruction_sets(true));
 }
 
 // Below this a fork and join costs more than it saves.
@@ -115,14 +117,18 @@ struct HostSchedule {
   }
 };
 
+// Groups have weights of their own.
+bool has_own_weights(const ScanInputs& in) {
+  const auto own = [](const OptionalTensor& weight, int64_t rank) { return weight && weight->dim() > rank; };
+  return own(in.weight_ih, 2) || own(in.weight_hh, 2) || own(in.bias_ih, 1) || own(in.bias_hh, 1) ||
+         own(in.weight_hr, 2);
+}
+
 // f(samples, group, host schedule, team) once for all samples, or for each group of them with weights of its own: those
 // are scans that know nothing of each other, side by side where threads last.
 template <class F>
 void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
-  const auto own = [](const OptionalTensor& weight, int64_t rank) { return weight && weight->dim() > rank; };
-  const bool separate =
-      own(in.weight_ih, 2) || own(in.weight_hh, 2) || own(in.bias_ih, 1) || own(in.bias_hh, 1) || own(in.weight_hr, 2);
-  if (!separate) {
+  if (!has_own_weights(in)) {
     const HostSchedule host(in, sizes, {});
     return f(Samples{}, 0, host.schedule, team_for(sizes, host.rows));
   }
@@ -353,13 +359,66 @@ ScanGradientResults scan_backward(std::string cell, OptionalTensor grad_y, Optio
   return {d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, d_weight_hr, d_reset_h, d_reset_c};
 }
 
+// What scan would do with these arguments, a "key: value" a line. Of groups with weights of their own: with each.
+std::string scan_choice(std::string cell, Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih,
+                        Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor weight_hr,
+                        OptionalTensor reset_h, OptionalTensor reset_c, OptionalTensor lengths,
+                        OptionalTensor batch_sizes, OptionalTensor offsets, OptionalTensor reset, bool reverse, bool,
+                        bool, bool, int64_t groups) {
+  const ScanInputs in{cell,    input,   h_0,     c_0,         weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                      reset_h, reset_c, lengths, batch_sizes, offsets,   reset,     reverse, groups};
+  const ScanSizes sizes = check_sizes(in);
+  check_inputs(in, sizes);
+  const std::vector<int64_t> of_steps = step_starts(in);
+  const bool separate = has_own_weights(in);
+  const HostSchedule host(in, sizes, separate ? Samples{in.groups, 0} : Samples{});
+  const bool side_by_side = separate && in.groups >= most_threads();
+  const Team team = side_by_side ? team_of(1) : team_for(sizes, host.rows);
+  std::string found;
+  const auto say = [&](const char* key, const auto& value) {
+    found.append(key).append(": ");
+    if constexpr (std::is_convertible_v<decltype(value), std::string_view>)
+      found.append(value);
+    else
+      found.append(std::to_string(value));
+    found.append("\n");
+  };
+  dispatch_dtype(input, [&]<class S>() {
+    const ScanParams<S> p = of_samples(scan_params<S>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
+    const InstructionSet& set = instruction_set();
+    Choice choice = set.kernels<S>().choice(cell, p, team);
+    const bool lanes = choice.not_in_lanes.empty();
+    if (lanes) choice = {.not_in_lanes = {}, .packs = false, .grid = {team.threads(), 1}};
+    say("instruction_set", set.provides<S>() ? set.name : set.rest->name);
+    say("unavailable", instruction_sets(false));
+    say("kernel", lanes ? "samples in lanes" : "units in lanes");
+    say("not_in_lanes", choice.not_in_lanes);
+    say("threads", side_by_side ? most_threads() : team.threads());
+    say("threads_allowed", most_threads());
+    say("forked", int{getpid() != kLoadedIn});
+    say("row_groups", choice.grid.row_groups);
+    say("unit_groups", choice.grid.unit_groups);
+    say("packs", int{choice.packs});
+    say("forward_chunk", choice.forward_chunk);
+    say("backward_chunk", choice.backward_chunk);
+  });
+  say("T", sizes.T);
+  say("N", sizes.N);
+  say("I", sizes.I);
+  say("H", sizes.H);
+  say("R", sizes.R);
+  say("rows", separate ? host.rows * in.groups : host.rows);
+  return found;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_backward));
+  m.impl("scan_choice", TORCH_BOX(&scan_choice));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
-  m.impl("cpu_instruction_sets", TORCH_BOX(&instruction_sets));
+  m.impl("cpu_instruction_sets", TORCH_BOX(&available_instruction_sets));
 }
 
 }  // namespace

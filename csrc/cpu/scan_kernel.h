@@ -74,8 +74,36 @@ struct Scan {
   const int64_t h_row = row_length<E>(H);
   const int64_t r_row = row_length<E>(R);
 
+  // Lengths of rows of input products, and of gate gradients.
+  int64_t gx_row() const { return row_length<A>(kGates * round_up_to_vec<A>(H)); }
+  int64_t gate_row() const { return row_length<E>(kGates * H); }
+
+  int64_t forward_chunk() const {
+    return chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A), kLeastForwardRows,
+                       (N + team.threads() - 1) / team.threads(), schedule.T);
+  }
+  int64_t backward_chunk(bool grouped) const {
+    const int64_t row = i_row + r_row + (1 + Cell::kSplitGateGradients) * gate_row() + projected * (h_row + r_row);
+    return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
+                       schedule.T);
+  }
+
+  cpu::Choice choice() const {
+    const PackedWeights<S, kGates> w_hh(H, R, {}, false);  // of which only sizes are asked
+    return {.not_in_lanes = {},
+            .packs = packs(),
+            .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),
+            .forward_chunk = forward_chunk(),
+            .backward_chunk = backward_chunk(false)};
+  }
+
+  // Whether to pack the weights ahead: a single step of few rows reads them once.
+  bool packs() const { return schedule.T > 1 || N > kFusedRows; }
+
   // A projection mixes all units of a row: its rows are never split.
   Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
+    // Where weights are packed as they are read, each is to be read by one thread.
+    if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
     return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));
   }
 
@@ -111,9 +139,10 @@ class ForwardScan : Scan<Cell, S> {
   static constexpr bool kHasC = Cell::kHasCellState;
   static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;  // h before its rounding to an operand
 
-  PackedWeights<E, kGates> w_ih_{H, I};
-  PackedWeights<E, kGates> w_hh_{H, R};
-  PackedWeights<E, 1> w_hr_{projected ? R : 0, H};
+  const bool packs_ = this->packs();
+  PackedWeights<S, kGates> w_ih_{H, I, p.weights.ih, packs_};
+  PackedWeights<S, kGates> w_hh_{H, R, p.weights.hh, packs_};
+  PackedWeights<S, 1> w_hr_{projected ? R : 0, H, p.weights.hr, packs_};
   Buffer<A> b_ih_ = Buffer<A>(w_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(w_hh_.width());
 
@@ -132,9 +161,8 @@ class ForwardScan : Scan<Cell, S> {
   Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums], h after it
 
   // The chunk's rows, those of a row group side by side.
-  const int64_t gx_row_ = row_length<A>(w_ih_.width());
-  const int64_t chunk_steps_ = chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row_ * sizeof(A),
-                                           kLeastForwardRows, (N + team.threads() - 1) / team.threads(), schedule.T);
+  const int64_t gx_row_ = this->gx_row();
+  const int64_t chunk_steps_ = this->forward_chunk();
   Buffer<E> x_ = Buffer<E>(chunk_steps_ * (N + team.threads()) * i_row);
   Buffer<A> gx_ = Buffer<A>(chunk_steps_ * (N + team.threads()) * gx_row_);  // in panel order
 
@@ -165,9 +193,9 @@ class ForwardScan : Scan<Cell, S> {
 
  private:
   void prepare(const Team::Member& member) {
-    w_ih_.pack(member.share(w_ih_.panels()), p.weights.ih);
-    w_hh_.pack(member.share(w_hh_.panels()), p.weights.hh);
-    w_hr_.pack(member.share(w_hr_.panels()), p.weights.hr);
+    w_ih_.pack(member.share(w_ih_.panels()));
+    w_hh_.pack(member.share(w_hh_.panels()));
+    w_hr_.pack(member.share(w_hr_.panels()));
     if (member.index == 0) {
       w_ih_.pack_bias(p.weights.bias_ih, b_ih_.get());
       w_hh_.pack_bias(p.weights.bias_hh, b_hh_.get());
@@ -363,9 +391,10 @@ class BackwardScan : Scan<Cell, S> {
   const bool grouped = d.groups > 1;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
-  PackedWeights<E, 1> w_hh_{R, kGates * H};
-  PackedWeights<E, 1> w_ih_{d.x ? I : 0, kGates * H};
-  PackedWeights<E, 1> w_hr_{projected ? H : 0, R};
+  const bool packs_ = this->packs();
+  PackedWeights<S, 1> w_hh_{R, kGates * H, p.weights.hh.transposed(), packs_};
+  PackedWeights<S, 1> w_ih_{d.x ? I : 0, kGates * H, p.weights.ih.transposed(), packs_};
+  PackedWeights<S, 1> w_hr_{projected ? H : 0, R, p.weights.hr.transposed(), packs_};
 
   Buffer<A> dh_ = Buffer<A>(N * r_sums);
   Buffer<A> dc_ = Buffer<A>(kHasC ? N * h_sums : 0);
@@ -379,10 +408,8 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<A> d_reset_h_ = Buffer<A>(d.reset_h ? N * r_sums : 0);
   Buffer<A> d_reset_c_ = Buffer<A>(d.reset_c ? N * h_sums : 0);
 
-  const int64_t gate_row_ = row_length<E>(kGates * H);
-  const int64_t chunk_steps_ = chunk_steps(
-      kBackwardChunkBytes, (i_row + r_row + (1 + kSplit) * gate_row_ + projected * (h_row + r_row)) * sizeof(E),
-      grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N, schedule.T);
+  const int64_t gate_row_ = this->gate_row();
+  const int64_t chunk_steps_ = this->backward_chunk(grouped);
   // The chunk's rows: what the weight gradients are made of.
   Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
   Buffer<E> d_gh_split_ = chunk_buffer<E>(kSplit ? gate_row_ : 0);
@@ -403,11 +430,11 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<E> d_projected_pairs_ = Buffer<E>(kPaired<E> && d.weights.hr ? R * pair_row_ : 0);
 
   // For gates that were not saved.
-  PackedWeights<E, kGates> forward_ih_{recomputes ? H : 0, I};
-  PackedWeights<E, kGates> forward_hh_{recomputes ? H : 0, R};
+  PackedWeights<S, kGates> forward_ih_{recomputes ? H : 0, I, p.weights.ih, packs_};
+  PackedWeights<S, kGates> forward_hh_{recomputes ? H : 0, R, p.weights.hh, packs_};
   Buffer<A> b_ih_ = Buffer<A>(forward_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(forward_hh_.width());
-  const int64_t gx_row_ = row_length<A>(forward_ih_.width());
+  const int64_t gx_row_ = this->gx_row();
   Buffer<A> gx_ = chunk_buffer<A>(recomputes ? gx_row_ : 0);
   Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * Cell::kSaved * H : 0);
   Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && kHasC ? chunk_steps_ * N : 0);
@@ -469,12 +496,12 @@ class BackwardScan : Scan<Cell, S> {
   }
 
   void prepare(const Team::Member& member) {
-    w_hh_.pack(member.share(w_hh_.panels()), p.weights.hh.transposed());
-    w_ih_.pack(member.share(w_ih_.panels()), p.weights.ih.transposed());
-    w_hr_.pack(member.share(w_hr_.panels()), p.weights.hr.transposed());
+    w_hh_.pack(member.share(w_hh_.panels()));
+    w_ih_.pack(member.share(w_ih_.panels()));
+    w_hr_.pack(member.share(w_hr_.panels()));
     if (recomputes) {
-      forward_ih_.pack(member.share(forward_ih_.panels()), p.weights.ih);
-      forward_hh_.pack(member.share(forward_hh_.panels()), p.weights.hh);
+      forward_ih_.pack(member.share(forward_ih_.panels()));
+      forward_hh_.pack(member.share(forward_hh_.panels()));
       if (member.index == 0) {
         forward_ih_.pack_bias(p.weights.bias_ih, b_ih_.get());
         forward_hh_.pack_bias(p.weights.bias_hh, b_hh_.get());

@@ -1,0 +1,192 @@
+"""Which kernel a model runs, on what, and why nothing faster: for people, and as a dict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastrnn.library import CELLS
+
+__all__ = ["Explanation", "ScanExplanation", "explain"]
+
+
+@dataclass
+class ScanExplanation:
+    """One layer in one direction, as its kernel ran.
+
+    Attributes:
+        cell: ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``.
+        direction: ``forward`` or ``reverse``.
+        sizes: T, N, I, H, R (proj_size or H), and how many of the T * N steps were run.
+        dtype: of input and weights.
+        layout: ``padded``, ``packed`` or ``jagged``.
+        kernel: ``units in lanes`` or ``samples in lanes`` of a vector.
+        instruction_set: what the kernel is compiled for.
+        threads: how many were asked for, and how they share a step: groups of samples times groups
+            of hidden units.
+        chunk_steps: steps whose input products are computed at once, forward and backward.
+        saved_bytes: kept for backward: input, output, cell states and gates; 0 in inference.
+        flop: of the forward products, two for a multiply-add; backward has twice as many.
+        reasons: why nothing faster was chosen.
+    """
+
+    cell: str
+    direction: str
+    sizes: dict[str, int]
+    dtype: str
+    layout: str
+    kernel: str
+    instruction_set: str
+    threads: dict[str, int]
+    chunk_steps: dict[str, int]
+    saved_bytes: int
+    flop: int
+    reasons: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{name} {value}" for name, value in self.sizes.items())
+        threads = self.threads
+        lines = [
+            f"{self.cell} {self.direction}, {self.dtype}, {self.layout}: {sizes}",
+            f"kernel: {self.kernel}, {self.instruction_set}",
+            f"threads: {threads['asked']}, sharing samples in {threads['sample_groups']} and "
+            f"hidden units in {threads['unit_groups']}",
+        ]
+        if self.chunk_steps["forward"]:
+            lines.append(
+                f"chunks: {self.chunk_steps['forward']} steps forward, "
+                f"{self.chunk_steps['backward']} backward"
+            )
+        lines += [
+            f"saved for backward: {self.saved_bytes:,} bytes",
+            f"forward: {self.flop:,} FLOP",
+            *(f"- {reason}" for reason in self.reasons),
+        ]
+        return "\n  ".join(lines)
+
+
+@dataclass
+class Explanation:
+    """What :func:`explain` found; ``str()`` of it is a text for people.
+
+    Attributes:
+        scans: one entry for each layer and direction, in the order they ran.
+    """
+
+    scans: list[ScanExplanation]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.scans)) or "no fastrnn layer ran"
+
+
+def explain(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Run a module once and tell which kernel each of its recurrent layers ran, and why.
+
+    Args:
+        module: a fastrnn module, or a model or function that calls some.
+        args, kwargs: its input. Gradients count as they would: under ``torch.no_grad()`` nothing
+            is saved for backward.
+
+    Returns:
+        :class:`Explanation`: print it, or take its ``as_dict()``.
+
+    Example::
+
+        >>> print(fastrnn.explain(fastrnn.GRU(64, 128), torch.randn(100, 32, 64)))
+    """
+    if not callable(module):
+        raise TypeError(f"explain: module must be callable, got {type(module).__name__}")
+    with _Listener() as listener:
+        module(*args, **kwargs)
+    return Explanation(listener.scans)
+
+
+class _Listener(TorchDispatchMode):
+    """Hears every call of the op, below autograd and vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scans: list[ScanExplanation] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if func is torch.ops.fastrnn.scan.default:
+            self.scans.append(_describe(args, results))
+        return results
+
+
+def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation:
+    names = [argument.name for argument in torch.ops.fastrnn.scan.default._schema.arguments]
+    given = dict(zip(names, args, strict=False))
+    text = torch.ops.fastrnn.scan_choice(*args)
+    facts = dict(line.split(": ", 1) for line in text.splitlines())
+    number = {key: int(value) for key, value in facts.items() if value.isdigit()}
+    sizes = {key: number[key] for key in ("T", "N", "I", "H", "R")}
+    gates = CELLS[given["cell"]].gates
+    products = gates * sizes["H"] * (sizes["I"] + sizes["R"])
+    if given["weight_hr"] is not None:
+        products += sizes["R"] * sizes["H"]
+    y, _, _, saved_gates, cells = results
+    kept = (given["input"], y, saved_gates, cells) if given["save"] else ()
+    input = given["input"]
+    return ScanExplanation(
+        cell=given["cell"],
+        direction="reverse" if given["reverse"] else "forward",
+        sizes={**sizes, "steps run": number["rows"]},
+        dtype=str(input.dtype).removeprefix("torch."),
+        layout="packed" if given["batch_sizes"] is not None
+        else "jagged" if given["offsets"] is not None
+        else "padded",
+        kernel=facts["kernel"],
+        instruction_set=facts["instruction_set"],
+        threads={
+            "asked": number["threads"],
+            "sample_groups": number["row_groups"],
+            "unit_groups": number["unit_groups"],
+        },
+        chunk_steps={"forward": number["forward_chunk"], "backward": number["backward_chunk"]},
+        saved_bytes=sum(tensor.nbytes for tensor in kept),
+        flop=2 * products * number["rows"],
+        reasons=_reasons(facts, number, given, saved_gates),
+    )  # fmt: skip
+
+
+def _reasons(
+    facts: dict[str, str], number: dict[str, int], given: dict[str, Any], saved_gates: Tensor
+) -> list[str]:
+    found = []
+    chosen, dtype = facts["instruction_set"], given["input"].dtype
+    if os.environ.get("FASTRNN_CPU_ISA"):
+        found.append(f"FASTRNN_CPU_ISA asks for {os.environ['FASTRNN_CPU_ISA']}")
+    elif facts["unavailable"]:
+        found.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
+    if chosen == "avx512" and dtype != torch.bfloat16:
+        found.append("products of pairs (avx512_bf16, amx) are for bfloat16 alone")
+    if facts["not_in_lanes"]:
+        found.append(f"samples do not lie in the lanes: {facts['not_in_lanes']}")
+    if number["forked"]:
+        found.append("one thread: this is a forked child, in which torch's threads do not exist")
+    elif number["threads"] < number["threads_allowed"]:
+        found.append(
+            f"{number['threads']} of {number['threads_allowed']} threads: the work of one more "
+            "would not pay for its start"
+        )
+    if not number["packs"] and facts["not_in_lanes"]:
+        found.append("weights are packed where they are read: a single step reads them once")
+    if saved_gates.numel():
+        found.append(
+            f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"
+        )
+    return found
