@@ -188,6 +188,9 @@ def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
 
 
 # --- the Functions --------------------------------------------------------------------------------
+#
+# Each reads ctx.saved_tensors once: torch.utils.checkpoint gives them out once, and hooks that
+# fetch them from afar would fetch them twice.
 
 
 class _Scan(torch.autograd.Function):
@@ -208,8 +211,10 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradients = _ScanBackward.apply(*scan_backward_arguments(ctx, grads))
-        return gradients_of_arguments(ctx, _sum_groups(gradients, ctx.saved_tensors[:TENSORS]))
+        arguments = scan_backward_arguments(ctx, grads)
+        inputs = arguments[1 + _GRADS : 1 + _GRADS + TENSORS]
+        gradients = _ScanBackward.apply(*arguments)
+        return gradients_of_arguments(ctx, _sum_groups(gradients, inputs))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -243,11 +248,11 @@ class _ScanBackward(torch.autograd.Function):
     @staticmethod
     def second_order(
         ctx: Any,
+        saved: Sequence[Tensor | None],
         grad_tangents: Sequence[Tensor | None],
         tangents: Sequence[Tensor | None],
         needs: int,
     ) -> tuple[Tensor, ...]:
-        saved = ctx.saved_tensors
         grads, inputs, host = saved[:_GRADS], saved[_GRADS : _GRADS + TENSORS], saved[-len(_HOST) :]
         return _SecondOrder.apply(
             ctx.cell, *grads, *grad_tangents, *inputs, *tangents, *host, ctx.reverse, needs,
@@ -257,8 +262,9 @@ class _ScanBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         needs = _wanted(ctx, 1 + _GRADS)
-        results = _ScanBackward.second_order(ctx, (None,) * _GRADS, cotangents, needs)
-        of_inputs = _sum_groups(results[:TENSORS], ctx.saved_tensors[_GRADS : _GRADS + TENSORS])
+        saved = ctx.saved_tensors
+        results = _ScanBackward.second_order(ctx, saved, (None,) * _GRADS, cotangents, needs)
+        of_inputs = _sum_groups(results[:TENSORS], saved[_GRADS : _GRADS + TENSORS])
         found = [*results[TENSORS:], *of_inputs]
         wanted = ctx.needs_input_grad[1 : 1 + len(found)]
         rest = len(ctx.needs_input_grad) - 1 - len(found)
@@ -268,7 +274,9 @@ class _ScanBackward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _, grad_tangents, input_tangents, _ = _split(tangents, _GRADS, TENSORS)
-        results = _ScanBackward.second_order(ctx, grad_tangents, input_tangents, ctx.needs)
+        results = _ScanBackward.second_order(
+            ctx, ctx.saved_tensors, grad_tangents, input_tangents, ctx.needs
+        )
         return tuple(
             result if ctx.needs >> bit & 1 else None for bit, result in enumerate(results[:TENSORS])
         )
