@@ -13,7 +13,7 @@ from benchmarks import compare, report
 from benchmarks.__main__ import main
 from benchmarks.cases import GATES, GROUPS, Case, Problem, all_cases
 from benchmarks.limit import Check
-from benchmarks.measure import Effort, relative_error, take_turns
+from benchmarks.measure import Effort, Measurement, relative_error, take_turns
 from benchmarks.peers import FASTRNN, PEERS, Unsupported, reference
 from benchmarks.rows import OURS, Row, Run
 
@@ -48,6 +48,19 @@ def test_everyone_computes_the_same(peer, case, training):
     assert set(found) == (set(expected) if training else {"output"})
     tolerance = 0.02 if case.dtype == "bfloat16" else 2e-6
     assert relative_error(found, expected) < tolerance
+
+
+ONCE = Effort(rounds=1, turn=1e-9, most=60)
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_all_steps_are_another_problem(kind):
+    """What lengths cost is measured beside a run over all steps, whose results must differ."""
+    case = Case("lengths", "gru", 8, 3, 4, 6, lengths=kind)
+    found = Measurement([], 1, "cpu", ONCE, None).row(case, True)
+    assert set(found.seconds) == {OURS, report.ALL_STEPS}
+    assert set(found.errors) == {OURS} and not found.absent
+    assert report.length_cost(found) > 0
 
 
 def test_flop():
