@@ -14,7 +14,7 @@ import torch
 from .cases import Case, Problem
 from .limit import Limit
 from .peers import FASTRNN, OURSELVES, PEERS, Contestant, Peer, Results, Unsupported, reference
-from .rows import OURS, Row
+from .rows import OURS, Row, Times
 
 WRONG = 0.05  # a relative error that no dtype explains: such a peer computes something else
 
@@ -155,7 +155,8 @@ class Measurement:
         runs = {name: synchronized(c.run, self.device) for name, c in contestants.items()}
         limit = self.limit
         rate = (lambda: limit.flop_rate(self.threads, case.dtype)) if limit else None
-        row.seconds, row.limit = take_turns(runs, rate, self.effort)
+        seconds, row.limit = take_turns(runs, rate, self.effort)
+        row.seconds = {name: Times.of(times) for name, times in seconds.items()}
         return row
 
     def invited(self, case: Case, training: bool) -> list[Peer]:

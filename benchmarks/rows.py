@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
+from typing import Any
 
 from .cases import Case
 
 OURS = "fastrnn"
 NOISE = 0.03  # two times closer than this are the same
+
+
+@dataclass(frozen=True)
+class Times:
+    """What is kept of the times of single calls, in seconds."""
+
+    median: float
+    low: float  # quartiles
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        low, middle, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+        return cls(middle, low, high, len(seconds))
+
+    @classmethod
+    def load(cls, kept: Any) -> Times:
+        """From JSON; older runs kept every single time."""
+        return cls.of(kept) if isinstance(kept, list) else cls(**kept)
 
 
 @dataclass
@@ -20,7 +42,7 @@ class Row:
     case: Case
     training: bool
     limit: float | None = None  # FLOP a second of the FMA loop, timed between the turns
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, Times] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)  # RMS against float64, relative
     absent: dict[str, str] = field(default_factory=dict)  # why a peer is not in this row
     extra_bytes: dict[str, int] = field(default_factory=dict)  # peak beyond input and output
@@ -38,15 +60,12 @@ class Row:
         return self.case.flop(self.training)
 
     def time(self, name: str = OURS) -> float:
-        return median(self.seconds[name])
+        return self.seconds[name].median
 
     def spread(self, name: str = OURS) -> float:
         """Half the distance between the quartiles over the median."""
         times = self.seconds[name]
-        if len(times) < 2:
-            return 0.0
-        low, _, high = quantiles(times, n=4)
-        return (high - low) / 2 / self.time(name)
+        return (times.high - times.low) / 2 / times.median
 
     @property
     def rate(self) -> float:
@@ -84,7 +103,10 @@ class Run:
         """Raises ValueError where the file is not a run of these benchmarks."""
         try:
             found = json.loads(path.read_text())
-            rows = [Row(**{**row, "case": Case(**row["case"])}) for row in found["rows"]]
+            rows = []
+            for row in found["rows"]:
+                seconds = {name: Times.load(kept) for name, kept in row["seconds"].items()}
+                rows.append(Row(**{**row, "case": Case(**row["case"]), "seconds": seconds}))
             return cls(found["environment"], found["peers"], rows)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no run of these benchmarks: {error!r}") from error

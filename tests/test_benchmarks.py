@@ -15,7 +15,7 @@ from benchmarks.cases import GATES, GROUPS, Case, Problem, all_cases
 from benchmarks.limit import Check
 from benchmarks.measure import Effort, Measurement, relative_error, take_turns
 from benchmarks.peers import FASTRNN, PEERS, Unsupported, reference
-from benchmarks.rows import OURS, Row, Run
+from benchmarks.rows import OURS, Row, Run, Times
 
 SMALL = [
     *(Case("main", cell, 5, 3, 4, 6) for cell in GATES),
@@ -111,10 +111,30 @@ def row(name: str, time: float, *, T: int = 10, limit: float = 1e9, **others: fl
         False,
         limit,
         {
-            who: [t * generator.uniform(0.999, 1.001) for _ in range(9)]
+            who: Times.of([t * generator.uniform(0.999, 1.001) for _ in range(9)])
             for who, t in seconds.items()
         },
     )
+
+
+def test_times():
+    assert Times.of([5.0, 1.0, 3.0, 2.0, 4.0]) == Times(median=3, low=1.5, high=4.5, count=5)
+    assert Times.of([2.0]) == Times(median=2, low=2, high=2, count=1)
+    each = Row(Case("main", "rnn", 5, 3, 4, 6), False, seconds={OURS: Times(3, 1.5, 4.5, 5)})
+    assert each.time() == 3 and each.spread() == 0.5
+
+
+def test_runs_that_kept_every_time(tmp_path):
+    seconds = [3.0, 1.0, 2.0, 5.0]
+    run = Run({}, [], [row("rnn", 1.0)])
+    run.rows[0].seconds[OURS] = Times.of(seconds)
+    run.save(tmp_path / "new.json")
+    assert Run.load(tmp_path / "new.json") == run
+    old = json.loads((tmp_path / "new.json").read_text())
+    old["rows"][0]["seconds"][OURS] = seconds
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert Run.load(tmp_path / "old.json") == run
+    assert compare.main([str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 0
 
 
 def test_goals_name_what_falls_short():
