@@ -23,7 +23,7 @@ from .limit import Limit
 from .measure import FULL, Measurement, installed
 from .measure import QUICK as QUICK_EFFORT
 from .peers import PEERS
-from .rows import Run
+from .rows import Row, Run
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # torch.nn's backward over a million steps takes minutes; time is linear by then.
@@ -150,7 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = bar.add_task("", total=len(modes))
         for case, training in modes:
             bar.update(task, description=f"{case.label} {'training' if training else 'forward'}")
-            run.rows.append(measurement.row(case, training))
+            try:
+                run.rows.append(measurement.row(case, training))
+            except Exception as error:  # ours: the other rows are measured all the same
+                run.rows.append(Row(case, training, failed=f"{type(error).__name__}: {error}"))
+                console.print_exception()
+                console.print(f"[bold red]FAILED[/] {run.rows[-1].label}", highlight=False)
             run.save(args.output / "results.json")  # an interrupted run keeps what it measured
             bar.advance(task)
         bar.update(task, description="done")
@@ -168,7 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(
         f"wrote {', '.join(str(p) for p in [args.output / 'results.json', page, *pictures])}"
     )
-    return 0
+    for row in run.failed:
+        console.print(f"[bold red]FAILED[/] {row.label}: ", end="")
+        console.print(row.failed, markup=False, highlight=False)
+    return 1 if run.failed else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.table import Table
 if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.rows import NOISE, OURS, Row, Run
+from benchmarks.rows import NOISE, Row, Run
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Change:
 
 def changes(a: Run, b: Run) -> list[Change]:
     """Of the rows that both runs have, the largest gain first."""
-    after = {row.label: row for row in b.rows if OURS in row.seconds}
-    found = [Change(row, after[row.label]) for row in a.rows if row.label in after]
+    after = {row.label: row for row in b.measured}
+    found = [Change(row, after[row.label]) for row in a.measured if row.label in after]
     return sorted(found, key=lambda change: -change.ratio)
 
 
@@ -88,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     only = {row.label for row in a.rows} ^ {row.label for row in b.rows}
     if only:
         console.print(f"{len(only)} rows are in one run only")
+    for name, run in ((args.a, a), (args.b, b)):
+        for row in run.failed:
+            console.print(f"failed in {name}: {row.label}", markup=False)
     return 0
 
 

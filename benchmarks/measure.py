@@ -120,6 +120,7 @@ class Measurement:
         self.limit = limit
 
     def row(self, case: Case, training: bool) -> Row:
+        """Raises what fastrnn raises, AssertionError where its results are wrong."""
         row = Row(case, training)
         problem = Problem(case, self.device)
         contestants: dict[str, Contestant] = {}

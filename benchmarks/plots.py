@@ -53,29 +53,37 @@ def shape_label(row: Row) -> str:
     return f"T{case.T} N{case.N} I{case.I} H{case.H}"
 
 
-def by_cell(rows: list[Row]) -> list[tuple[float, Row]]:
-    """Rows with their height on an axis: a gap between cells, the first one on top."""
-    cells = [cell for cell in GATES if any(row.case.cell == cell for row in rows)]
-    found, height = [], 0.0
-    for cell in cells:
-        for row in (row for row in rows if row.case.cell == cell):
-            found.append((height, row))
+Place = tuple[str, str]  # cell and shape
+
+
+def place(row: Row) -> Place:
+    return row.case.cell, shape_label(row)
+
+
+def places(rows: list[Row]) -> dict[Place, float]:
+    """The height of each place on an axis: a gap between cells, the first one on top."""
+    found: dict[Place, float] = {}
+    height = 0.0
+    for cell in GATES:
+        chosen = dict.fromkeys(place(row) for row in rows if row.case.cell == cell)
+        for each in chosen:
+            found[each] = height
             height -= 1
-        height -= 0.8
+        height -= 0.8 * bool(chosen)
     return found
 
 
-def height(rows: list[Row]) -> float:
-    """Of a figure with a line a row, in inches."""
-    return 2 + 0.28 * len(rows)
+def height(placed: dict[Place, float]) -> float:
+    """Of a figure with a line a place, in inches."""
+    return 2 + 0.28 * len(placed)
 
 
-def label_rows(axes: Any, placed: list[tuple[float, Row]]) -> None:
-    axes.set_yticks([y for y, _ in placed], [shape_label(row) for _, row in placed])
+def label_rows(axes: Any, placed: dict[Place, float]) -> None:
+    axes.set_yticks(list(placed.values()), [shape for _, shape in placed])
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(min(y for y, _ in placed) - 0.7, max(y for y, _ in placed) + 1.1)
+    axes.set_ylim(min(placed.values()) - 0.7, max(placed.values()) + 1.1)
     for cell, color in CELL_COLORS.items():
-        heights = [y for y, row in placed if row.case.cell == cell]
+        heights = [y for (of, _), y in placed.items() if of == cell]
         if heights:
             axes.annotate(
                 cell.upper(),
@@ -90,25 +98,36 @@ def label_rows(axes: Any, placed: list[tuple[float, Row]]) -> None:
 
 def speedup(run: Run, pyplot: Any) -> Any:
     """How many times faster than each peer, a line a shape."""
-    rows = run.group("main", training=False)
-    if not rows or not run.peers:
+    panels = [(title, run.group("main", training=training)) for training, title in MODES]
+    return ratios(run, pyplot, panels)
+
+
+def ratios(run: Run, pyplot: Any, titled: list[tuple[str, list[Row]]]) -> Any:
+    """A panel for each title that has rows, a line a shape."""
+    titled = [(title, rows) for title, rows in titled if rows]
+    if not titled or not run.peers:
         return None
+    placed = places([row for _, rows in titled for row in rows])
     figure, panels = pyplot.subplots(
-        1, 2, figsize=(10, height(rows)), sharey=True, layout="constrained"
+        1,
+        len(titled),
+        figsize=(1 + 4.5 * len(titled), height(placed)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for axes, (training, title) in zip(panels, MODES, strict=True):
-        placed = by_cell(run.group("main", training=training))
+    for axes, (title, rows) in zip(panels[0], titled, strict=True):
         axes.axvline(1, color="#999999", linewidth=1)
-        for y, row in placed:
-            ratios = [row.ratio(name) for name in run.peers]
-            known = [ratio for ratio in ratios if ratio is not None]
+        for row in rows:
+            y = placed[place(row)]
+            known = [ratio for name in run.peers if (ratio := row.ratio(name)) is not None]
             color = "#cc0000" if lost(run, row) else "#bbbbbb"
             if known:
                 axes.plot([1, max(known)], [y, y], color="#dddddd", linewidth=2, zorder=1)
                 axes.plot([min(known)], [y], marker="|", markersize=12, color=color, zorder=1)
         for name in run.peers:
             marker, color = PEER_STYLES.get(name, ("x", "#666666"))
-            points = [(row.ratio(name), y) for y, row in placed if row.ratio(name) is not None]
+            points = [(row.ratio(name), placed[place(row)]) for row in rows if name in row.seconds]
             if points:
                 axes.scatter(
                     *zip(*points, strict=True),
@@ -131,17 +150,15 @@ def speedup(run: Run, pyplot: Any) -> Any:
 
 def limit(run: Run, pyplot: Any) -> Any:
     """Share of the machine's multiply-add limit."""
-    rows = [row for row in run.group("main", training=False) if row.share is not None]
+    rows = [row for row in run.group("main") if row.share is not None]
     if not rows:
         return None
-    training = {row.case: row for row in run.group("main", training=True)}
-    placed = by_cell(rows)
-    figure, axes = pyplot.subplots(figsize=(7.5, height(rows)), layout="constrained")
-    for y, row in placed:
-        color = CELL_COLORS[row.case.cell]
-        axes.barh(y + 0.2, row.share, height=0.38, color=color)
-        if row.case in training:
-            axes.barh(y - 0.2, training[row.case].share, height=0.38, color=color, alpha=0.45)
+    placed = places(rows)
+    figure, axes = pyplot.subplots(figsize=(7.5, height(placed)), layout="constrained")
+    for row in rows:
+        y = placed[place(row)] + (-0.2 if row.training else 0.2)
+        alpha = 0.45 if row.training else 1
+        axes.barh(y, row.share, height=0.38, color=CELL_COLORS[row.case.cell], alpha=alpha)
     axes.barh(0, 0, color="#555555", label="forward")
     axes.barh(0, 0, color="#555555", alpha=0.45, label="forward + backward")
     axes.set_xlim(0, 1)

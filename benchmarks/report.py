@@ -237,6 +237,9 @@ def markdown(run: Run, plots: list[str]) -> str:
     parts = ["# fastrnn beside its peers", ""]
     parts += [f"- {name}: {value}" for name, value in run.environment.items()]
     parts += ["", "Times are medians; × is how many times faster than a peer fastrnn is.", ""]
+    if run.failed:
+        parts += ["## Failed", ""]
+        parts += [f"- {row.label}: {' '.join(row.failed.split())}" for row in run.failed] + [""]
     if reached := goals(run):
         parts += ["## Goals", "", "| | goal | found |", "|-|-|-|"]
         parts += [f"| {'✓' if g.met else '✗'} | {g.text} | {g.found} |" for g in reached] + [""]

@@ -46,6 +46,7 @@ class Row:
     errors: dict[str, float] = field(default_factory=dict)  # RMS against float64, relative
     absent: dict[str, str] = field(default_factory=dict)  # why a peer is not in this row
     extra_bytes: dict[str, int] = field(default_factory=dict)  # peak beyond input and output
+    failed: str = ""  # our own error; nothing was timed then
 
     @property
     def mode(self) -> str:
@@ -90,9 +91,20 @@ class Run:
     peers: list[str]  # other people's, in the order of the columns
     rows: list[Row] = field(default_factory=list)
 
+    @property
+    def measured(self) -> list[Row]:
+        return [row for row in self.rows if not row.failed]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.failed]
+
     def group(self, *names: str, training: bool | None = None) -> list[Row]:
+        """The measured rows of these groups."""
         return [
-            row for row in self.rows if row.case.group in names and training in (None, row.training)
+            row
+            for row in self.measured
+            if row.case.group in names and training in (None, row.training)
         ]
 
     def save(self, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,6 +177,12 @@ def test_compare(tmp_path, capsys):
     assert (
         "1 faster, 1 slower, 1 within noise" in printed and "1 rows are in one run only" in printed
     )
+    b.rows[0] = Row(b.rows[0].case, False, failed="RuntimeError: no")
+    b.save(tmp_path / "b")
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "1 faster, 1 slower, 0 within noise" in printed
+    assert f"failed in {tmp_path / 'b'}: {b.rows[0].label}" in printed.replace("\n", "")
     (tmp_path / "c").write_text("{}")
     with pytest.raises(SystemExit) as stopped:
         compare.main([str(tmp_path / "a"), str(tmp_path / "c")])
@@ -183,25 +190,24 @@ def test_compare(tmp_path, capsys):
     assert "is no run of these benchmarks" in capsys.readouterr().err
 
 
-def test_command_line(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def run_main(tmp_path, capsys, monkeypatch):
+    """Runs a quick benchmark into tmp_path; returns the exit code and what was printed."""
     monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)  # the tests keep their cores
     threads = torch.get_num_threads()
-    try:
-        command = [
-            "--cells",
-            "gru",
-            "--shapes",
-            "6,4,3,5",
-            "--quick",
-            "--threads",
-            "1",
-            "--peers",
-            "torch.nn",
-        ]
-        assert main([*command, "--output", str(tmp_path)]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    printed = capsys.readouterr().out
+
+    def run(*arguments: str) -> tuple[int, str]:
+        options = ["--quick", "--threads", "1", "--peers", "torch.nn", "--output", str(tmp_path)]
+        code = main([*options, *arguments])
+        return code, capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_command_line(tmp_path, run_main):
+    code, printed = run_main("--cells", "gru", "--shapes", "6,4,3,5")
+    assert code == 0
     assert "FMA loop" in printed and "over torch.nn, mean" in printed
     found = Run.load(tmp_path / "results.json")
     assert [(row.case, row.training) for row in found.rows] == [
@@ -213,6 +219,33 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "gru" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "speedup.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "results.json").read_text())["environment"]["CPU"]
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["an error", "wrong results"])
+def test_a_failing_row_of_ours(wrong, tmp_path, run_main, monkeypatch):
+    def make(problem, training, threads):
+        if not training:
+            return FASTRNN.make(problem, training, threads)
+        if not wrong:
+            raise RuntimeError("[no] such\nkernel")
+        contestant = FASTRNN.make(problem, training, threads)
+        return replace(contestant, results=lambda found: {"output": torch.ones(6, 4, 5)})
+
+    monkeypatch.setattr("benchmarks.measure.FASTRNN", replace(FASTRNN, make=make))
+    code, printed = run_main("--cells", "gru", "rnn", "--shapes", "6,4,3,5")
+    assert code == 1
+    found = Run.load(tmp_path / "results.json")
+    assert [row.training for row in found.rows] == [False, True] * 2  # the others were measured
+    assert [row.training for row in found.measured] == [False] * 2
+    assert [row.training for row in found.failed] == [True] * 2
+    assert ("error" if wrong else "RuntimeError: [no] such\nkernel") in found.failed[0].failed
+    text = (tmp_path / "report.md").read_text()
+    assert "## Failed" in text
+    for each in found.failed:
+        assert f"FAILED {each.label}: {each.failed}" in printed
+        assert f"- {each.label}: {each.failed.replace(chr(10), ' ')}" in text
+    assert "| gru | 6 | 4 | 3 | 5 | float32 | forward |" in text
+    assert "| training |" not in text
 
 
 @pytest.mark.parametrize(
