@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Correctness and speed beside torch.nn and, where installed, other runtimes.",
     )
-    found.add_argument("--quick", action="store_true", help="three shapes a cell, one minute")
+    found.add_argument(
+        "--quick", action="store_true", help="short turns; without --shapes, three shapes a cell"
+    )
     found.add_argument("--cells", nargs="+", choices=list(GATES), default=list(GATES))
     found.add_argument(
         "--shapes",
@@ -94,7 +96,7 @@ def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].split(":", 1)[1].strip() if models else cpu
-    packages = ("torch", *(peer.distribution for peer in PEERS[1:] if peer.installed))
+    packages = dict.fromkeys(peer.distribution for peer in PEERS if peer.installed)
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     versions = [f"Python {platform.python_version()}", f"fastrnn {fastrnn.__version__}", *versions]
     found = {
@@ -123,12 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     peers, missing = installed(args.peers)
     if missing:
-        console.print(f"not installed: {', '.join(missing)} (pip install '.[bench]')")
+        console.print(f"not installed: {', '.join(missing)} (pip install '.[bench]')", markup=False)
     cases = chosen_cases(args)
     modes = [
         (case, training)
         for case in cases
-        for training in (False, True)
+        for training in case.modes
         if not training or case.T <= LONGEST_TRAINING
     ]
     limit = Limit() if args.device == "cpu" else None
@@ -149,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with bar:
         task = bar.add_task("", total=len(modes))
         for case, training in modes:
-            bar.update(task, description=f"{case.label} {'training' if training else 'forward'}")
+            bar.update(task, description=Row(case, training).label)
             try:
                 run.rows.append(measurement.row(case, training))
             except Exception as error:  # ours: the other rows are measured all the same
@@ -162,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for table in report.terminal_tables(run):
         console.print(table)
+    for absence in report.absences(run):
+        console.print("-", absence, markup=False, highlight=False)
     for goal in report.goals(run):
         verdict = "[green]met    [/]" if goal.met else "[red]not met[/]"
         console.print(f"{verdict} {goal.text}: {goal.found}", highlight=False)

@@ -10,6 +10,10 @@ from torch import Tensor
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 MODULES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
+PER_SAMPLE = "per-sample gradients"  # of the weights
+DOUBLE = "double backward"  # of the input gradient's squared norm, to the weights
+JVP = "jvp"  # in a direction of input and weights
+TRANSFORMS = (PER_SAMPLE, DOUBLE, JVP)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Case:
     lengths: str = (
         ""  # "padded": uniform in T/4..T with lengths=; "packed": the same as a PackedSequence
     )
+    transform: str = ""  # of TRANSFORMS, instead of forward and training
 
     @property
     def label(self) -> str:
@@ -36,10 +41,16 @@ class Case:
             f"{self.layers} layers" if self.layers > 1 else "",
             "bidirectional" if self.bidirectional else "",
             self.lengths,
+            self.transform,
         ]
         return " ".join(
             [self.cell, f"T{self.T} N{self.N} I{self.I} H{self.H}", *filter(None, extras)]
         )
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Whether to train, for each row of this case."""
+        return (True,) if self.transform else (False, True)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -53,11 +64,26 @@ class Case:
         return module.to(dtype or self.torch_dtype)
 
     def flop(self, training: bool) -> int:
-        """Of the matrix products over valid steps; backward is two products for each."""
+        """Of the matrix products over valid steps that the mathematics needs."""
         directions = 1 + self.bidirectional
-        inputs = self.I + (self.layers - 1) * directions * self.H
-        products = GATES[self.cell] * self.H * (inputs + self.layers * self.H) * directions
-        return 2 * products * self.valid_steps * (3 if training else 1)
+        inner = (self.layers - 1) * directions * self.H + self.layers * self.H
+        # A pass multiplies all weights by activations, gradients or tangents; an inner one leaves
+        # out the products with the input, where no gradient of the input is asked for.
+        a_pass = directions * GATES[self.cell] * self.H * (self.I + inner)
+        inner_pass = directions * GATES[self.cell] * self.H * inner
+        products = {
+            # Forward; gradients of activations; of weights, the same for each sample as for all.
+            PER_SAMPLE: 2 * a_pass + inner_pass,
+            # Forward and the input's gradient; then the derivatives of the latter by its incoming
+            # gradients and by the weights, and what flows on through forward: gradients of
+            # activations and of weights.
+            DOUBLE: 5 * a_pass + inner_pass,
+            # Forward, and the product rule's two terms.
+            JVP: 3 * a_pass,
+            # Forward; where training, gradients of activations and of weights.
+            "": (3 if training else 1) * a_pass,
+        }[self.transform]
+        return 2 * products * self.valid_steps
 
     @property
     def valid_steps(self) -> int:
@@ -99,6 +125,19 @@ class Problem:
         return (dy.to(case.torch_dtype) * self.mask).double()
 
     @cached_property
+    def tangents(self) -> dict[str, Tensor]:
+        """A direction to differentiate in: of the input, and of the weights by name."""
+        case = self.case
+        generator = torch.Generator().manual_seed(3)
+
+        def like(tensor: Tensor, scale: float) -> Tensor:
+            found = torch.randn(tensor.shape, generator=generator) * scale
+            return found.to(case.torch_dtype).double()
+
+        weights = {name: like(w, case.H**-0.5) for name, w in self.weights.items()}
+        return {"input": like(self.x, 1) * self.mask, **weights}
+
+    @cached_property
     def lengths(self) -> Tensor:
         return self.case.sample_lengths()
 
@@ -136,6 +175,12 @@ def all_cases() -> list[Case]:
     cases += [Case("step", cell, 1, N, 256, 256) for cell in cells for N in (1, 64)]
     cases += [Case("stacked", cell, 100, 32, 64, 128, layers=2) for cell in cells]
     cases += [Case("stacked", cell, 100, 32, 64, 128, bidirectional=True) for cell in cells]
+    cases += [
+        Case("transforms", cell, *shape, transform=transform)
+        for transform in TRANSFORMS
+        for cell in cells
+        for shape in ((64, 32, 64, 128), (32, 64, 32, 64))
+    ]
     cases += [
         Case("long", cell, T, 1, 64, 64) for cell in cells for T in (10_000, 100_000, 1_000_000)
     ]

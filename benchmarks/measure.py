@@ -13,8 +13,9 @@ import torch
 
 from .cases import Case, Problem
 from .limit import Limit
-from .peers import FASTRNN, OURSELVES, PEERS, Contestant, Peer, Results, Unsupported, reference
+from .peers import FASTRNN, OURSELVES, PEERS, Contestant, Peer, Unsupported, reference
 from .rows import OURS, Row, Times
+from .transforms import Results
 
 WRONG = 0.05  # a relative error that no dtype explains: such a peer computes something else
 
@@ -124,7 +125,7 @@ class Measurement:
         row = Row(case, training)
         problem = Problem(case, self.device)
         contestants: dict[str, Contestant] = {}
-        everybody = [FASTRNN, *self.invited(case, training), *OURSELVES]
+        everybody = [FASTRNN, *self.invited(case), *OURSELVES]
         expected = reference(problem, training) if case.group != "long" else None
         for peer in everybody:
             try:
@@ -139,7 +140,7 @@ class Measurement:
             except Exception as error:  # other people's code: said in the report, never left out
                 if peer.name == OURS:
                     raise
-                row.absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                row.absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 continue
             if not row.errors.get(peer.name, 0) < WRONG:
                 if peer.name == OURS:
@@ -160,11 +161,11 @@ class Measurement:
         row.seconds = {name: Times.of(times) for name, times in seconds.items()}
         return row
 
-    def invited(self, case: Case, training: bool) -> list[Peer]:
+    def invited(self, case: Case) -> list[Peer]:
         """For many sizes or very long scans, compiling would take longer than measuring."""
         if case.group in ("sweep", "long"):
             return [peer for peer in self.peers if peer.name == "torch.nn"]
-        return list(self.peers)
+        return [peer for peer in self.peers if case.transform in peer.transforms]
 
 
 def installed(names: Sequence[str]) -> tuple[list[Peer], list[str]]:

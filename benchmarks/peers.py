@@ -2,15 +2,16 @@
 
 A maker takes a problem, whether to train and how many threads, and returns a contestant; it raises
 Unsupported where a runtime has no such layer. Results are the output and, in training, the
-gradients of the input and of the weights, named and laid out as torch.nn has them. The gradient of
-the output is given, so no loss is timed.
+gradients of the input and of the weights, named and laid out as torch.nn has them; those of a
+transform are told where it is. The gradient of the output is given, so no loss is timed.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, util
 from typing import Any
 
@@ -21,9 +22,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastrnn
 
-from .cases import GATES, MODULES, Problem
-
-Results = dict[str, Tensor]
+from . import transforms
+from .cases import DOUBLE, GATES, JVP, MODULES, PER_SAMPLE, TRANSFORMS, Problem
+from .transforms import Results, Transform
 
 
 class Unsupported(Exception):
@@ -43,6 +44,7 @@ class Peer:
     imports: str
     make: Callable[[Problem, bool, int], Contestant]
     same_problem: bool = True  # its results are those of the case
+    transforms: tuple[str, ...] = ("", *TRANSFORMS)  # the kinds of cases that it is measured in
 
     @property
     def installed(self) -> bool:
@@ -63,14 +65,21 @@ def torch_module(
     *,
     dtype: str = "",
     lengths: str | None = None,
+    transform: Transform | None = None,
 ) -> Contestant:
-    """dtype and lengths, where given, instead of the case's."""
+    """dtype, lengths and the way to do a transform, where given, instead of the case's."""
     case = problem.case
     chosen = getattr(torch, dtype or case.dtype)
     lengths = case.lengths if lengths is None else lengths
     module = case.module(package, chosen).to(problem.device)
     x = problem.x.to(problem.device, chosen, copy=True)
     dy = problem.dy.to(problem.device, chosen)
+    if case.transform:
+        transform = transform or transforms.RUNS[case.transform]
+        tangents = {
+            name: tangent.to(problem.device, chosen) for name, tangent in problem.tangents.items()
+        }
+        return Contestant(transform(module, x, dy, tangents), lambda found: found)
     options: dict[str, Tensor] = {}
     given: Tensor | PackedSequence = x.requires_grad_(training)
     if lengths == "padded":
@@ -113,6 +122,26 @@ def nn(problem: Problem, training: bool, threads: int) -> Contestant:
     )
 
 
+def nn_loop(problem: Problem, training: bool, threads: int) -> Contestant:
+    return torch_module(torch.nn, problem, training, transform=transforms.per_sample_loop)
+
+
+def nn_without_onednn(problem: Problem, training: bool, threads: int) -> Contestant:
+    """What oneDNN's LSTM cannot do, torch's own can, and some of the rest it does faster."""
+    case = problem.case
+    if case.cell != "lstm" or case.dtype == "float64" or problem.device != "cpu":
+        raise Unsupported("torch.nn itself: torch takes oneDNN for the LSTM on CPU, not in float64")
+    contestant = nn(problem, training, threads)
+    # Setting the flags also sets one for Intel's GPUs, of which torch warns where it has none.
+    warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+
+    def run() -> Any:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return contestant.run()
+
+    return replace(contestant, run=run)
+
+
 def ours(problem: Problem, training: bool, threads: int) -> Contestant:
     return torch_module(fastrnn, problem, training)
 
@@ -132,8 +161,39 @@ def ours_all_steps(problem: Problem, training: bool, threads: int) -> Contestant
 def reference(problem: Problem, training: bool) -> Results:
     """``torch.nn`` in float64."""
     lengths = "packed" if problem.case.lengths else ""
-    contestant = torch_module(torch.nn, problem, training, dtype="float64", lengths=lengths)
+    loop = transforms.per_sample_loop if problem.case.transform == PER_SAMPLE else None
+    contestant = torch_module(
+        torch.nn, problem, training, dtype="float64", lengths=lengths, transform=loop
+    )
     return contestant.results(contestant.run())
+
+
+# --- Opacus: torch layers that keep gradients by sample -------------------------------------------
+
+
+def opacus(problem: Problem, training: bool, threads: int) -> Contestant:
+    """As in training with its optimizer, which clears gradients between the steps."""
+    from opacus import GradSampleModule, layers
+
+    case = problem.case
+    make = getattr(layers, f"DP{MODULES[case.cell]}")
+    layer = make(case.I, case.H, num_layers=case.layers, bidirectional=case.bidirectional)
+    layer.load_state_dict(problem.weights)
+    layer = layer.to(problem.device, case.torch_dtype)
+    module = GradSampleModule(layer, batch_first=False, loss_reduction="sum")
+    weights = dict(layer.named_parameters())
+    x = problem.x.to(problem.device, case.torch_dtype)
+    dy = problem.dy.to(problem.device, case.torch_dtype)
+
+    def run() -> Results:
+        for weight in weights.values():
+            weight.grad = weight.grad_sample = None
+        module(x)[0].backward(dy)
+        return {name: weight.grad_sample for name, weight in weights.items()}
+
+    # torch's, of a hook that Opacus sets.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    return Contestant(run, lambda found: found)
 
 
 # --- ONNX Runtime and OpenVINO: one ONNX model ----------------------------------------------------
@@ -263,7 +323,6 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
     from jax import numpy as jnp
 
     cell, H = case.cell, case.H
-    shape = (case.N, H)
 
     def step(state: Any, gx: Any, w: Any, b: Any) -> tuple[Any, Any]:
         h, c = state
@@ -282,29 +341,50 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
             h = (1 - z) * n + z * h
         return (h, c), h
 
-    def layer(x: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        gx = x @ w_ih.T + b_ih
-        start = (jnp.zeros(shape), jnp.zeros(shape))
-        return jax.lax.scan(lambda state, g: step(state, g, w_hh, b_hh), start, gx)[1]
+    def layer(x: Any, weights: Any) -> Any:
+        gx = x @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]
+        w, b = weights["weight_hh_l0"], weights["bias_hh_l0"]
+        start = (jnp.zeros((x.shape[1], H)), jnp.zeros((x.shape[1], H)))
+        return jax.lax.scan(lambda state, g: step(state, g, w, b), start, gx)[1]
 
-    def train(dy: Any, *inputs: Any) -> Any:
-        output, backward = jax.vjp(layer, *inputs)
-        return output, backward(dy)
+    def forward(x: Any, weights: Any) -> Any:
+        return {"output": layer(x, weights)}
 
-    names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
-    arrays = [problem.x, *(problem.weights[name] for name in names)]
-    inputs = [jax.device_put(a.float().numpy()) for a in arrays]
-    dy = jax.device_put(problem.dy.float().numpy())
-    function = jax.jit(train) if training else jax.jit(layer)
-    given = [dy, *inputs] if training else inputs
+    def train(x: Any, weights: Any, dy: Any) -> Any:
+        output, backward = jax.vjp(layer, x, weights)
+        dx, gradients = backward(dy)
+        return {"output": output, "input": dx, **gradients}
+
+    def per_sample(x: Any, weights: Any, dy: Any) -> Any:
+        def loss(weights: Any, x: Any, dy: Any) -> Any:
+            return jnp.sum(layer(x[:, None], weights) * dy[:, None])
+
+        return jax.vmap(jax.grad(loss), in_axes=(None, 1, 1))(weights, x, dy)
+
+    def double_backward(x: Any, weights: Any, dy: Any) -> Any:
+        def penalty(weights: Any) -> Any:
+            return jnp.sum(jax.vjp(lambda x: layer(x, weights), x)[1](dy)[0] ** 2)
+
+        return jax.grad(penalty)(weights)
+
+    def forward_mode(x: Any, weights: Any, directions: Any) -> Any:
+        y, tangent = jax.jvp(layer, (x, weights), directions)
+        return {"output": y, "tangent": tangent}
+
+    def put(tensor: Tensor) -> Any:
+        return jax.device_put(tensor.float().numpy())
+
+    given = [put(problem.x), {name: put(weight) for name, weight in problem.weights.items()}]
+    if case.transform == JVP:
+        named = {name: put(tangent) for name, tangent in problem.tangents.items()}
+        given.append((named.pop("input"), named))
+    elif training:
+        given.append(put(problem.dy))
+    functions = {PER_SAMPLE: per_sample, DOUBLE: double_backward, JVP: forward_mode}
+    function = jax.jit(functions.get(case.transform, train if training else forward))
 
     def results(found: Any) -> Results:
-        output, gradients = found if training else (found, ())
-        named = dict(zip(["input", *names], gradients, strict=False))
-        return {
-            name: torch.from_numpy(np.array(value))
-            for name, value in {"output": output, **named}.items()
-        }
+        return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
 
     return Contestant(lambda: jax.block_until_ready(function(*given)), results)
 
@@ -312,6 +392,9 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
 FASTRNN = Peer("fastrnn", "fastrnn", "fastrnn", ours)
 PEERS = (
     Peer("torch.nn", "torch", "torch", nn),
+    Peer("torch.nn, a loop over samples", "torch", "torch", nn_loop, transforms=(PER_SAMPLE,)),
+    Peer("torch.nn without oneDNN", "torch", "torch", nn_without_onednn, transforms=(DOUBLE, JVP)),
+    Peer("Opacus", "opacus", "opacus", opacus, transforms=(PER_SAMPLE,)),
     Peer("ONNX Runtime", "onnxruntime", "onnxruntime", onnx_runtime),
     Peer("OpenVINO", "openvino", "openvino", openvino),
     Peer("JAX", "jax", "jax", jax_scan),

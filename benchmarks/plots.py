@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .cases import GATES
+from .cases import GATES, TRANSFORMS
 from .report import lost
 from .rows import Row, Run
 
@@ -13,10 +13,14 @@ from .rows import Row, Run
 CELL_COLORS = {"rnn": "#0072b2", "gru": "#009e73", "lstm": "#d55e00"}
 PEER_STYLES = {
     "torch.nn": ("o", "#000000"),
+    "torch.nn, a loop over samples": ("P", "#000000"),
+    "torch.nn without oneDNN": ("v", "#000000"),
+    "Opacus": ("X", "#0072b2"),
     "ONNX Runtime": ("s", "#e69f00"),
     "OpenVINO": ("^", "#56b4e9"),
     "JAX": ("D", "#cc79a7"),
 }
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 MODES = ((False, "forward"), (True, "forward + backward"))
 
 
@@ -39,8 +43,8 @@ def draw(run: Run, folder: Path) -> list[Path]:
     }
     paths = []
     with pyplot.rc_context(style):
-        for name, make in (("speedup", speedup), ("limit", limit), ("scaling", scaling)):
-            figure = make(run, pyplot)
+        for make in (speedup, transforms, limit, scaling):
+            name, figure = make.__name__, make(run, pyplot)
             if figure is not None:
                 paths.append(folder / f"{name}.png")
                 figure.savefig(paths[-1], bbox_inches="tight")
@@ -102,6 +106,13 @@ def speedup(run: Run, pyplot: Any) -> Any:
     return ratios(run, pyplot, panels)
 
 
+def transforms(run: Run, pyplot: Any) -> Any:
+    """The same for each transform."""
+    rows = run.group("transforms")
+    panels = [(name, [row for row in rows if row.case.transform == name]) for name in TRANSFORMS]
+    return ratios(run, pyplot, panels)
+
+
 def ratios(run: Run, pyplot: Any, titled: list[tuple[str, list[Row]]]) -> Any:
     """A panel for each title that has rows, a line a shape."""
     titled = [(title, rows) for title, rows in titled if rows]
@@ -138,13 +149,20 @@ def ratios(run: Run, pyplot: Any, titled: list[tuple[str, list[Row]]]) -> Any:
                     zorder=2,
                 )
         axes.set_xscale("log")
-        axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["½", "1", "2", "5", "10", "20"])
+        shown = [0.5, 20, *(r for row in rows for name in run.peers if (r := row.ratio(name)))]
+        ticks = [tick for tick in TICKS if min(shown) <= tick <= max(shown)]
+        axes.set_xticks(ticks, ["½" if tick == 0.5 else str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.grid(axis="y", visible=False)
         axes.set_title(title, weight="bold")
         axes.set_xlabel("times faster than")
         label_rows(axes, placed)
-        axes.legend(loc="lower right")
+    handles = {
+        label: handle
+        for axes in panels[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
     return figure
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from statistics import geometric_mean
 
 from rich import box
 from rich.table import Table
 
+from .cases import TRANSFORMS
 from .rows import NOISE, OURS, Row, Run
 
 TITLES = {
@@ -18,6 +20,7 @@ TITLES = {
     "odd": "Odd sizes",
     "step": "A single step",
     "stacked": "Two layers; two directions",
+    "transforms": "Transforms",
     "long": "Very long sequences",
     "sweep": "Against T, N and H",
 }
@@ -41,7 +44,8 @@ def percent(value: float | None) -> str:
 
 
 def error(row: Row) -> str:
-    ours, theirs = row.errors.get(OURS), row.errors.get("torch.nn")
+    ours = row.errors.get(OURS)
+    theirs = next((e for name, e in row.errors.items() if name.startswith("torch.nn")), None)
     if ours is None:
         return "-"
     return f"{ours:.1e}" if theirs is None else f"{ours:.1e} / {theirs:.1e}"
@@ -107,13 +111,13 @@ def memory(row: Row) -> str:
 
 def tables(run: Run) -> Iterable[tuple[str, list[str], list[list[str]], list[bool]]]:
     """Title, header, cells, and which rows lose to a peer, for every group that was measured."""
-    for group, title in TITLES.items():
-        rows = run.group(group)
+    for (group, title), transform in product(TITLES.items(), ("", *TRANSFORMS)):
+        rows = [row for row in run.group(group) if row.case.transform == transform]
         if not rows:
             continue
         chosen = columns(run, rows)
         yield (
-            title,
+            f"{title}: {transform}" if transform else title,
             [name for name, _ in chosen],
             [[text(row) for _, text in chosen] for row in rows],
             [lost(run, row) for row in rows],
@@ -221,6 +225,20 @@ def best_ratio(run: Run, row: Row) -> float | None:
     return row.ratio(best) if best else None
 
 
+def absences(run: Run) -> list[str]:
+    """Who could not do what, and why."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in run.measured:
+        for name, why in row.absent.items():
+            found.setdefault((name, why), []).append(row)
+    said = []
+    for (name, why), rows in sorted(found.items()):
+        cells = ", ".join(dict.fromkeys(row.case.cell for row in rows))
+        modes = ", ".join(dict.fromkeys(row.mode for row in rows))
+        said.append(f"{name} ({cells}; {modes}): {why}")
+    return said
+
+
 # --- Markdown -------------------------------------------------------------------------------------
 
 
@@ -246,7 +264,6 @@ def markdown(run: Run, plots: list[str]) -> str:
     parts += [f"![]({name})\n" for name in plots]
     for title, header, cells, losses in tables(run):
         parts += [f"## {title}", "", markdown_table(header, cells, losses), ""]
-    reasons = sorted({(name, why) for row in run.rows for name, why in row.absent.items()})
-    if reasons:
-        parts += ["## Not in a row", ""] + [f"- {name}: {why}" for name, why in reasons] + [""]
+    if missing := absences(run):
+        parts += ["## Not in a row", ""] + [f"- {each}" for each in missing] + [""]
     return "\n".join(parts)

@@ -50,11 +50,11 @@ class Row:
 
     @property
     def mode(self) -> str:
-        return "training" if self.training else "forward"
+        return self.case.transform or ("training" if self.training else "forward")
 
     @property
     def label(self) -> str:
-        return f"{self.case.label} {self.mode}"
+        return self.case.label if self.case.transform else f"{self.case.label} {self.mode}"
 
     @property
     def flop(self) -> int:

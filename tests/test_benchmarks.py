@@ -12,7 +12,17 @@ import torch
 
 from benchmarks import compare, report
 from benchmarks.__main__ import main
-from benchmarks.cases import GATES, GROUPS, Case, Problem, all_cases
+from benchmarks.cases import (
+    DOUBLE,
+    GATES,
+    GROUPS,
+    JVP,
+    PER_SAMPLE,
+    TRANSFORMS,
+    Case,
+    Problem,
+    all_cases,
+)
 from benchmarks.limit import Check
 from benchmarks.measure import Effort, Measurement, relative_error, take_turns
 from benchmarks.peers import FASTRNN, PEERS, Unsupported, reference
@@ -27,16 +37,28 @@ SMALL = [
     ),
     *(Case("stacked", cell, 5, 3, 4, 6, layers=2, bidirectional=True) for cell in GATES),
     Case("bfloat16", "lstm", 5, 3, 4, 6, dtype="bfloat16"),
+    *(
+        Case("transforms", cell, 5, 3, 4, 6, transform=each)
+        for cell in GATES
+        for each in TRANSFORMS
+    ),
 ]
+# What torch.nn raises for; a later version may not.
+TORCH_REFUSES = {("rnn", PER_SAMPLE), ("gru", PER_SAMPLE), ("lstm", JVP)}
 
 
 @pytest.mark.filterwarnings("ignore")  # other people's
-@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.label.replace(" ", "-"))
+@pytest.mark.parametrize(
+    ("case", "training"),
+    [(case, training) for case in SMALL for training in case.modes],
+    ids=lambda each: each.label.replace(" ", "-") if isinstance(each, Case) else str(each),
+)
 @pytest.mark.parametrize("peer", [FASTRNN, *PEERS], ids=lambda peer: peer.name)
 def test_everyone_computes_the_same(peer, case, training):
     if not peer.installed:
         pytest.skip(f"{peer.name} is not installed: pip install '.[bench]'")
+    if case.transform not in peer.transforms:
+        return
     problem = Problem(case)
     try:
         contestant = peer.make(problem, training, 2)
@@ -44,8 +66,16 @@ def test_everyone_computes_the_same(peer, case, training):
         assert peer.name not in (OURS, "torch.nn"), why
         assert str(why)
         return
-    found = contestant.results(contestant.run())
+    try:
+        found = contestant.results(contestant.run())
+    except RuntimeError:
+        assert peer.name == "torch.nn" and (case.cell, case.transform) in TORCH_REFUSES
+        return
     expected = reference(problem, training)
+    if case.transform == PER_SAMPLE:
+        assert {name: tensor.shape[0] for name, tensor in found.items()} == dict.fromkeys(
+            problem.weights, 3
+        )
     assert set(found) == (set(expected) if training else {"output"})
     tolerance = 0.02 if case.dtype == "bfloat16" else 2e-6
     assert relative_error(found, expected) < tolerance
@@ -70,6 +100,14 @@ def test_flop():
     assert Case("main", "lstm", 5, 3, 4, 6).flop(True) == 6 * 5 * 3 * 4 * 6 * (4 + 6)
     two = Case("stacked", "rnn", 5, 3, 4, 6, layers=2, bidirectional=True)
     assert two.flop(False) == 2 * 5 * 3 * 2 * 6 * ((4 + 6) + (12 + 6))
+    assert Case("", "gru", 5, 3, 4, 6, transform=JVP).flop(True) == 6 * 5 * 3 * 3 * 6 * (4 + 6)
+    # Without a gradient of the input one pass has the products with W_hh alone.
+    assert Case("", "gru", 5, 3, 4, 6, transform=PER_SAMPLE).flop(True) == 2 * 5 * 3 * 3 * 6 * (
+        2 * 10 + 6
+    )
+    assert Case("", "gru", 5, 3, 4, 6, transform=DOUBLE).flop(True) == 2 * 5 * 3 * 3 * 6 * (
+        5 * 10 + 6
+    )
     short = Case("lengths", "rnn", 8, 3, 4, 6, lengths="padded")
     assert short.flop(False) == 2 * int(short.sample_lengths().sum()) * 6 * 10
 
@@ -219,6 +257,27 @@ def test_command_line(tmp_path, run_main):
     assert "gru" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "speedup.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "results.json").read_text())["environment"]["CPU"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of its slow vmap
+def test_transforms_are_rows_of_their_own(tmp_path, run_main, monkeypatch):
+    small = [case for case in SMALL if case.group == "transforms"]
+    monkeypatch.setattr("benchmarks.__main__.all_cases", lambda: small)
+    loop, plain = "torch.nn, a loop over samples", "torch.nn without oneDNN"
+    code, printed = run_main("--shapes", "transforms", "--peers", "torch.nn", loop, plain)
+    assert code == 0
+    rows = Run.load(tmp_path / "results.json").rows
+    assert [row.label for row in rows] == [case.label for case in small]
+    assert [row.mode for row in rows] == [*TRANSFORMS] * len(GATES)
+    text = (tmp_path / "report.md").read_text()
+    for each in rows:
+        peers = {"torch.nn", loop if each.mode == PER_SAMPLE else plain}
+        assert {*each.seconds, *each.absent} == {OURS, *peers}
+        assert set(each.absent) <= {"torch.nn", plain}
+        for name, why in each.absent.items():  # said, wherever the report is read
+            assert f"- {name} (" in text and why in text and f"- {name} (" in printed
+    assert f"| {JVP} |" in text and f"× {loop}" in text
+    assert (tmp_path / "transforms.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("wrong", [False, True], ids=["an error", "wrong results"])
