@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -27,27 +26,16 @@ def _reset_uniform(module: nn.Module, hidden_size: int) -> None:
         nn.init.uniform_(parameter, -bound, bound)
 
 
-@cache
-def _weight_names(
-    num_layers: int, bias: bool, bidirectional: bool, projected: bool
-) -> tuple[tuple[str, ...], ...]:
-    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bias
-    kinds += ["weight_hr"] * projected
-    suffixes = ["", "_reverse"] if bidirectional else [""]
-    return tuple(
-        tuple(f"{kind}_l{layer}{suffix}" for kind in kinds)
-        for layer in range(num_layers)
-        for suffix in suffixes
-    )
-
-
 def weight_names(module: Any) -> list[list[str]]:
     """Parameter names of a module, one list per layer and direction, in torch's order."""
-    projected = getattr(module, "proj_size", 0) > 0
-    names = _weight_names(
-        module.num_layers, bool(module.bias), bool(module.bidirectional), projected
-    )
-    return [list(each) for each in names]
+    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(module.bias)
+    kinds += ["weight_hr"] * (getattr(module, "proj_size", 0) > 0)
+    suffixes = ["", "_reverse"] if module.bidirectional else [""]
+    return [
+        [f"{kind}_l{layer}{suffix}" for kind in kinds]
+        for layer in range(module.num_layers)
+        for suffix in suffixes
+    ]
 
 
 def flat_weight_names(module: Any) -> list[str]:
