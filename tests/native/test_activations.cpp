@@ -28,8 +28,8 @@ void tanh_block(const cpu::InstructionSet& set, const cpu::Team& team, const flo
   params.schedule = {1, kBlock, nullptr, nullptr, false, {}};
   params.weights.ih = {&weights[0], 1, 1};
   params.weights.hh = {&weights[1], 1, 1};
-  params.x = {x, nullptr, kBlock, 1, 1};
-  params.y = {y, nullptr, kBlock, 1, 1};
+  params.x = {x, nullptr, nullptr, kBlock, 1, 1};
+  params.y = {y, nullptr, nullptr, kBlock, 1, 1};
   set.kernels<float>().forward("rnn_tanh", params, team);
 }
 
@@ -41,9 +41,9 @@ void sigmoid_block(const cpu::InstructionSet& set, const cpu::Team& team, const 
   params.schedule = {1, kBlock, nullptr, nullptr, false, {}};
   params.weights.ih = {w_ih, 1, 1};
   params.weights.hh = {w_hh, 1, 1};
-  params.x = {x, nullptr, kBlock, 1, 1};
-  params.y = {output.data(), nullptr, kBlock, 1, 1};
-  params.gates = {gates.data(), nullptr, 4 * kBlock, 4, 1};
+  params.x = {x, nullptr, nullptr, kBlock, 1, 1};
+  params.y = {output.data(), nullptr, nullptr, kBlock, 1, 1};
+  params.gates = {gates.data(), nullptr, nullptr, 4 * kBlock, 4, 1};
   set.kernels<float>().forward("lstm", params, team);
   for (int64_t i = 0; i < kBlock; ++i) y[i] = gates[4 * i];
 }
@@ -57,7 +57,7 @@ using Block = void (*)(const cpu::InstructionSet&, const cpu::Team&, const float
 
 void check_function(const char* name, Block block, double (*exact)(double), int64_t stride) {
   auto sets = test::instruction_sets();
-  std::erase_if(sets, [](const auto* set) { return !set->float32.forward; });  // has none of its own
+  std::erase_if(sets, [](const cpu::InstructionSet* set) { return !set->provides<float>(); });  // has none of its own
   std::vector<Worst> worst(sets.size());
   std::vector<int64_t> wrong_nans(sets.size(), 0);
   std::mutex lock;

@@ -1,5 +1,6 @@
 // Every kernel against a scalar oracle, without torch. Forward is compared value by value; the gradients of the double
-// kernels with the oracle's slope along random directions, those of the other types with the double kernels'.
+// kernels with the oracle's slope along random directions, those of the other types with the double kernels', and dual
+// numbers' tangents with differences of the double kernels' results.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -51,6 +52,9 @@ Problem make_problem(const std::string& cell, Sizes size, bool ragged, bool rese
   return p;
 }
 
+// The direction that dual numbers differentiate along, of the i-th value of every tensor.
+double direction(std::size_t i) { return std::cos(static_cast<double>(i + 1)); }
+
 // Values of a storage type, and the way there and back.
 template <class S>
 std::vector<S> cast(const Values& values) {
@@ -59,16 +63,43 @@ std::vector<S> cast(const Values& values) {
   return out;
 }
 
+// Of what is differentiated.
+template <class S>
+std::vector<S> cast_along(const Values& values) {
+  std::vector<S> out = cast<S>(values);
+  if constexpr (kDual<S>)
+    for (std::size_t i = 0; i < out.size(); ++i) out[i].tangent = static_cast<decltype(out[i].tangent)>(direction(i));
+  return out;
+}
+
 template <class S>
 Values uncast(const std::vector<S>& values) {
   Values out;
-  for (S v : values) out.push_back(Storage<S>::to(v));
+  for (S v : values) {
+    if constexpr (kDual<S>)
+      out.push_back(v.value);
+    else
+      out.push_back(Storage<S>::to(v));
+  }
+  return out;
+}
+
+template <class S>
+Values tangents(const std::vector<S>& values) {
+  Values out;
+  if constexpr (kDual<S>)
+    for (S v : values) out.push_back(v.tangent);
   return out;
 }
 
 struct Found {
   Outputs outputs;
   Values gradients[kTensors];
+};
+
+// What was found, and how it changes along the direction.
+struct FoundDual {
+  Found value, tangent;
 };
 
 // The gradients given to y, h_n and c_n.
@@ -86,14 +117,14 @@ Outputs cotangents(const Problem& p) {
 }
 
 template <class S>
-Found run(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
+FoundDual run_dual(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
   using A = Accumulate<S>;
   const bool has_c = p.cell == "lstm";
   const int64_t saved = p.cell == "lstm" || p.cell == "gru" ? 4 : 0;
   std::vector<S> given[kTensors], found[kTensors];
   const auto values = tensors(p);
   for (int i = 0; i < kTensors; ++i) {
-    given[i] = cast<S>(*values[i]);
+    given[i] = cast_along<S>(*values[i]);
     found[i] = std::vector<S>(given[i].size());
   }
   std::vector<S> y(p.T * p.N * p.R), gates(p.T * p.N * saved * p.H), h_n(p.N * p.R), c_n(p.N * p.H);
@@ -105,7 +136,7 @@ Found run(const cpu::InstructionSet& set, const Problem& p, bool recompute, cons
     active[t] = std::count_if(p.lengths.begin(), p.lengths.end(), [&](int64_t length) { return length > t; });
 
   const auto sequence = [&]<class V>(V* data, int64_t columns) {
-    return Sequence<V>{data, nullptr, p.N * columns, columns, 1};
+    return Sequence<V>{data, nullptr, nullptr, p.N * columns, columns, 1};
   };
   const auto matrix = []<class V>(V* data, int64_t columns) { return Matrix<V>{data, columns, 1}; };
   const auto weights = [&]<class V>(std::type_identity<V>, std::vector<S>* of) {
@@ -144,10 +175,18 @@ Found run(const cpu::InstructionSet& set, const Problem& p, bool recompute, cons
   d.weights = weights(std::type_identity<S>{}, found);
   set.kernels<S>().backward(p.cell, params, d, team);
 
-  Found out{{uncast<S>(y), uncast<S>(h_n), uncast<S>(c_n)}, {}};
-  if (!has_c) out.outputs.c_n = p.c_0;
-  for (int i = 0; i < kTensors; ++i) out.gradients[i] = uncast<S>(found[i]);
+  FoundDual out{{{uncast(y), uncast(h_n), uncast(c_n)}, {}}, {{tangents(y), tangents(h_n), tangents(c_n)}, {}}};
+  if (!has_c) out.value.outputs.c_n = p.c_0;
+  for (int i = 0; i < kTensors; ++i) {
+    out.value.gradients[i] = uncast(found[i]);
+    out.tangent.gradients[i] = tangents(found[i]);
+  }
   return out;
+}
+
+template <class S>
+Found run(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
+  return run_dual<S>(set, p, recompute, team).value;
 }
 
 double largest_error(const Values& a, const Values& b) {
@@ -209,6 +248,36 @@ void compare(const std::string& name, const Found& found, const Found& want, dou
     close((std::string("d ") + kTensorNames[i]).c_str(), found.gradients[i], want.gradients[i]);
 }
 
+// Results and gradients on dual numbers: their values are the double kernels', their tangents the slopes of those.
+void check_duals(const std::string& name, const cpu::InstructionSet& set, const Problem& p, const Found& exact,
+                 const cpu::Team& team) {
+  constexpr double kStep = 1e-6;
+  const auto moved = [&](double step) {
+    Problem at = p;
+    for (Values* values : tensors(at))
+      for (std::size_t i = 0; i < values->size(); ++i) (*values)[i] += step * direction(i);
+    return run<double>(set, at, false, team);
+  };
+  const auto slope = [](Values& after, const Values& before) {
+    for (std::size_t i = 0; i < after.size(); ++i) after[i] = (after[i] - before[i]) / (2 * kStep);
+  };
+  Found slopes = moved(kStep);
+  const Found before = moved(-kStep);
+  slope(slopes.outputs.y, before.outputs.y);
+  slope(slopes.outputs.h_n, before.outputs.h_n);
+  slope(slopes.outputs.c_n, before.outputs.c_n);
+  for (int i = 0; i < kTensors; ++i) slope(slopes.gradients[i], before.gradients[i]);
+
+  FoundDual found = run_dual<Dual<double>>(set, p, false, team);
+  compare(name + " dual", found.value, exact, 1e-12);
+  if (p.cell != "lstm") found.tangent.outputs.c_n = slopes.outputs.c_n;  // there is none
+  compare(name + " tangent", found.tangent, slopes, 1e-6);
+  FoundDual single = run_dual<Dual<float>>(set, p, true, {3, fork_threads});
+  if (p.cell != "lstm") single.tangent.outputs.c_n = slopes.outputs.c_n;
+  compare(name + " dual float", single.value, exact, 2e-5);
+  compare(name + " tangent float", single.tangent, found.tangent, 1e-4);
+}
+
 // Runtimes that do not bring the threads asked for.
 void fork_on_one_thread(int64_t parts, const std::function<void(int64_t, int64_t)>& body) { body(0, parts); }
 
@@ -237,6 +306,7 @@ void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bo
     check(largest_error(exact.outputs.h_n, expected.h_n) < 1e-12, name + ": h_n");
     if (cell == "lstm") check(largest_error(exact.outputs.c_n, expected.c_n) < 1e-12, name + ": c_n");
     check_gradients(name, p, exact);
+    check_duals(name, *set, p, exact, alone);
 
     const Found single = run<float>(*set, p, false, alone);
     compare(name + " float", single, exact, 2e-5);
