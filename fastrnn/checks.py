@@ -89,7 +89,7 @@ def check_nonlinearity(nonlinearity: object) -> None:
 
 def _check_bool(name: str, flag: object) -> None:
     if not isinstance(flag, bool):
-        raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+        raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__} {flag!r}")
 
 
 def _check_positive(name: str, size: object) -> None:
@@ -127,7 +127,7 @@ def check_input_rank(name: str, input: Tensor) -> None:
         )
 
 
-def check_state_ranks(name: str, states: Sequence[Tensor], batched: bool) -> None:
+def check_state_ranks(states: Sequence[Tensor], batched: bool, argument: str = "hx") -> None:
     """A batched input goes with 3-D states, an unbatched one with 2-D states."""
     rank = 3 if batched else 2
     if all(state.dim() == rank for state in states):
@@ -135,11 +135,13 @@ def check_state_ranks(name: str, states: Sequence[Tensor], batched: bool) -> Non
     kind = "batched 3-D" if batched else "unbatched 2-D"
     ranks = [f"{state.dim()}-D" for state in states]
     if len(states) == 2:
+        both = "hx and cx" if argument == "hx" else argument
         raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {rank}-D but got "
-            f"({', '.join(ranks)}) tensors"
+            f"For {kind} input, {both} should also be {rank}-D but got ({', '.join(ranks)}) tensors"
         )
-    raise RuntimeError(f"For {kind} input, hx should also be {rank}-D but got {ranks[0]} tensor")
+    raise RuntimeError(
+        f"For {kind} input, {argument} should also be {rank}-D but got {ranks[0]} tensor"
+    )
 
 
 def check_dtype(input: Tensor, weight: Tensor) -> None:
@@ -163,9 +165,15 @@ def check_input_size(input: Tensor, input_size: int) -> None:
         )
 
 
-def check_companions(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Initial states and weights live where the input does, in its dtype."""
+def check_companions(
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    reset_states: Sequence[Tensor] = (),
+) -> None:
+    """States and weights live where the input does, in its dtype."""
     companions = [("hidden", state) for state in states]
+    companions += [("reset_state", state) for state in reset_states]
     companions += [("parameter", weight) for weight in weights]
     for kind, tensor in companions:
         if tensor.device != input.device:

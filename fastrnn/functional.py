@@ -52,7 +52,7 @@ def detach_state(state: Any) -> Any:
         return None
     raise TypeError(
         f"detach_state: state must be a tensor, a tuple or list of them, or None, "
-        f"got {type(state).__name__}"
+        f"got {type(state).__name__} {state!r}"
     )
 
 
@@ -247,6 +247,7 @@ def _run(
     checks.check_reset_state(reset, reset_state)
     count = 1 + facts.has_cell_state
     states = () if hx is None else checks.check_states(name, hx, facts.has_cell_state)
+    initial = len(states)
     if reset_state is not None:
         states += checks.check_states(name, reset_state, facts.has_cell_state, "reset_state")
 
@@ -255,8 +256,9 @@ def _run(
     values, *rest = autocast([values, *states, *weights], values.device)
     states, weights = tuple(rest[: len(states)]), rest[len(states) :]
     layout = layout_of(name, input, values, batch_first, lengths)
-    if states and not isinstance(input, PackedSequence):
-        checks.check_state_ranks(name, states, layout.batched)
+    if not isinstance(input, PackedSequence):
+        checks.check_state_ranks(states[:initial], layout.batched)
+        checks.check_state_ranks(states[initial:], layout.batched, "reset_state")
 
     fields = (True, True, bias, bias, projection)
     stack = _split_weights(name, weights, fields, num_layers, directions)
@@ -275,7 +277,7 @@ def _run(
     else:
         checks.check_state_shapes(states[:count], shapes, "hidden")
     checks.check_state_shapes(states[count:], shapes, "reset_state")
-    checks.check_companions(values, states, weights)
+    checks.check_companions(values, states[:count], weights, states[count:])
     states = tuple(
         layout.enter(state if state.shape == shape else state.expand(shape))
         for state, shape in zip(states, shapes * 2, strict=False)

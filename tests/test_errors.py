@@ -174,24 +174,33 @@ OURS = [
         zeros(5, 2, 3, dtype=torch.complex64), None,
         [zeros(4, 3, dtype=torch.complex64), zeros(4, 4, dtype=torch.complex64)], bias=False), ValueError,
      "fastrnn computes in torch.float32.* have dtype torch.complex64"),
-    ("lengths dtype", lambda: fastrnn.RNN(3, 4)(zeros(5, 2, 3), lengths=torch.ones(2)), TypeError,
-     "lengths must be an integer tensor on cpu, got torch.float32"),
-    ("lengths on meta", lambda: fastrnn.RNN(3, 4)(
-        zeros(5, 2, 3), lengths=zeros(2, dtype=torch.int64, device="meta")), TypeError,
-     "lengths must be an integer tensor on cpu, got torch.int64 on meta"),
     ("bidirectional int", lambda: fastrnn.RNN(3, 4, bidirectional=2), TypeError,
      "bidirectional should be of type bool, got: int"),
-    ("lengths list", lambda: fastrnn.RNN(3, 4)(zeros(5, 2, 3), lengths=[1, 2]), TypeError,
-     "lengths must be a tensor"),
-    ("lengths shape", lambda: fastrnn.RNN(3, 4)(zeros(5, 2, 3), lengths=torch.tensor([1, 2, 3])), ValueError,
-     r"lengths must have shape \(2,\), one per sample, got \[3\]"),
-    ("length beyond T", lambda: fastrnn.RNN(3, 4)(zeros(5, 2, 3), lengths=torch.tensor([1, 6])), ValueError,
-     r"lengths\[1\] is 6, expected 0 <= length <= T = 5"),
-    ("negative length", lambda: fastrnn.RNN(3, 4)(zeros(5, 2, 3), lengths=torch.tensor([-1, 5])), ValueError,
-     r"lengths\[0\] is -1"),
-    ("lengths and packed", lambda: fastrnn.RNN(3, 4)(
-        pack_padded_sequence(zeros(5, 2, 3), torch.tensor([5, 2])), lengths=torch.tensor([5, 2])), ValueError,
-     "a PackedSequence carries its own"),
+    ("tensor as reset_state of an LSTM", lambda: fastrnn.LSTM(3, 4)(
+        zeros(5, 2, 3), reset=marks(5, 2), reset_state=zeros(1, 2, 4)), RuntimeError,
+     r"LSTM: lstm expects two hidden states, reset_state = \(h_0, c_0\), got Tensor of \(Tensor\)"),
+    ("tuple as reset_state of a GRU", lambda: fastrnn.GRU(3, 4)(
+        zeros(5, 2, 3), reset=marks(5, 2), reset_state=(zeros(1, 2, 4),) * 2), TypeError,
+     r"GRU: reset_state must be a tensor h_0, got tuple of \(Tensor, Tensor\)"),
+    ("number as reset_state", lambda: fastrnn.RNN(3, 4)(
+        zeros(5, 2, 3), reset=marks(5, 2), reset_state=0.0), TypeError,
+     "RNN: reset_state must be a tensor h_0, got float"),
+    ("size of one reset_state", lambda: fastrnn.LSTM(3, 4, proj_size=2)(
+        zeros(5, 2, 3), reset=marks(5, 2), reset_state=(zeros(1, 2, 2), zeros(1, 2, 5))), RuntimeError,
+     r"Expected reset_state\[1\] size \(1, 2, 4\), got \[1, 2, 5\]"),
+    ("reverse and bidirectional", lambda: fastrnn.LSTM(3, 4, reverse=True, bidirectional=True), ValueError,
+     "reverse=True is for layers of one direction, got bidirectional=True, too"),
+    ("reverse and bidirectional in functional", lambda: fastrnn.functional.gru(
+        zeros(5, 2, 3), None, [zeros(12, 3), zeros(12, 4)] * 2, bias=False, reverse=True, bidirectional=True), ValueError,
+     "reverse=True is for layers of one direction, got bidirectional=True, too"),
+    ("reverse int", lambda: fastrnn.RNN(3, 4, reverse=1), TypeError, "reverse should be of type bool, got: int 1"),
+    ("reverse text in functional", lambda: fastrnn.functional.rnn(
+        zeros(5, 2, 3), None, [zeros(4, 3), zeros(4, 4)], bias=False, reverse="yes"), TypeError,
+     "reverse should be of type bool, got: str 'yes'"),
+    ("detach_state of a number", lambda: fastrnn.detach_state(3), TypeError,
+     "detach_state: state must be a tensor, a tuple or list of them, or None, got int 3"),
+    ("detach_state of a number in a tuple", lambda: fastrnn.detach_state((zeros(2), 0.5)), TypeError,
+     "detach_state: state must be .*, got float 0.5"),
     ("layers of the weights", lambda: fastrnn.functional.gru(
         zeros(5, 2, 3), None, [zeros(12, 3), zeros(12, 4)], num_layers=2, bias=False), RuntimeError,
      r"got 2 weights, expected 2 for each of num_layers \* num_directions = 2"),
@@ -215,10 +224,132 @@ OURS = [
 ]  # fmt: skip
 
 
+def marks(*shape, **options):
+    return zeros(*shape, dtype=torch.bool, **options)
+
+
+def packed():
+    return pack_padded_sequence(zeros(5, 2, 3), torch.tensor([5, 2]))
+
+
+def nested(*shape, layout=torch.jagged):
+    """A nested tensor of 5 and 2 steps, each of that shape."""
+    return torch.nested.nested_tensor([zeros(5, *shape), zeros(2, *shape)], layout=layout)
+
+
+def states(*shape, **options):
+    """For a module of a name, a state of that shape."""
+    return lambda name: state(name, *shape, **options)
+
+
+# What is wrong, the module's options, input, keyword arguments, type of the error, its text with {name} for the module's.
+SEQUENCE_CONTROL = [
+    ("negative length", {}, zeros(5, 2, 3), {"lengths": torch.tensor([3, -1])}, ValueError,
+     r"^lengths\[1\] is -1, expected 0 <= length <= T = 5"),
+    ("length beyond T", {}, zeros(5, 2, 3), {"lengths": torch.tensor([5, 6])}, ValueError,
+     r"^lengths\[1\] is 6, expected 0 <= length <= T = 5"),
+    ("length beyond T, batch first", {"batch_first": True}, zeros(2, 5, 3), {"lengths": torch.tensor([6, 5])}, ValueError,
+     r"^lengths\[0\] is 6, expected 0 <= length <= T = 5"),
+    ("length beyond T, unbatched", {}, zeros(5, 3), {"lengths": torch.tensor(6)}, ValueError,
+     r"^lengths\[0\] is 6, expected 0 <= length <= T = 5"),
+    ("lengths float", {}, zeros(5, 2, 3), {"lengths": torch.ones(2)}, TypeError,
+     "^lengths must be an integer tensor on cpu, got torch.float32 on cpu"),
+    ("lengths bool", {}, zeros(5, 2, 3), {"lengths": marks(2)}, TypeError,
+     "^lengths must be an integer tensor on cpu, got torch.bool on cpu"),
+    ("lengths 2-D", {}, zeros(5, 2, 3), {"lengths": torch.tensor([[5, 2]])}, ValueError,
+     r"^lengths must have shape \(2,\), one per sample, got \[1, 2\]"),
+    ("lengths 0-D", {}, zeros(5, 2, 3), {"lengths": torch.tensor(5)}, ValueError,
+     r"^lengths must have shape \(2,\), one per sample, got \[\]"),
+    ("two lengths, unbatched", {}, zeros(5, 3), {"lengths": torch.tensor([5, 2])}, ValueError,
+     r"^lengths must have shape \(1,\), one per sample, got \[2\]"),
+    ("lengths on meta", {}, zeros(5, 2, 3), {"lengths": zeros(2, dtype=torch.int64, device="meta")}, TypeError,
+     "^lengths must be an integer tensor on cpu, got torch.int64 on meta"),
+    ("lengths list", {}, zeros(5, 2, 3), {"lengths": [5, 2]}, TypeError,
+     r"^lengths must be a tensor of shape \(N,\), got list"),
+    ("lengths int", {}, zeros(5, 3), {"lengths": 5}, TypeError,
+     r"^lengths must be a tensor of shape \(N,\), got int"),
+    ("reset shape", {}, zeros(5, 2, 3), {"reset": marks(2, 5)}, ValueError,
+     r"^{name}: reset must have shape \[5, 2\], a mark for each step of each sample, got \[2, 5\]"),
+    ("reset shape, batch first", {"batch_first": True}, zeros(2, 5, 3), {"reset": marks(5, 2)}, ValueError,
+     r"^{name}: reset must have shape \[2, 5\].*, got \[5, 2\]"),
+    ("reset shape, unbatched", {}, zeros(5, 3), {"reset": marks(5, 1)}, ValueError,
+     r"^{name}: reset must have shape \[5\].*, got \[5, 1\]"),
+    ("reset shape, packed", {}, packed(), {"reset": marks(2, 5)}, ValueError,
+     r"^{name}: reset must have shape \[5, 2\].*, got \[2, 5\]"),
+    ("reset shape, jagged", {}, nested(3), {"reset": marks(5, 2)}, ValueError,
+     r"^{name}: reset must have shape \[2, 5\].*, got \[5, 2\]"),
+    ("reset integers", {}, zeros(5, 2, 3), {"reset": zeros(5, 2, dtype=torch.int64)}, TypeError,
+     "^{name}: reset must be a bool tensor, got torch.int64"),
+    ("reset list", {}, zeros(5, 2, 3), {"reset": [True] * 5}, TypeError,
+     "^{name}: reset must be a bool tensor, got list"),
+    ("reset on meta", {}, zeros(5, 2, 3), {"reset": marks(5, 2, device="meta")}, RuntimeError,
+     "^{name}: reset is on meta, expected input's device cpu"),
+    ("reset_state alone", {}, zeros(5, 2, 3), {"reset_state": states(1, 2, 4)}, ValueError,
+     "^reset_state= is what reset= replaces the state by, but reset is None"),
+    ("reset_state batch", {}, zeros(5, 2, 3), {"reset": marks(5, 2), "reset_state": states(1, 3, 4)}, RuntimeError,
+     r"^Expected reset_state.* size \(1, 2, 4\), got \[1, 3, 4\]: reset_state is \(num_layers"),
+    ("reset_state layers", {"num_layers": 2}, zeros(5, 2, 3), {"reset": marks(5, 2), "reset_state": states(1, 2, 4)}, RuntimeError,
+     r"^Expected reset_state.* size \(2, 2, 4\), got \[1, 2, 4\]"),
+    ("reset_state rank", {}, zeros(5, 2, 3), {"reset": marks(5, 2), "reset_state": states(2, 4)}, RuntimeError,
+     "^For batched 3-D input, reset_state should also be 3-D but got .*2-D"),
+    ("reset_state rank, unbatched", {}, zeros(5, 3), {"reset": marks(5), "reset_state": states(1, 1, 4)}, RuntimeError,
+     "^For unbatched 2-D input, reset_state should also be 2-D but got .*3-D"),
+    ("reset_state rank, packed", {}, packed(), {"reset": marks(5, 2), "reset_state": states(2, 4)}, RuntimeError,
+     r"^Expected reset_state.* size \(1, 2, 4\), got \[2, 4\]"),
+    ("reset_state dtype", {}, zeros(5, 2, 3), {"reset": marks(5, 2), "reset_state": states(1, 2, 4, dtype=torch.float64)}, RuntimeError,
+     "^Input and reset_state tensors are not the same dtype, .* torch.float32 and reset_state tensor with torch.float64"),
+    ("lengths and packed", {}, packed(), {"lengths": torch.tensor([5, 2])}, ValueError,
+     "^{name}: lengths= goes with a padded input; a PackedSequence carries its own"),
+    ("lengths and jagged", {}, nested(3), {"lengths": torch.tensor([5, 2])}, ValueError,
+     "^{name}: lengths= goes with a padded input; a nested tensor carries its own"),
+    ("nested 2-D", {}, nested(), {}, ValueError,
+     r"^{name}: a nested input must be \(N, \*, input_size\), .*, got \[2, j\d+\]"),
+    ("nested 4-D", {}, nested(3, 2), {}, ValueError,
+     r"^{name}: a nested input must be \(N, \*, input_size\), .*, got \[2, j\d+, 3, 2\]"),
+    ("nested, transposed", {}, nested(3).transpose(1, 2), {}, ValueError,
+     r"^{name}: a nested input must be \(N, \*, input_size\), .*, got \[2, 3, j\d+\]"),
+    ("nested, input size", {}, nested(4), {}, RuntimeError,
+     r"^input.size\(-1\) must be equal to input_size. Expected 3, got 4"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def nothing_computed(monkeypatch):
+    from fastrnn import ops
+
+    monkeypatch.setattr(ops, "scan", lambda *_, **__: pytest.fail("computed before the error"))
+
+
+@pytest.mark.usefixtures("nothing_computed")
+@pytest.mark.parametrize("with_state", [False, True], ids=["no hx", "hx"])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("row", SEQUENCE_CONTROL, ids=ids(SEQUENCE_CONTROL))
+def test_sequence_control(name, row, with_state):
+    _, options, input, control, error, text = row
+    module = getattr(fastrnn, name)(3, 4, **options)
+    control = {key: value(name) if callable(value) else value for key, value in control.items()}
+    batch = () if isinstance(input, torch.Tensor) and input.dim() == 2 else (2,)
+    hx = state(name, module.num_layers, *batch, 4) if with_state else None
+    with pytest.raises(error, match=text.replace("{name}", name)):
+        module(input, hx, **control)
+
+
+@pytest.mark.usefixtures("nothing_computed")
 @pytest.mark.parametrize(("call", "error", "text"), [row[1:] for row in OURS], ids=ids(OURS))
 def test_ours(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.usefixtures("nothing_computed")
+@pytest.mark.parametrize("name", LAYERS)
+def test_nested_of_another_layout(name):
+    with pytest.raises(
+        ValueError,
+        match=f"^{name}: input is a nested tensor of layout torch.strided, expected torch.jagged",
+    ):
+        getattr(fastrnn, name)(3, 4)(nested(3, layout=torch.strided))
 
 
 def test_device_without_a_kernel(monkeypatch):
