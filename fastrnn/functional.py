@@ -34,7 +34,7 @@ class AllStates(NamedTuple):
 
 
 def detach_state(state: Any) -> Any:
-    """A state, or a tuple or list of states, cut off from the graph that computed it.
+    """A state, or a nest of tuples and lists of them, cut off from the graph that computed it.
 
     For truncated backpropagation: what one call returned starts the next, and gradients stop there.
 
@@ -47,7 +47,9 @@ def detach_state(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.detach()
     if isinstance(state, (tuple, list)):
-        return type(state)(detach_state(each) for each in state)
+        parts = [detach_state(each) for each in state]
+        named = getattr(type(state), "_make", None)  # of a named tuple, which takes field by field
+        return named(parts) if named else type(state)(parts)
     if state is None:
         return None
     raise TypeError(

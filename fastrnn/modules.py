@@ -194,6 +194,7 @@ class RNN(RecurrentModule):
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
         recompute: save no gates for backward, which computes them again: less memory in training
             (of GRU and LSTM) for a third more arithmetic in it.
+        reverse: run the layers' one direction from the last step to the first.
 
     Parameters are ``weight_ih_l{k}`` (H, I or D * H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}``
     and ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict
