@@ -24,7 +24,7 @@ FORMATTED = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -
 PYTEST := $(BIN)/python -m pytest
 
 # The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
-NATIVE_TESTS := plan team kernels activations
+NATIVE_TESTS := plan team kernels activations dropout
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
 NATIVE_OBJECTS := buffer team isa_amx isa_avx512_bf16 isa_avx512 isa_avx2 isa_neon isa_plain
 # Where the library's lie; asked for when they are there, and not those of the sanitized build.
@@ -52,7 +52,8 @@ test: setup ## all tests
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
-	$(PYTEST) -m 'not slow' --capture=sys tests/test_kernels.py $(ARGS)
+	$(PYTEST) -m 'not slow' -k 'test_kernels or numerically or loop or packed' --capture=sys \
+	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true

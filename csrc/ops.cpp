@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? offsets, Tensor? reset, bool reverse, bool save, bool recompute=False, "
       "bool all_states=False, int groups=0) -> str");
+  m.def("dropout_mask(Tensor seed, int stream, SymInt[] shape, float p, ScalarType dtype) -> Tensor");
   m.def("cpu_instruction_sets() -> str");
   m.def("cells() -> str");
   m.def("cell_facts(str cell) -> (int gates, int saved, bool has_cell_state)");

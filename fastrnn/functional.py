@@ -94,7 +94,8 @@ def rnn(
         num_layers: stacked layers.
         bias: whether ``weights`` holds biases.
         batch_first: input and output have the batch first; states never do.
-        dropout: probability of zeroing an element between layers, in training.
+        dropout: probability of zeroing an element between layers, in training, by a mask that
+            depends on a seed from torch's generator, the layer and the element alone.
         training: whether dropout applies.
         bidirectional: run each layer in both directions, outputs side by side.
         lengths: integer tensor (N,) on CPU, 0 to T each. Outputs at steps past a sample's length

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout as apply_dropout
 
 from fastrnn import ops
+from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.ops import ScanWeights
 
 __all__ = ["run_stack"]
@@ -50,6 +50,8 @@ def run_stack(
         output (T, N, D * R) or (rows, D * R), the final states in the shapes of ``states``, and for
         each layer h (T, N, D * R) and, of an LSTM, c (T, N, D * H) after every step.
     """
+    # One for all layers, and none where it would change nothing: the generator stays where it is.
+    seed = draw_seed(input.device) if dropout > 0 and len(weights) > directions else None
     finals: list[tuple[Tensor, ...]] = []
     all_h: list[Tensor] = []
     all_c: list[Tensor] = []
@@ -83,8 +85,9 @@ def run_stack(
             if all_states:
                 all_h.append(input)
                 all_c += [_side_by_side(cells)] if cells else []
-            if dropout > 0 and index < len(weights) - 1:
-                input = apply_dropout(input, dropout, training=True)
+            if seed is not None and index < len(weights) - 1:
+                layer = index // directions
+                input = input * dropout_mask(seed, layer, input.shape, dropout, input.dtype)
     return input, tuple(torch.stack(final) for final in zip(*finals, strict=True)), all_h, all_c
 
 

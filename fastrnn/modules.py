@@ -189,7 +189,8 @@ class RNN(RecurrentModule):
         nonlinearity: ``'tanh'`` or ``'relu'``.
         bias: whether the layers have ``bias_ih`` and ``bias_hh``.
         batch_first: input and output are (N, T, ...) instead of (T, N, ...); states never are.
-        dropout: probability of zeroing an element between layers, in training.
+        dropout: probability of zeroing an element between layers, in training, by a mask that
+            depends on a seed from torch's generator, the layer and the element alone.
         bidirectional: a second direction in each layer, D = 2.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
         recompute: save no gates for backward, which computes them again: less memory in training

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrnn import cpu_instruction_sets, ops
+from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.ops import ScanWeights
 
 CELLS = tuple(ops.CELLS)
@@ -79,6 +82,26 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1
         torch.zeros_like(input) if gradient is None else gradient
         for gradient, input in zip(found, inputs, strict=True)
     ]
+
+
+class OurMasks(TorchDispatchMode):
+    """Under it a torch.nn module drops what ours drops from the same state of the generator."""
+
+    def __init__(self, dropout: float = 0, num_layers: int = 1, **_: Any) -> None:
+        super().__init__()
+        self.dropout, self.masks = dropout, num_layers - 1
+        self.seed, self.layer = None, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
+    ) -> Any:
+        if func is not torch.ops.aten.bernoulli_.float:
+            return func(*args, **(kwargs or {}))
+        if self.layer == 0:  # of another call
+            self.seed = draw_seed(args[0].device)
+        mask = dropout_mask(self.seed, self.layer, args[0].shape, self.dropout, args[0].dtype)
+        self.layer = (self.layer + 1) % self.masks
+        return args[0].copy_(mask != 0)
 
 
 def assert_all_close(

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from common import assert_all_close, gradients
+from common import OurMasks, assert_all_close, gradients
 from test_modules import LAYERS, H, I, N, T, flatten, make_inputs, make_pair, run
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
@@ -443,7 +443,8 @@ def test_frozen_weights_train_as_torchs(name, frozen, training):
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(not FROZEN[frozen](key))
         torch.manual_seed(3)
-        train(module, x, 3)
+        with OurMasks(**DROPOUT):
+            train(module, x, 3)
     for (key, a), b in zip(pair[1].named_parameters(), pair[0].parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None) == FROZEN[frozen](key)
     assert_all_close(list(pair[1].parameters()), list(pair[0].parameters()), torch.float64)

@@ -15,6 +15,9 @@ using cpu::Team;
 // The vectors they run on.
 #include "cpu/vec.h"
 
+// Between the cells of a stack.
+#include "cpu/dropout_kernel.h"
+
 // What is built on both.
 #include "cpu/micro_kernel.h"
 
@@ -65,6 +68,7 @@ constexpr Kernels<S> kKernels{forward<S>, backward<S>, choice<S>};
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name,
           runs_here,
+          kMaskKernels,
           {kKernels<float>, kKernels<double>, kKernels<BFloat16>, kKernels<Half>, kKernels<Dual<float>>,
            kKernels<Dual<double>>}};
 }
@@ -108,7 +112,7 @@ inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& par
 
 // Where only products of bfloat16 differ from kAvx512.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
-  return {name, runs_here, {{}, {}, {forward, backward, choice}, {}, {}, {}}, &cpu::kAvx512};
+  return {name, runs_here, kMaskKernels, {{}, {}, {forward, backward, choice}, {}, {}, {}}, &cpu::kAvx512};
 }
 
 #endif

@@ -30,9 +30,30 @@ struct Kernels {
   Choice (*choice)(std::string_view cell, const ScanParams<S>&, const Team&);
 };
 
+// A mask of dropout: see DropoutRule.
+struct MaskParams {
+  uint64_t stream;
+  uint32_t threshold;
+  uint64_t kept;  // the bits of what is kept; of what is dropped they are 0
+};
+
+// Elements of a mask that a kernel writes at once.
+constexpr int64_t kMaskUnit = 64;
+
+// Elements begin, a multiple of kMaskUnit, to end of the mask of a seed, for each width of an element.
+struct MaskKernels {
+  template <class U>
+  using Kernel = void (*)(const MaskParams&, uint64_t seed, int64_t begin, int64_t end, U* out);
+
+  Kernel<uint16_t> of_16_bits;
+  Kernel<uint32_t> of_32_bits;
+  Kernel<uint64_t> of_64_bits;
+};
+
 struct InstructionSet {
   std::string_view name;  // as in FASTRNN_CPU_ISA
   bool (*runs_here)();
+  MaskKernels masks;
   std::tuple<Kernels<float>, Kernels<double>, Kernels<BFloat16>, Kernels<Half>, Kernels<Dual<float>>,
              Kernels<Dual<double>>>
       own;

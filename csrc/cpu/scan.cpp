@@ -1,55 +1,22 @@
 // The op on CPU: from tensors to the kernels of one instruction set, and the threads they run on.
 #include <torch/csrc/stable/library.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "cpu/machine.h"
 
 namespace fastrnn::cpu {
 namespace {
 
-// Best first.
-constexpr std::array kInstructionSets = {
-#if defined(__x86_64__)
-    &kAmx,   &kAvx512Bf16, &kAvx512, &kAvx2,
-#elif defined(__aarch64__)
-    &kNeon,
-#endif
-    &kPlain,
-};
-
-// "avx512,avx2,plain": what this machine can run, or what it cannot, best first.
-std::string instruction_sets(bool here) {
-  std::string names;
-  for (const InstructionSet* set : kInstructionSets)
-    if (set->runs_here() == here) names.append(names.empty() ? "" : ",").append(set->name);
-  return names;
-}
-
 std::string available_instruction_sets() { return instruction_sets(true); }
-
-// The best set this machine runs, or the one FASTRNN_CPU_ISA names.
-const InstructionSet& instruction_set() {
-  const char* wanted = std::getenv("FASTRNN_CPU_ISA");
-  for (const InstructionSet* set : kInstructionSets)
-    if ((!wanted || set->name == wanted) && set->runs_here()) return *set;
-  STD_TORCH_CHECK(false, "fastrnn: FASTRNN_CPU_ISA is '", wanted ? wanted : "", "', expected one of ",
-                  instruction_sets(true));
-}
 
 // Below this a fork and join costs more than it saves.
 constexpr double kMinFlopPerThread = 1e5;
-
-// A forked child runs on one thread: the parent's OpenMP pool does not survive a fork.
-const pid_t kLoadedIn = getpid();
-
-int64_t most_threads() { return getpid() == kLoadedIn ? torch::stable::get_num_threads() : 1; }
 
 Team team_of(int64_t threads) {
   return {threads, [](int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
@@ -395,7 +362,7 @@ std::string scan_choice(std::string cell, Tensor input, Tensor h_0, OptionalTens
     say("not_in_lanes", choice.not_in_lanes);
     say("threads", side_by_side ? most_threads() : team.threads());
     say("threads_allowed", most_threads());
-    say("forked", int{getpid() != kLoadedIn});
+    say("forked", int{forked()});
     say("row_groups", choice.grid.row_groups);
     say("unit_groups", choice.grid.unit_groups);
     say("packs", int{choice.packs});

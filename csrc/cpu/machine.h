@@ -1,0 +1,32 @@
+// What the ops on CPU ask of the machine and of torch: an instruction set, how many threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace fastrnn::cpu {
+
+// "avx512,avx2,plain": what this machine can run, or what it cannot, best first.
+std::string instruction_sets(bool here);
+
+// The best set this machine runs, or the one FASTRNN_CPU_ISA names.
+const InstructionSet& instruction_set();
+
+// Whether this is a child of the process that loaded the library.
+bool forked();
+
+// torch.set_num_threads decides. A forked child runs on one thread: the parent's OpenMP pool does not survive a fork.
+int64_t most_threads();
+
+// f(begin, end) for ranges that make up [0, items), at least `grain` items each, side by side where there are threads.
+template <class F>
+void for_ranges(int64_t items, int64_t grain, const F& f) {
+  if (most_threads() == 1 || items <= grain) return f(0, items);
+  torch::stable::parallel_for(0, items, grain, f);
+}
+
+}  // namespace fastrnn::cpu
