@@ -100,7 +100,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
     steps = input.shape[:-1]
     y = input.new_empty(*steps, output_size)
     c_n = torch.empty_like(c_0) if has_cell_state else input.new_empty(0)
-    saved_gates = saved_cells = input.new_empty(0)
+    saved_gates, saved_cells = input.new_empty(0), input.new_empty(0)
     if save and saved and not recompute:
         saved_gates = input.new_empty(*steps, saved * hidden_size)
     if has_cell_state:

@@ -234,6 +234,66 @@ def test_vmap_of_a_packed_batch():
         vmap(lambda data: ops.scan("lstm", data, h, c, weights, offsets=offsets)[0])(many)
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed", "jagged", "lengths and resets"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck(cell, layout):
+    """The ops as torch.library checks them: schema, fake kernels, autograd, traced with any sizes."""
+    x, h, c, weights = make_scan(cell, (4, 3, 2, 5), proj_size=3 if cell == "lstm" else 0)
+    rows = layout in ("packed", "jagged")
+    host = {
+        "padded": (None,) * 4,
+        "packed": (None, torch.tensor([3, 2]), None, None),
+        "jagged": (None, None, torch.tensor([0, 2, 2, 5]), None),
+        "lengths and resets": (torch.tensor([4, 0, 3]), None, None, torch.rand(4, 3) < 0.5),
+    }[layout]
+    tensors = [
+        x.flatten(0, 1)[:5] if rows else x,
+        h,
+        c,
+        *weights,
+        h + 1,
+        None if c is None else c + 1,
+    ]
+    # Gates of steps that no sample runs are left as they are, and opcheck compares all of them.
+    recompute = layout == "lengths and resets"
+    tail = (*host, layout == "jagged", True, recompute, True)
+    torch.library.opcheck(torch.ops.fastrnn.scan.default, (cell, *tensors, *tail))
+    leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
+    torch.library.opcheck(torch.ops.fastrnn.scan.default, (cell, *leaves, *tail))
+
+    y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(cell, *tensors, *tail)
+    grads = (y, h_n, c_n, cells) if cell == "lstm" else (y, h_n, None, None)
+    backward = (cell, *grads, *tensors, *host, layout == "jagged", y, gates, cells, 0b1111111111)
+    torch.library.opcheck(torch.ops.fastrnn.scan_backward.default, backward)
+
+
+def test_opcheck_in_groups():
+    x, h, _, weights = make_scan("gru", (4, 6, 2, 5))
+    weights = [
+        w if i % 2 else w.expand(3, *w.shape).contiguous() for i, w in enumerate(present(weights))
+    ]
+    tensors = (x, h, None, *weights, None, None, None)
+    tail = (*(None,) * 4, False, True, False, False, 3)
+    torch.library.opcheck(torch.ops.fastrnn.scan.default, ("gru", *tensors, *tail))
+    y, _, _, gates, cells = torch.ops.fastrnn.scan("gru", *tensors, *tail)
+    backward = (
+        "gru",
+        y,
+        None,
+        None,
+        None,
+        *tensors,
+        *(None,) * 4,
+        False,
+        y,
+        gates,
+        cells,
+        0b1111111,
+        3,
+    )
+    torch.library.opcheck(torch.ops.fastrnn.scan_backward.default, backward)
+
+
 # --- modules --------------------------------------------------------------------------------------
 
 
@@ -260,6 +320,35 @@ def test_ensemble_of_stacked_modules(name):
     base = copy.deepcopy(modules[0]).to("meta")
     together = vmap(lambda p: functional_call(base, p, (x,))[0])(parameters)
     assert_all_close(list(together), [module(x)[0] for module in modules], torch.float64)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_func_on_an_accelerated_model(name):
+    model = nn.ModuleDict(
+        {"rnn": make_module(name, nn), "head": nn.Linear(H, 1, dtype=torch.float64)}
+    )
+    x = torch.randn(T, N, I, dtype=torch.float64)
+
+    def per_sample(model):
+        def loss(weights, sample):
+            rnn = {
+                key.removeprefix("rnn."): w for key, w in weights.items() if key.startswith("rnn.")
+            }
+            return functional_call(model["rnn"], rnn, (sample,))[0].sin().sum()
+
+        weights = {key: w.detach() for key, w in model.named_parameters()}
+        return vmap(grad(loss), in_dims=(None, 1))(weights, x)
+
+    report = fastrnn.Report()
+    fast = fastrnn.accelerate(copy.deepcopy(model), report=report)
+    assert report.replaced == {"rnn": f"fastrnn.{name}"}
+    found = per_sample(fast)
+    for n in range(N):
+        model.zero_grad()
+        model["rnn"](x[:, n])[0].sin().sum().backward()
+        for key, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(found[key][n], parameter.grad)
 
 
 def test_gradient_penalty_trains_a_critic():
