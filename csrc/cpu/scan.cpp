@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -14,6 +15,8 @@ namespace fastrnn::cpu {
 namespace {
 
 std::string available_instruction_sets() { return instruction_sets(true); }
+
+constexpr int64_t kClearedAtOnce = int64_t{1} << 20;  // bytes of a sequence that are worth a thread
 
 // Below this a fork and join costs more than it saves.
 constexpr double kMinFlopPerThread = 1e5;
@@ -146,19 +149,34 @@ std::vector<int64_t> sequence_shape(const ScanInputs& in, const ScanSizes& sizes
   return {sizes.T, sizes.N, columns};
 }
 
-// Of a sequence, there are steps that no sample runs.
-bool has_gaps(const ScanInputs& in, const ScanSizes& sizes) {
-  if (in.lengths || !in.offsets) return in.lengths.has_value();
+// Of a jagged sequence, there are rows that are no sample's step.
+bool has_holes(const ScanInputs& in, const ScanSizes& sizes) {
+  if (!in.offsets) return false;
   const int64_t* offsets = in.offsets->const_data_ptr<int64_t>();
-  return offsets[0] > 0 || offsets[sizes.N] < in.input.size(0);
+  return in.lengths || offsets[0] > 0 || offsets[sizes.N] < in.input.size(0);
+}
+
+// Clears the rows of a padded sequence that lie past a sample's length: to clear all of it would cost a fresh page for
+// every step that is about to be written.
+void clear_padding(Tensor& padded, const int64_t* lengths) {
+  const int64_t T = padded.size(0), N = padded.size(1);
+  const int64_t row = padded.size(2) * padded.element_size();
+  char* data = static_cast<char*>(padded.mutable_data_ptr());
+  for_ranges(T, std::max<int64_t>(1, kClearedAtOnce / std::max<int64_t>(1, N * row)), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t n = 0; n < N; ++n)
+        if (t >= lengths[n]) std::memset(data + (t * N + n) * row, 0, row);
+  });
 }
 
 // A sequence that a caller sees: steps that no sample runs are 0.
 Tensor new_sequence(const ScanInputs& in, const ScanSizes& sizes, int64_t columns, bool wanted = true,
                     std::optional<ScalarType> dtype = std::nullopt) {
   if (!wanted) return empty_like_dtype(in.input, {0}, true, dtype);
-  if (has_gaps(in, sizes)) return torch::stable::new_zeros(in.input, sequence_shape(in, sizes, columns), dtype);
-  return with_huge_pages(torch::stable::new_empty(in.input, sequence_shape(in, sizes, columns), dtype));
+  if (has_holes(in, sizes)) return torch::stable::new_zeros(in.input, sequence_shape(in, sizes, columns), dtype);
+  Tensor found = with_huge_pages(torch::stable::new_empty(in.input, sequence_shape(in, sizes, columns), dtype));
+  if (in.lengths && !in.offsets && found.numel() > 0) clear_padding(found, in.lengths->const_data_ptr<int64_t>());
+  return found;
 }
 
 // One that only backward reads: those steps are left as they are.
