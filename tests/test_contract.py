@@ -15,8 +15,9 @@ from fastrnn.ops import ScanWeights
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-# T, N, I, H: rows split among threads, then units, samples in the lanes, several chunks, one sample, one step.
-SHAPES = [(7, 70, 20, 64), (9, 3, 5, 300), (40, 9, 24, 40), (11, 90, 3, 5), (130, 16, 8, 70), (60, 1, 16, 130), (1, 20, 9, 33)]  # fmt: skip
+# T, N, I, H: rows split among threads, then units, samples in the lanes, several chunks, one sample, one step of few
+# samples (whose weights are not packed ahead) and of many.
+SHAPES = [(7, 70, 20, 64), (9, 3, 5, 300), (40, 9, 24, 40), (11, 90, 3, 5), (130, 16, 8, 70), (60, 1, 16, 130), (1, 20, 9, 33), (1, 70, 140, 40)]  # fmt: skip
 
 
 def make_leaves(cell, sizes, dtype, proj_size=0):
@@ -40,6 +41,50 @@ def test_same_bits_for_every_thread_count(cell, dtype, sizes):
             runs.append(results + gradients(results, present([x, h, c, *weights])))
     finally:
         torch.set_num_threads(before)
+    for run in runs[1:]:
+        for a, b in zip(run, runs[0], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("separate", [False, True], ids=["shared weights", "own weights"])
+def test_groups_have_the_same_bits_for_every_thread_count(cell, separate):
+    x, h, c, weights = make_scan(cell, (30, 12, 5, 40))
+    groups = 6
+    if separate:
+        scales = torch.arange(1.0, groups + 1, dtype=x.dtype)
+        weights = ScanWeights(*(
+            None if w is None else scales.reshape(-1, *(1,) * w.dim()) * w for w in weights
+        ))  # fmt: skip
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            host = (*[None] * 6, False)
+            found = torch.ops.fastrnn.scan(
+                cell, x, h, c, *weights, *host, True, False, False, groups
+            )
+            y, _, _, gates, cells = found
+            arguments = (
+                y,
+                None,
+                None,
+                None,
+                x,
+                h,
+                c,
+                *weights,
+                *host,
+                y,
+                gates,
+                cells,
+                255,
+                groups,
+            )
+            runs.append([*found, *torch.ops.fastrnn.scan_backward(cell, *arguments)])
+    finally:
+        torch.set_num_threads(before)
+    assert runs[0][5 + 4].shape == (groups, weights.weight_hh.size(-2), 40)
     for run in runs[1:]:
         for a, b in zip(run, runs[0], strict=True):
             assert torch.equal(a, b)
