@@ -108,6 +108,7 @@ def library() -> dict:
         sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
         # Python's own compile flags bring -fwrapv, which hides signed overflow.
         sanitize += ["-fno-wrapv", "-fno-omit-frame-pointer", "-g", "-O1"]
+        sanitize += ["-DFASTRNN_WITHOUT_DUALS"]
     system = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # warn of our code only
 
     sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + ([] if no_cuda else cuda_sources)

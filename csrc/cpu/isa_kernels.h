@@ -65,6 +65,11 @@ cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Tea
 template <class S>
 constexpr Kernels<S> kKernels{forward<S>, backward<S>, choice<S>};
 
+#if defined(FASTRNN_WITHOUT_DUALS)  // a sanitizer's instructions in them take a compiler a quarter of an hour
+template <class A>
+constexpr Kernels<Dual<A>> kKernels<Dual<A>>{};
+#endif
+
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name,
           runs_here,
