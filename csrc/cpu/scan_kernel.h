@@ -815,8 +815,8 @@ class BackwardScan : Scan<Cell, S> {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       this->store_state(dh_.get() + r * r_sums, d.h_0, R, r);
       if (kHasC) this->store_state(dc_.get() + r * h_sums, d.c_0, H, r);
-      this->store_state(d_reset_h_.get() + r * r_sums, d.reset_h, R, r);
-      this->store_state(d_reset_c_.get() + r * h_sums, d.reset_c, H, r);
+      if (d.reset_h) this->store_state(d_reset_h_.get() + r * r_sums, d.reset_h, R, r);
+      if (d.reset_c) this->store_state(d_reset_c_.get() + r * h_sums, d.reset_c, H, r);
     }
     const Range gates = member.share(dw_rows_);
     const auto store = [](const Buffer<A>& from, Matrix<S> to, Range range, int64_t columns, int64_t row) {
