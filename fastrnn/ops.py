@@ -27,6 +27,7 @@ from fastrnn.library import (
     TENSORS,
     CellFacts,
     ScanWeights,
+    accumulate_dtype,
     cpu_instruction_sets,
     gradients_of_arguments,
     scan_backward_arguments,
@@ -127,7 +128,7 @@ def _dual(value: Tensor | None, tangent: Tensor | None) -> Tensor | None:
     present = value if value is not None else tangent
     if present is None:
         return None
-    dtype = torch.float32 if present.dtype.itemsize == 2 else present.dtype
+    dtype = accumulate_dtype(present.dtype)
     value = torch.zeros_like(present) if value is None else value
     tangent = torch.zeros_like(present) if tangent is None else tangent
     return torch.complex(value.to(dtype), tangent.to(dtype))
@@ -149,8 +150,7 @@ def _tangents(results: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> tuple
 
 def _result_dtypes(input: Tensor) -> tuple[torch.dtype, ...]:
     """Of y, h_n, c_n and cells."""
-    cells = torch.float32 if input.dtype.itemsize == 2 else input.dtype
-    return (input.dtype, input.dtype, input.dtype, cells)
+    return (input.dtype, input.dtype, input.dtype, accumulate_dtype(input.dtype))
 
 
 def _split(args: Sequence[Any], *counts: int) -> list[Any]:
