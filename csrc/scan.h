@@ -77,6 +77,7 @@ struct Schedule {
   int64_t N = 0;
   const int64_t* order = nullptr;   // [N], sample of row r; null: r itself
   const int64_t* active = nullptr;  // [T], rows running at step t (non-increasing); null: N
+  const int64_t* lengths = nullptr;  // [N], on a GPU instead of order and active, where rows stay as they are
   bool reverse = false;             // from the last step to the first
   Matrix<const uint8_t> reset;      // [T, N], not 0 at the first step of a segment; null: none
 

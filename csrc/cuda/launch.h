@@ -1,0 +1,52 @@
+// launch: a scan on a GPU, without torch. Everything below is what the simulator runs.
+//
+// All pointers of the params are to device memory, also those of the Schedule. x, y, gates and cells (and their
+// gradients) have dense rows: col_stride 1, and rows that follow each other without a gap.
+#pragma once
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/plan.h"
+#include "scan.h"
+
+namespace fastrnn::cuda {
+
+// What CUDA or cuBLAS refused: the caller's error type is the caller's affair.
+struct LaunchError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Context {
+  cudaStream_t stream = nullptr;
+  cublasHandle_t blas = nullptr;  // on that stream
+  bool tf32 = false;              // float32 products may round their factors to TF32
+};
+
+// What both passes of a scan are cut into. `forced`: a regime's name, or empty for the fastest.
+// Throws LaunchError where a forced regime cannot run it, with the reason.
+template <class S>
+Plan plan_for(std::string_view cell, const ScanParams<S>& params, Direction direction, const DeviceLimits& limits,
+              bool tf32, std::string_view forced = {});
+
+// Scratch memory the launch needs, 256-byte aligned.
+template <class S>
+int64_t workspace_bytes(std::string_view cell, const ScanParams<S>& params, const Plan& plan);
+template <class S>
+int64_t workspace_bytes(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
+                        const Plan& plan);
+
+template <class S>
+void launch(std::string_view cell, const ScanParams<S>& params, const Plan& plan, void* workspace,
+            const Context& context);
+template <class S>
+void launch(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Plan& plan,
+            void* workspace, const Context& context);
+
+// The limits of the current device, asked once a device.
+DeviceLimits device_limits();
+
+}  // namespace fastrnn::cuda
