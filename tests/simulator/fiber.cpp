@@ -73,7 +73,7 @@ namespace {
 // An odd number of pages from stack to stack, and tops at different offsets in a page: equal strides would put the hot
 // part of all stacks into the same sets of the cache and of the TLB.
 constexpr size_t kStride = kStackBytes + 4096;
-constexpr size_t kStacks = 1 << 18;
+constexpr size_t kStacks = 1 << 19;
 
 char* stacks() {
   static char* const base = [] {

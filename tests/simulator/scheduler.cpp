@@ -47,11 +47,14 @@ class Run {
       l_.worked = false;
       round();
       l_.now_ns += machine().settings.round_ns;
-      if (l_.progress != before) {
+      const bool all_visited = stalled_;
+      stalled_ = l_.progress == before;
+      if (!stalled_) {
         idle_rounds = 0;
         l_.branches = 0;
         continue;
       }
+      if (!all_visited) continue;
       if (wanted < l_.resident && next_ < l_.blocks) {
         wanted *= 2;
         continue;
@@ -153,10 +156,7 @@ class Run {
     for (size_t i = 0; i < warps_.size() && !l_.aborted; ++i) {
       Warp& warp = *warps_[i];
       if (warp.alive == 0) continue;
-      if (warp.laziness > 0 && l_.random.below(16) < warp.laziness) {
-        if (warp.runnable) l_.worked = true;
-        continue;
-      }
+      if (!stalled_ && l_.random.below(16) < warp.laziness) continue;
       visit(warp);
     }
     if (l_.aborted) return;
@@ -249,6 +249,7 @@ class Run {
   Launch& l_;
   std::vector<uint32_t> order_;  // in which blocks become resident
   uint32_t next_ = 0;
+  bool stalled_ = false;  // the last round changed nothing: nobody may be lazy in this one
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Block*> active_, free_;
   std::vector<Warp*> warps_;
@@ -323,8 +324,8 @@ bool perturbing(Thread&) { return machine().settings.numeric_seed != 0; }
 
 uint32_t special(Thread& t, int which) {
   switch (which) {
-    case kEnvreg1: return static_cast<uint32_t>(current->workspace);
-    case kEnvreg2: return static_cast<uint32_t>(current->workspace >> 32);
+    case kEnvreg1: return static_cast<uint32_t>(current->workspace >> 32);
+    case kEnvreg2: return static_cast<uint32_t>(current->workspace);
     case kSmid: return t.block->slot % machine().device.sms;
     case kNsmid: return machine().device.sms;
     case kGridid: return static_cast<uint32_t>(machine().launch_count);

@@ -5,28 +5,29 @@ libcublas.so.13. Both are loaded globally, before anything that was linked again
 and found again by their names. So torch with CUDA must not be in the same process.
 
     sim = simulator()
-    sim.load(module)                     # translated kernels, a shared library
-    host = sim.load(launcher)            # code compiled by nvcc -cudart shared, unchanged
+    sim.load(build_kernels("scan.cu"))            # translated
+    host = sim.load(build_host(["scan.cu"]))      # nvcc's, unchanged
     with sim.watch(schedule_seed=3) as report:
         host.run(sim.put(x), ...)
-    report.launches[0].total["mma"]      # and any finding was raised at the end of the block
+    report.launches[0].total["mma"]               # any finding was raised at the end of the block
 """
 
 import contextlib
 import ctypes
 import functools
-import hashlib
 import json
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from module import build_source, cache_folder, cached, digest, run
 from toolchain import cxx, nvcc
 
 HERE = Path(__file__).resolve().parent
@@ -41,16 +42,6 @@ ENGINE = [
     "runtime",
     "control",
 ]
-
-
-def cache_dir() -> Path:
-    root = (
-        os.environ.get("FASTRNN_SIMULATOR_CACHE")
-        or Path(tempfile.gettempdir()) / "fastrnn-simulator"
-    )
-    path = Path(root)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 @functools.cache
@@ -69,68 +60,69 @@ def toolkit_include() -> Path:
     raise FileNotFoundError(f"cuda_runtime_api.h was not found beside {nvcc()}:\n{said}")
 
 
-def _run(command: Sequence[str | Path]) -> None:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-
-
-def _digest(*parts: str | bytes) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part if isinstance(part, bytes) else part.encode())
-        total.update(b"\0")
-    return total.hexdigest()[:16]
-
-
 @functools.cache
 def build() -> Path:
     """The folder with libcudart.so.13 and libcublas.so.13, built once for each state of the sources."""
     flags = ["-std=c++20", "-O2", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra"]
     sources = [HERE / f"{name}.cpp" for name in [*ENGINE, "cublas"]]
     headers = sorted(HERE.glob("*.h"))
-    machine = (
-        Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        if os.path.exists("/proc/cpuinfo")
-        else ""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = (
+        re.search(r"^(flags|Features).*$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
     )
-    model = "".join(re.findall(r"^flags.*$", machine, re.M))  # -march=native below
-    key = _digest(*(p.read_bytes() for p in [*sources, *headers]), *flags, model, cxx())
-    folder = cache_dir() / f"engine-{key}"
-    if (folder / "libcublas.so.13").exists():
+    key = digest(
+        *(path.read_bytes() for path in [*sources, *headers]),
+        *flags,
+        model[0] if model else "",
+        cxx(),
+    )
+    folder = cache_folder() / f"engine-{key}"
+    if folder.exists():
         return folder
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as temporary:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
         work = Path(temporary) / "engine"
         work.mkdir()
-        for source in sources:
+
+        def compile_unit(source: Path) -> None:
             more = ["-O3", "-march=native"] if source.stem == "cublas" else []
-            _run(
-                [
-                    cxx(),
-                    *flags,
-                    *more,
-                    "-isystem",
-                    toolkit_include(),
-                    "-c",
-                    source,
-                    "-o",
-                    work / f"{source.stem}.o",
-                ]
-            )
+            command = [cxx(), *flags, *more, "-isystem", toolkit_include(), "-c", source]
+            run([*command, "-o", work / f"{source.stem}.o"])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_unit, sources))
         for name, objects in (("libcudart.so.13", ENGINE), ("libcublas.so.13", ["cublas"])):
             # Code linked against NVIDIA's library asks for symbols of this version.
             (work / "version.map").write_text(f"{name} {{ global: *; }};\n")
-            engine = (
-                []
-                if name == "libcudart.so.13"
-                else [work / "libcudart.so.13", "-Wl,-rpath,$ORIGIN"]
+            linker = (
+                f"-Wl,-soname,{name},--version-script={work / 'version.map'},-z,defs,-rpath,$ORIGIN"
             )
-            _run([cxx(), "-shared", f"-Wl,-soname,{name}", f"-Wl,--version-script={work / 'version.map'}",
-                  "-Wl,-z,defs", "-o", work / name, *[work / f"{o}.o" for o in objects], *engine])  # fmt: skip
-        # Another process may have been quicker.
-        with contextlib.suppress(OSError):
+            engine = [] if name == "libcudart.so.13" else [work / "libcudart.so.13"]
+            units = [work / f"{o}.o" for o in objects]
+            run([cxx(), "-shared", linker, "-o", work / name, *units, *engine])
+        with contextlib.suppress(OSError):  # another process was quicker
             work.rename(folder)
     return folder
+
+
+def build_kernels(source: Path | str, arch: str = "compute_80", flags: Sequence[str] = ()) -> Path:
+    """The kernels of a .cu file, translated: a module for Simulator.load."""
+    return build_source(source, arch, flags)
+
+
+def build_host(
+    sources: Sequence[Path | str], arch: str = "compute_80", flags: Sequence[str] = ()
+) -> Path:
+    """The host code of .cu files as nvcc compiles it, linked against the stand-ins."""
+    base = [nvcc(), "-std=c++17", f"-arch={arch}", *flags]
+    texts = [run([*base, "-E", source]) for source in sources]
+    stand_ins = [build() / "libcudart.so.13", build() / "libcublas.so.13"]
+    key = digest(*texts, *map(str, base), str(build()))
+
+    def make(path: Path) -> None:
+        link = ["-Xcompiler", "-fPIC", "-shared", "-cudart", "none"]
+        run([*base, *link, *sources, "-o", path, *(f"-Xlinker={library}" for library in stand_ins)])
+
+    return cached(f"{key}-host.so", make)
 
 
 def counter_names() -> list[str]:
