@@ -155,8 +155,8 @@ SIM_INLINE float half_value(uint16_t bits) {
   if constexpr (std::same_as<T, bf16>) return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
   // Shifted into a float's fields the exponent is 112 too small; the product mends subnormals as well.
   const float magnitude = std::bit_cast<float>(static_cast<uint32_t>(bits & 0x7fff) << 13) * 0x1p112f;
-  const float value = magnitude >= 65536.0f ? std::bit_cast<float>(static_cast<uint32_t>(bits & 0x3ff) << 13 | 0x7f800000)
-                                            : magnitude;
+  const float value =
+      magnitude >= 65536.0f ? std::bit_cast<float>(static_cast<uint32_t>(bits & 0x3ff) << 13 | 0x7f800000) : magnitude;
   return bits & 0x8000 ? -value : value;
 }
 
@@ -268,17 +268,29 @@ SIM_INLINE Bits<T> lanewise(F f, A... a) {
 template <class V>
 struct TwiceAsWide;
 template <>
-struct TwiceAsWide<int16_t> { using type = int32_t; };
+struct TwiceAsWide<int16_t> {
+  using type = int32_t;
+};
 template <>
-struct TwiceAsWide<uint16_t> { using type = uint32_t; };
+struct TwiceAsWide<uint16_t> {
+  using type = uint32_t;
+};
 template <>
-struct TwiceAsWide<int32_t> { using type = int64_t; };
+struct TwiceAsWide<int32_t> {
+  using type = int64_t;
+};
 template <>
-struct TwiceAsWide<uint32_t> { using type = uint64_t; };
+struct TwiceAsWide<uint32_t> {
+  using type = uint64_t;
+};
 template <>
-struct TwiceAsWide<int64_t> { using type = __int128; };
+struct TwiceAsWide<int64_t> {
+  using type = __int128;
+};
 template <>
-struct TwiceAsWide<uint64_t> { using type = unsigned __int128; };
+struct TwiceAsWide<uint64_t> {
+  using type = unsigned __int128;
+};
 template <class T>
 using Wide = typename TwiceAsWide<typename T::Value>::type;
 
@@ -532,18 +544,28 @@ SIM_INLINE bool testp(Bits<T> a) {
 
 // --- bits -----------------------------------------------------------------------------------------------------------
 template <class T>
-SIM_INLINE Bits<T> and_(Bits<T> a, Bits<T> b) { return a & b; }
-template <class T>
-SIM_INLINE Bits<T> or_(Bits<T> a, Bits<T> b) { return a | b; }
-template <class T>
-SIM_INLINE Bits<T> xor_(Bits<T> a, Bits<T> b) { return a ^ b; }
-template <class T>
-SIM_INLINE Bits<T> not_(Bits<T> a) {
-  if constexpr (std::same_as<T, pred>) return !a;
-  else return static_cast<Bits<T>>(~a);
+SIM_INLINE Bits<T> and_(Bits<T> a, Bits<T> b) {
+  return a & b;
 }
 template <class T>
-SIM_INLINE Bits<T> cnot(Bits<T> a) { return a == 0; }
+SIM_INLINE Bits<T> or_(Bits<T> a, Bits<T> b) {
+  return a | b;
+}
+template <class T>
+SIM_INLINE Bits<T> xor_(Bits<T> a, Bits<T> b) {
+  return a ^ b;
+}
+template <class T>
+SIM_INLINE Bits<T> not_(Bits<T> a) {
+  if constexpr (std::same_as<T, pred>)
+    return !a;
+  else
+    return static_cast<Bits<T>>(~a);
+}
+template <class T>
+SIM_INLINE Bits<T> cnot(Bits<T> a) {
+  return a == 0;
+}
 
 template <class T>
 constexpr uint32_t kWidth = 8 * sizeof(Bits<T>);
@@ -599,7 +621,9 @@ SIM_INLINE uint32_t prmt(uint32_t a, uint32_t b, uint32_t c) {
   return result;
 }
 template <class T>
-SIM_INLINE Bits<T> low_bits(uint32_t n) { return n >= kWidth<T> ? ~Bits<T>{0} : (Bits<T>{1} << n) - 1; }
+SIM_INLINE Bits<T> low_bits(uint32_t n) {
+  return n >= kWidth<T> ? ~Bits<T>{0} : (Bits<T>{1} << n) - 1;
+}
 template <class T>
 SIM_INLINE Bits<T> bfi(Bits<T> insert, Bits<T> base, uint32_t position, uint32_t length) {
   const Bits<T> mask = shl<T>(low_bits<T>(length & 0xff), position & 0xff);
@@ -617,9 +641,13 @@ SIM_INLINE Bits<T> bfe(Bits<T> a, uint32_t position, uint32_t length) {
   return field;
 }
 template <class T>
-SIM_INLINE uint32_t popc(Bits<T> a) { return std::popcount(a); }
+SIM_INLINE uint32_t popc(Bits<T> a) {
+  return std::popcount(a);
+}
 template <class T>
-SIM_INLINE uint32_t clz(Bits<T> a) { return std::countl_zero(a); }
+SIM_INLINE uint32_t clz(Bits<T> a) {
+  return std::countl_zero(a);
+}
 template <class T>
 SIM_INLINE Bits<T> brev(Bits<T> a) {
   Bits<T> result = 0;
@@ -669,15 +697,19 @@ SIM_INLINE double to_whole(double v, Whole w) {
 }
 template <class D, unsigned M>
 SIM_INLINE Bits<D> from_double(double v) {
-  if constexpr (std::same_as<D, f64>) return encode_as(f64{}, v);
-  else if constexpr (std::same_as<D, f32> && (M & kDirected) == 0) return encode_as(f32{}, static_cast<float>(v));
-  else return static_cast<Bits<D>>(narrow<D>(v, M & (kDirected | rna) ? M : rn));
+  if constexpr (std::same_as<D, f64>)
+    return encode_as(f64{}, v);
+  else if constexpr (std::same_as<D, f32> && (M & kDirected) == 0)
+    return encode_as(f32{}, static_cast<float>(v));
+  else
+    return static_cast<Bits<D>>(narrow<D>(v, M & (kDirected | rna) ? M : rn));
 }
 template <class D, class S, unsigned M = 0, Whole W = Whole::none>
 SIM_INLINE Bits<D> cvt(Bits<S> a) {
   if constexpr (Floating<S> && Floating<D>) {
     a = flush<S, std::same_as<S, f32> ? M : 0>(a);
-    return finish<D, std::same_as<D, f32> || !(M & ftz) ? M : M & ~ftz>(from_double<D, M>(to_whole(as_double<S>(a), W)));
+    return finish < D,
+           std::same_as<D, f32> || !(M & ftz) ? M : M & ~ftz > (from_double<D, M>(to_whole(as_double<S>(a), W)));
   } else if constexpr (Floating<S>) {
     using V = typename D::Value;
     const double v = to_whole(as_double<S>(flush<S, std::same_as<S, f32> ? M : 0>(a)), W);
@@ -716,13 +748,14 @@ SIM_INLINE uint32_t cvt_tf32(uint32_t a) {
 // A value of type T in a register that may be wider.
 template <class T>
 SIM_INLINE uint64_t extend(Bits<T> bits) {
-  if constexpr (Floating<T> || Paired<T>) return bits;
-  else return static_cast<uint64_t>(decode<T>(bits));
+  if constexpr (Floating<T> || Paired<T>)
+    return bits;
+  else
+    return static_cast<uint64_t>(decode<T>(bits));
 }
 
 // --- approximate functions ------------------------------------------------------------------------------------------
-// How far the PTX manual lets a result lie from the true one. A bound counts from the correctly rounded result when it
-// is in ulps; else the rounding uses up a part of it.
+// How far the PTX manual lets a result lie from the true one; in ulps it counts from the correctly rounded result.
 struct Bound {
   double relative = 0, absolute = 0;
   int ulps = 0;
@@ -731,16 +764,17 @@ inline double unit_random(Thread& t) { return static_cast<double>(static_cast<in
 
 template <class T, unsigned M = 0>
 inline Bits<T> approximated(Thread& t, double exact, Bound bound) {
-  constexpr double kHalfUlp = 1.0 / (2ull << T::kMantissa);
-  const bool special = exact == 0 || !std::isfinite(exact) || !perturbing(t);
-  const auto rest = [](double b, double used) { return b > used ? b - used : 0; };
-  if (!special) {
-    exact += exact * rest(bound.relative, kHalfUlp) * unit_random(t);
-    exact += rest(bound.absolute, kHalfUlp / 2) * unit_random(t);
-  }
   Bits<T> bits = from_double<T, rn>(exact);
-  if (!special && bound.ulps > 0 && (bits & T::kInfinity) != T::kInfinity && (bits & ~T::kSign) > 2)
-    bits += static_cast<Bits<T>>(static_cast<int>(random(t) % (2 * bound.ulps + 1)) - bound.ulps);
+  if (perturbing(t) && exact != 0 && std::isfinite(exact)) {
+    if (bound.ulps == 0) {
+      const double allowed = std::fabs(exact) * bound.relative + bound.absolute;
+      const Bits<T> moved = from_double<T, rn>(exact + allowed * unit_random(t));
+      // Rounding adds its own part, which may be too much.
+      if (std::fabs(as_double<T>(moved) - exact) <= allowed) bits = moved;
+    } else if ((bits & T::kInfinity) != T::kInfinity && (bits & ~T::kSign) > 2) {
+      bits += static_cast<Bits<T>>(static_cast<int>(random(t) % (2 * bound.ulps + 1)) - bound.ulps);
+    }
+  }
   return finish<T, M>(bits);
 }
 // f(a), perturbed by the bound for a's value; an argument of zero has a special value that is exact.
@@ -757,36 +791,48 @@ SIM_INLINE Bits<T> approximate(Thread& t, Bits<T> a, F f, B bound) {
 
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> ex2_approx(Thread& t, Bits<T> a) {
-  return approximate<T, M>(t, a, [](double x) { return std::exp2(x); }, [](auto type, double) {
-    if constexpr (std::same_as<decltype(type), f16>) return Bound{.relative = 0x1p-10 * 1.0718};  // 2^-9.9
-    else if constexpr (std::same_as<decltype(type), bf16>) return Bound{.relative = 0x1p-7};
-    else return Bound{.ulps = 2};
-  });
+  return approximate<T, M>(
+      t, a, [](double x) { return std::exp2(x); },
+      [](auto type, double) {
+        if constexpr (std::same_as<decltype(type), f16>)
+          return Bound{.relative = 0x1p-10 * 1.0718};  // 2^-9.9
+        else if constexpr (std::same_as<decltype(type), bf16>)
+          return Bound{.relative = 0x1p-7};
+        else
+          return Bound{.ulps = 2};
+      });
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> tanh_approx(Thread& t, Bits<T> a) {
-  return approximate<T, M>(t, a, [](double x) { return std::tanh(x); }, [](auto type, double) {
-    if constexpr (std::same_as<decltype(type), f16>) return Bound{.absolute = 0x1p-11 * 1.009};  // 2^-10.987
-    else if constexpr (std::same_as<decltype(type), bf16>) return Bound{.relative = 0x1p-8};
-    else return Bound{.relative = 0x1p-11};
-  });
+  return approximate<T, M>(
+      t, a, [](double x) { return std::tanh(x); },
+      [](auto type, double) {
+        if constexpr (std::same_as<decltype(type), f16>)
+          return Bound{.absolute = 0x1p-11 * 1.009};  // 2^-10.987
+        else if constexpr (std::same_as<decltype(type), bf16>)
+          return Bound{.relative = 0x1p-8};
+        else
+          return Bound{.relative = 0x1p-11};
+      });
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> lg2_approx(Thread& t, Bits<T> a) {
-  return approximate<T, M>(t, a, [](double x) { return std::log2(x); }, [](auto, double x) {
-    return x > 0.5 && x < 2 ? Bound{.absolute = 0x1p-22} : Bound{.relative = 0x1p-22};
-  });
+  return approximate<T, M>(
+      t, a, [](double x) { return std::log2(x); },
+      [](auto, double x) { return x > 0.5 && x < 2 ? Bound{.absolute = 0x1p-22} : Bound{.relative = 0x1p-22}; });
 }
 inline Bound trigonometric_bound(double x) {
   return {.absolute = std::fabs(x) <= 6.2831853 ? 0x1p-21 * 1.4142 : 0x1p-15 * 1.231};  // 2^-20.5, 2^-14.7
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> sin_approx(Thread& t, Bits<T> a) {
-  return approximate<T, M>(t, a, [](double x) { return std::sin(x); }, [](auto, double x) { return trigonometric_bound(x); });
+  return approximate<T, M>(
+      t, a, [](double x) { return std::sin(x); }, [](auto, double x) { return trigonometric_bound(x); });
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> cos_approx(Thread& t, Bits<T> a) {
-  return approximate<T, M>(t, a, [](double x) { return std::cos(x); }, [](auto, double x) { return trigonometric_bound(x); });
+  return approximate<T, M>(
+      t, a, [](double x) { return std::cos(x); }, [](auto, double x) { return trigonometric_bound(x); });
 }
 // The .ftz.f64 forms see and give only the upper word.
 template <class T, unsigned M, class F, class B>
@@ -805,14 +851,19 @@ SIM_INLINE Bits<T> rcp_approx(Thread& t, Bits<T> a) {
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> rsqrt_approx(Thread& t, Bits<T> a) {
-  return approximate_upper<T, M>(t, a, [](double x) { return 1 / std::sqrt(x); }, [](auto type, double) {
-    if constexpr (std::same_as<decltype(type), f32>) return Bound{.relative = 0x1p-23 * 1.0718};  // 2^-22.9
-    else return Bound{.ulps = 1};
-  });
+  return approximate_upper<T, M>(
+      t, a, [](double x) { return 1 / std::sqrt(x); },
+      [](auto type, double) {
+        if constexpr (std::same_as<decltype(type), f32>)
+          return Bound{.relative = 0x1p-23 * 1.0718};  // 2^-22.9
+        else
+          return Bound{.ulps = 1};
+      });
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> sqrt_approx(Thread& t, Bits<T> a) {
-  return approximate<T, M>(t, a, [](double x) { return std::sqrt(x); }, [](auto, double) { return Bound{.relative = 0x1p-23}; });
+  return approximate<T, M>(
+      t, a, [](double x) { return std::sqrt(x); }, [](auto, double) { return Bound{.relative = 0x1p-23}; });
 }
 template <class T, unsigned M = 0>
 SIM_INLINE Bits<T> div_full(Thread& t, Bits<T> a, Bits<T> b) {
@@ -862,16 +913,26 @@ SIM_INLINE void st_bytes(std::byte* to, Register... registers) {
 enum class Update { add, min, max, exch, cas, and_, or_, xor_, inc, dec };
 template <class T, Update U>
 SIM_INLINE Bits<T> updated(Bits<T> old, Bits<T> b, Bits<T> c) {
-  if constexpr (U == Update::add) return add<T>(old, b);
-  else if constexpr (U == Update::min) return min<T>(old, b);
-  else if constexpr (U == Update::max) return max<T>(old, b);
-  else if constexpr (U == Update::exch) return b;
-  else if constexpr (U == Update::cas) return old == b ? c : old;
-  else if constexpr (U == Update::and_) return old & b;
-  else if constexpr (U == Update::or_) return old | b;
-  else if constexpr (U == Update::xor_) return old ^ b;
-  else if constexpr (U == Update::inc) return old >= b ? 0 : old + 1;
-  else return old == 0 || old > b ? b : old - 1;
+  if constexpr (U == Update::add)
+    return add<T>(old, b);
+  else if constexpr (U == Update::min)
+    return min<T>(old, b);
+  else if constexpr (U == Update::max)
+    return max<T>(old, b);
+  else if constexpr (U == Update::exch)
+    return b;
+  else if constexpr (U == Update::cas)
+    return old == b ? c : old;
+  else if constexpr (U == Update::and_)
+    return old & b;
+  else if constexpr (U == Update::or_)
+    return old | b;
+  else if constexpr (U == Update::xor_)
+    return old ^ b;
+  else if constexpr (U == Update::inc)
+    return old >= b ? 0 : old + 1;
+  else
+    return old == 0 || old > b ? b : old - 1;
 }
 template <class T, Update U>
 SIM_INLINE Bits<T> atom(Thread& t, const Site& site, Space space, Order order, Scope scope, uint64_t address, Bits<T> b,
@@ -1062,8 +1123,10 @@ void multiply(Thread& t, Fragments<T, K>** lanes) {
     }
     for (int i = 0; i < 4; ++i) {
       const Position p = c_position(lane, i);
-      if constexpr (std::same_as<Accumulator, f16>) c[p.row][p.column] = element<f16>(lanes[lane]->c, i);
-      else c[p.row][p.column] = std::bit_cast<float>(lanes[lane]->c[i]);
+      if constexpr (std::same_as<Accumulator, f16>)
+        c[p.row][p.column] = element<f16>(lanes[lane]->c, i);
+      else
+        c[p.row][p.column] = std::bit_cast<float>(lanes[lane]->c[i]);
     }
   }
   const uint64_t seed = random(t);

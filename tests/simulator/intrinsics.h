@@ -75,9 +75,16 @@ inline void vprintf(Thread& t, const Site& site, std::byte* result, const std::b
       case 's': append(specifier, read_string(t, site, take(uint64_t{})).c_str()); break;
       case 'p': append(specifier, reinterpret_cast<void*>(take(uint64_t{}))); break;
       case 'c': append(specifier, take(int32_t{})); break;
-      case 'd': case 'i': case 'u': case 'x': case 'X': case 'o':
-        if (longs > 0) append(specifier.insert(specifier.size() - 1, "ll"), take(uint64_t{}));
-        else append(specifier, take(uint32_t{}));
+      case 'd':
+      case 'i':
+      case 'u':
+      case 'x':
+      case 'X':
+      case 'o':
+        if (longs > 0)
+          append(specifier.insert(specifier.size() - 1, "ll"), take(uint64_t{}));
+        else
+          append(specifier, take(uint32_t{}));
         break;
       default: append(specifier, take(double{}));
     }

@@ -145,7 +145,7 @@ SIZES = {
     "pred": 1,
     **{f"{kind}{bits}": bits // 8 for kind in "bsu" for bits in (8, 16, 32, 64)},
     "b128": 16,
-    **{"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "s16x2": 4, "u16x2": 4},
+    "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "s16x2": 4, "u16x2": 4,
 }
 
 _SPACES = ("global", "const", "shared", "local", "param")
@@ -188,7 +188,9 @@ def _lex(text: str) -> Iterator[_Token]:
 
 def number(text: str) -> int:
     """An integer literal: `0X1FU`, `-4`, `0b101`."""
-    return int(text.rstrip("U"), 0) if not re.fullmatch(r"0\d+U?", text) else int(text.rstrip("U"), 8)
+    return (
+        int(text.rstrip("U"), 0) if not re.fullmatch(r"0\d+U?", text) else int(text.rstrip("U"), 8)
+    )
 
 
 class _Parser:

@@ -13,10 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-try:
-    from . import ptx
-except ImportError:  # run from this folder
-    import ptx  # type: ignore[no-redef]
+import ptx
 
 
 class TranslationError(ValueError):
@@ -107,7 +104,20 @@ CLASS_OF_OPCODE = {
     **dict.fromkeys(("bra", "brx", "call", "ret"), "branch"),
 }
 COMPUTES = {key.split(".")[0] for key in PURE} | {
-    *("setp", "set", "selp", "slct", "testp", "prmt", "lop3", "shf", "bmsk", "dp4a", "addc", "subc"),
+    *(
+        "setp",
+        "set",
+        "selp",
+        "slct",
+        "testp",
+        "prmt",
+        "lop3",
+        "shf",
+        "bmsk",
+        "dp4a",
+        "addc",
+        "subc",
+    ),
     *("madc", "div"),
 }
 
@@ -170,7 +180,7 @@ _UPDATE = {
     **{name: name for name in ("add", "min", "max", "exch", "cas", "inc", "dec")},
     **{name: name + "_" for name in ("and", "or", "xor")},
 }
-_COMPARISONS = "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan".split()
+_COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
 # shape and operand type: K
 _MMA = {
     ("m16n8k16", "f16"): 16,
@@ -182,7 +192,15 @@ _MMA = {
 }
 # Hints to caches and schedulers.
 _NO_OPERATION = {
-    *("prefetch", "prefetchu", "discard", "applypriority", "griddepcontrol", "brkpt", "createpolicy"),
+    *(
+        "prefetch",
+        "prefetchu",
+        "discard",
+        "applypriority",
+        "griddepcontrol",
+        "brkpt",
+        "createpolicy",
+    ),
     *("pmevent", "setmaxnreg"),
 }
 _INTRINSICS = {"vprintf", "__assertfail"}
@@ -341,7 +359,8 @@ class FunctionTranslator:
     def end_block(self) -> None:
         """Counts of a basic block are added once, where it begins."""
         counts = "".join(
-            f"  sim::count(t, sim::Counter::{name}, {n});\n" for name, n in self.block_counts.items()
+            f"  sim::count(t, sim::Counter::{name}, {n});\n"
+            for name, n in self.block_counts.items()
         )
         if counts:
             self.lines.insert(self.block_start, counts.rstrip("\n"))
@@ -350,9 +369,7 @@ class FunctionTranslator:
 
     def site(self) -> str:
         s = self.source
-        entry = (
-            f"{{{quoted(self.kernel.entry.name)}, {s.ptx_line}, {quoted(s.file)}, {s.line}, {quoted(s.text)}}}"
-        )
+        entry = f"{{{quoted(self.kernel.entry.name)}, {s.ptx_line}, {quoted(s.file)}, {s.line}, {quoted(s.text)}}}"
         if not self.sites or self.sites[-1] != entry:
             self.sites.append(entry)
         return f"{self.sites_name}[{len(self.sites) - 1}]"
@@ -397,20 +414,28 @@ class FunctionTranslator:
                 if symbol is None:
                     raise self.error(f"unknown name {name!r}")
                 if symbol.kind != "register":
-                    return f"static_cast<{bits_type(kind)}>({self.address(ptx.Address(operand, 0))})"
+                    return (
+                        f"static_cast<{bits_type(kind)}>({self.address(ptx.Address(operand, 0))})"
+                    )
                 cpp = self.register(symbol)
                 if (kind == "pred") != (symbol.type == "pred"):
                     raise self.error(f"{name} is no {kind}")
                 if negated:
                     return f"!{cpp}"
-                return cpp if width(symbol.type) == width(kind) else f"static_cast<{bits_type(kind)}>({cpp})"
+                return (
+                    cpp
+                    if width(symbol.type) == width(kind)
+                    else f"static_cast<{bits_type(kind)}>({cpp})"
+                )
         raise self.error("an operand of this form is not known here")
 
     def literal(self, value: int, literal: str, kind: str) -> str:
         if kind == "pred":
             return "true" if value else "false"
         if literal == "f64" and kind == "f32":
-            return f"std::bit_cast<uint32_t>(static_cast<float>(std::bit_cast<double>({value:#x}ull)))"
+            return (
+                f"std::bit_cast<uint32_t>(static_cast<float>(std::bit_cast<double>({value:#x}ull)))"
+            )
         if literal and literal != kind and width(literal) != width(kind):
             raise self.error(f"a literal of {literal} where {kind} is expected")
         value &= (1 << width(kind)) - 1
@@ -507,7 +532,9 @@ class FunctionTranslator:
         names: dict[str, Symbol] = {}
         for statement in scope.statements:  # labels and targets may be named before they come
             if isinstance(statement, ptx.Label):
-                names[statement.name] = Symbol("label", self.unique(f"L_{identifier(statement.name)}"))
+                names[statement.name] = Symbol(
+                    "label", self.unique(f"L_{identifier(statement.name)}")
+                )
             elif isinstance(statement, ptx.BranchTargets):
                 names[statement.name] = Symbol("targets", "", labels=statement.labels)
         self.scopes.append(names)
@@ -531,7 +558,9 @@ class FunctionTranslator:
                 case ptx.Variable(space="local"):
                     names[statement.name] = self.kernel.place_local(statement)
                 case ptx.Variable(space="shared"):
-                    names[statement.name] = self.kernel.symbols[f"{self.function.name} {statement.name}"]
+                    names[statement.name] = self.kernel.symbols[
+                        f"{self.function.name} {statement.name}"
+                    ]
                 case ptx.Variable():
                     raise self.error(f"a .{statement.space} variable inside of a function")
                 case ptx.Instruction():
@@ -565,7 +594,8 @@ class FunctionTranslator:
     # -- computation
     def computation(self, i: ptx.Instruction) -> None:
         key = next(
-            (k for m in i.modifiers if (k := f"{i.opcode}.{m}") in PURE or k in APPROXIMATE), i.opcode
+            (k for m in i.modifiers if (k := f"{i.opcode}.{m}") in PURE or k in APPROXIMATE),
+            i.opcode,
         )
         if key not in PURE and key not in APPROXIMATE:
             raise self.error(f"unknown instruction {i.opcode}")
@@ -579,7 +609,13 @@ class FunctionTranslator:
         chain = "cc" in rest
         flags = self.flags([m for m in rest if m != "cc"], allowed)
         types = [
-            {"T": kind, "W": wider(kind) if "W" in signature else "", "u": "u32", "b": "b32", "p": "pred"}[c]
+            {
+                "T": kind,
+                "W": wider(kind) if "W" in signature else "",
+                "u": "u32",
+                "b": "b32",
+                "p": "pred",
+            }[c]
             for c in signature
         ]
         if len(i.operands) != len(types):
@@ -591,7 +627,9 @@ class FunctionTranslator:
         thread = ["t"] if key in APPROXIMATE else []
         templated = f"op::{kind}, {flags}" if allowed else f"op::{kind}"
         self.assign(
-            i.operands[0], types[0], f"op::{template}<{templated}>({', '.join([*thread, *arguments])})"
+            i.operands[0],
+            types[0],
+            f"op::{template}<{templated}>({', '.join([*thread, *arguments])})",
         )
 
     def flags(self, modifiers: list[str], allowed: set[str]) -> str:
@@ -606,7 +644,13 @@ class FunctionTranslator:
         return " | ".join(known) or "0"
 
     def carry_chain(
-        self, i: ptx.Instruction, key: str, kind: str, values: list[str], carry_in: str, carry_out: str
+        self,
+        i: ptx.Instruction,
+        key: str,
+        kind: str,
+        values: list[str],
+        carry_in: str,
+        carry_out: str,
     ) -> None:
         base = key.removesuffix(".cc")
         if base in ("add", "addc", "sub", "subc"):
@@ -631,7 +675,12 @@ class FunctionTranslator:
             raise self.error(f"unknown modifier .{unknown.pop()}")
         values = [self.value(o, kind) for o in i.operands[1:]]
         self.carry_chain(
-            i, i.opcode + part, kind, values, "carry", "carry" if "cc" in i.modifiers else "no_carry"
+            i,
+            i.opcode + part,
+            kind,
+            values,
+            "carry",
+            "carry" if "cc" in i.modifiers else "no_carry",
         )
 
     do_addc = do_subc = do_madc = with_carry
@@ -648,11 +697,15 @@ class FunctionTranslator:
 
         def test(shift: str) -> str:
             cast = f"static_cast<{bits_type(lane)}>"
-            x, y = (f"{cast}({a}{shift})", f"{cast}({b}{shift})") if shift or lane != kind else (a, b)
+            x, y = (
+                (f"{cast}({a}{shift})", f"{cast}({b}{shift})") if shift or lane != kind else (a, b)
+            )
             return f"op::compare<op::{lane}, op::Compare::{comparison}, {flags}>({x}, {y})"
 
-        results = (i.operands[0].first, i.operands[0].second) if isinstance(i.operands[0], ptx.Both) else (
-            i.operands[0],
+        results = (
+            (i.operands[0].first, i.operands[0].second)
+            if isinstance(i.operands[0], ptx.Both)
+            else (i.operands[0],)
         )
         tests = [test(""), test(" >> 16") if lane != kind else f"!{test('')}"]
         extra = self.value(i.operands[3], "pred") if len(i.operands) > 3 else None
@@ -678,7 +731,9 @@ class FunctionTranslator:
         flags = self.flags(rest, {"ftz"})
         a, b = (self.value(o, kind) for o in i.operands[1:])
         self.assign(
-            i.operands[0], to, f"op::set<op::{to}, op::{kind}, op::Compare::{comparison}, {flags}>({a}, {b})"
+            i.operands[0],
+            to,
+            f"op::set<op::{to}, op::{kind}, op::Compare::{comparison}, {flags}>({a}, {b})",
         )
 
     def do_selp(self, i: ptx.Instruction) -> None:
@@ -719,7 +774,9 @@ class FunctionTranslator:
     def do_bmsk(self, i: ptx.Instruction) -> None:
         mode, kind = i.modifiers
         values = ", ".join(self.value(o, kind) for o in i.operands[1:])
-        self.assign(i.operands[0], kind, f"op::bmsk<{self.flags([mode], {'wrap', 'clamp'})}>({values})")
+        self.assign(
+            i.operands[0], kind, f"op::bmsk<{self.flags([mode], {'wrap', 'clamp'})}>({values})"
+        )
 
     def do_dp4a(self, i: ptx.Instruction) -> None:
         a, b = i.modifiers
@@ -741,7 +798,9 @@ class FunctionTranslator:
                 raise self.error("a conversion to an integer needs its rounding")
             rounding = f"op::Whole::{whole[0] if whole else 'none'}"
             self.assign(
-                i.operands[0], to, f"op::cvt<op::{to}, op::{kind}, {flags}, {rounding}>({values[0]})"
+                i.operands[0],
+                to,
+                f"op::cvt<op::{to}, op::{kind}, {flags}, {rounding}>({values[0]})",
             )
         else:
             raise self.error("this conversion is not known")
@@ -753,7 +812,9 @@ class FunctionTranslator:
             part = f"b{width(kind) // len(to.items)}"
             self.emit(f"{{ const {bits_type(kind)} whole = {self.value(source, kind)};")
             for n, item in enumerate(to.items):
-                self.assign(item, part, f"static_cast<{bits_type(part)}>(whole >> {n * width(part)})")
+                self.assign(
+                    item, part, f"static_cast<{bits_type(part)}>(whole >> {n * width(part)})"
+                )
             self.emit("}")
         elif isinstance(source, ptx.Vector):
             part = f"b{width(kind) // len(source.items)}"
@@ -822,7 +883,9 @@ class FunctionTranslator:
             self.emit(f"op::ld_bytes<op::{a.type}>({where}, {registers});")
         else:
             address = self.address(i.operands[1])
-            self.emit(f"op::ld<op::{a.type}>(t, {self.site()}, {a.spell()}, {address}, {registers});")
+            self.emit(
+                f"op::ld<op::{a.type}>(t, {self.site()}, {a.spell()}, {address}, {registers});"
+            )
 
     def do_st(self, i: ptx.Instruction) -> None:
         a = self.access(i)
@@ -838,7 +901,9 @@ class FunctionTranslator:
 
     do_ldu = do_ld
 
-    def update(self, i: ptx.Instruction, address: ptx.Operand, values: tuple[ptx.Operand, ...]) -> tuple[str, str]:
+    def update(
+        self, i: ptx.Instruction, address: ptx.Operand, values: tuple[ptx.Operand, ...]
+    ) -> tuple[str, str]:
         a = self.access(i)
         if len(a.rest) != 1 or a.rest[0] not in _UPDATE or a.lanes != 1 or width(a.type) > 64:
             raise self.error("this atomic operation is not known")
@@ -868,7 +933,9 @@ class FunctionTranslator:
         kind, scope = i.modifiers if len(i.modifiers) == 2 else ("acq_rel", i.modifiers[0])
         if kind not in order or scope not in _SCOPE:
             raise self.error("this fence is not known")
-        self.emit(f"sim::fence(t, {self.site()}, sim::Order::{order[kind]}, sim::Scope::{_SCOPE[scope]});")
+        self.emit(
+            f"sim::fence(t, {self.site()}, sim::Order::{order[kind]}, sim::Scope::{_SCOPE[scope]});"
+        )
 
     do_membar = do_fence  # membar.gl is fence.sc.gpu
 
@@ -878,14 +945,18 @@ class FunctionTranslator:
         if space not in _SPACE or (direction and direction != ["to"]):
             raise self.error("this cvta is not known")
         value = self.value(i.operands[1], kind)
-        self.assign(i.operands[0], kind, f"sim::{function}(t, sim::Space::{_SPACE[space]}, {value})")
+        self.assign(
+            i.operands[0], kind, f"sim::{function}(t, sim::Space::{_SPACE[space]}, {value})"
+        )
 
     def do_isspacep(self, i: ptx.Instruction) -> None:
         (space,) = i.modifiers
         if space not in _SPACE:
             raise self.error(f"unknown space .{space}")
         value = self.value(i.operands[1], "u64")
-        self.assign(i.operands[0], "pred", f"sim::is_space(t, sim::Space::{_SPACE[space]}, {value})")
+        self.assign(
+            i.operands[0], "pred", f"sim::is_space(t, sim::Space::{_SPACE[space]}, {value})"
+        )
 
     def do_cp(self, i: ptx.Instruction) -> None:
         if i.modifiers[0] != "async":
@@ -894,7 +965,9 @@ class FunctionTranslator:
             case ("commit_group",):
                 self.emit(f"sim::copy_async_commit(t, {self.site()});")
             case ("wait_group",):
-                self.emit(f"sim::copy_async_wait(t, {self.site()}, {self.value(i.operands[0], 'b32')});")
+                self.emit(
+                    f"sim::copy_async_wait(t, {self.site()}, {self.value(i.operands[0], 'b32')});"
+                )
             case ("wait_all",):
                 self.emit(f"sim::copy_async_wait(t, {self.site()}, -1);")
             case ("ca" | "cg", "shared" | "shared::cta", "global", *hints) if all(
@@ -923,7 +996,9 @@ class FunctionTranslator:
         if kinds in (["sync"], ["arrive"]):
             number, *count = (self.value(o, "b32") for o in i.operands)
             wait = "true" if kinds == ["sync"] else "false"
-            self.emit(f"sim::barrier(t, {self.site()}, {number}, {count[0] if count else -1}, {wait});")
+            self.emit(
+                f"sim::barrier(t, {self.site()}, {number}, {count[0] if count else -1}, {wait});"
+            )
         elif kinds[:1] == ["red"] and kinds[1] in ("popc", "and", "or"):
             to, number, *count, predicate = i.operands
             operation = f"sim::kReduce{kinds[1].capitalize()}"
@@ -968,7 +1043,11 @@ class FunctionTranslator:
 
     def do_redux(self, i: ptx.Instruction) -> None:
         _, operation, kind = i.modifiers
-        if operation not in ("add", "min", "max", "and", "or", "xor") or kind not in ("s32", "u32", "b32"):
+        if operation not in ("add", "min", "max", "and", "or", "xor") or kind not in (
+            "s32",
+            "u32",
+            "b32",
+        ):
             raise self.error("this reduction is not known")
         value, mask = (self.value(o, kind) for o in i.operands[1:])
         name = f"op::redux<op::{kind}, op::Update::{_UPDATE[operation]}>"
@@ -998,10 +1077,20 @@ class FunctionTranslator:
         shape, row, column, d, a, b, c = i.modifiers[2:]
         k = _MMA.get((shape, a))
         accumulators = {"f32", "f16"} if a == "f16" else {"f32"}
-        if k is None or a != b or c != d or c not in accumulators or (row, column) != ("row", "col"):
+        if (
+            k is None
+            or a != b
+            or c != d
+            or c not in accumulators
+            or (row, column) != ("row", "col")
+        ):
             raise self.error("this mma is not known")
         per_register = 1 if a == "tf32" else 2
-        lengths = [4 if c == "f32" else 2, 16 * k // 32 // per_register, 8 * k // 32 // per_register]
+        lengths = [
+            4 if c == "f32" else 2,
+            16 * k // 32 // per_register,
+            8 * k // 32 // per_register,
+        ]
         lengths.append(lengths[0])
         operands = [self.items(o) for o in i.operands]
         if [len(o) for o in operands] != lengths:
