@@ -38,7 +38,8 @@ bool try_collective(Fiber& f) {
     for (size_t i = 0; i < n; ++i) drain_stores(*members[i]);
     if (machine().settings.races) join_clocks(members, n, false, expected == warp.alive);
   }
-  if (expected == warp.alive && warp.lanes[std::countr_zero(expected)].trace.size() >= 64) settle_traffic(warp);
+  if (expected == warp.alive && warp.lanes[std::countr_zero(expected)].trace.size() >= kTraceLimit / 4)
+    settle_traffic(warp);
   f.body(f.compute, operands, arrived);
   ++current->progress;
   for (size_t i = 0; i < n; ++i) wake(*members[i]);

@@ -101,8 +101,9 @@ struct Warp {
   Block* block;
   uint32_t number;  // in the block
   uint32_t alive, runnable;
-  uint32_t laziness;  // of 16 visits it skips so many: some warps lag far behind others
-  Fiber* lanes;       // 32, those beyond the block's threads ended from the start
+  uint32_t laziness;       // of 16 visits it skips so many: some warps lag far behind others
+  uint32_t backoff, skip;  // visits left out while its lanes only poll: the longest so far, what is left
+  Fiber* lanes;            // 32, those beyond the block's threads ended from the start
 };
 
 struct BarrierState {

@@ -243,7 +243,7 @@ template <int Bytes>
     drain_stores(f);
   if (!plainly_readable<Bytes>(address)) [[unlikely]]
     check_read_state(f, site, address, Bytes);
-  if (machine().settings.races) record_read(f, site, address, Bytes, size_flag(Bytes));
+  if (machine().settings.races) record_read(f.clock, f, f.thread.index, site, address, Bytes, size_flag(Bytes));
   std::memcpy(out, bytes(address), Bytes);
   count_access(t, site, address, Bytes, false);
 }
@@ -254,7 +254,7 @@ template <int Bytes>
   Fiber& f = *t.fiber;
   if (!plainly_writable<Bytes>(address)) [[unlikely]]
     check_write_state(f, site, address, Bytes);
-  if (machine().settings.races) record_write(f, site, address, Bytes, size_flag(Bytes));
+  if (machine().settings.races) record_write(f.clock, f, f.thread.index, site, address, Bytes, size_flag(Bytes));
   if (!shared && stays_buffered(f, address, Bytes)) [[unlikely]]
     buffer_store(f, site, address, in, Bytes, false);
   else
@@ -316,8 +316,9 @@ void perform_copy(Fiber& f, const AsyncCopy& copy) {
     std::memcpy(data, bytes(copy.source), copy.source_bytes);
   }
   if (machine().settings.races) {
-    if (copy.source_bytes > 0) record_read(f, *copy.site, copy.source, copy.source_bytes, size_flag(copy.bytes));
-    record_write(f, *copy.site, copy.target, copy.bytes, size_flag(copy.bytes));
+    if (copy.source_bytes > 0)
+      record_read(f.clock, f, f.thread.index, *copy.site, copy.source, copy.source_bytes, size_flag(copy.bytes));
+    record_write(f.clock, f, f.thread.index, *copy.site, copy.target, copy.bytes, size_flag(copy.bytes));
   }
   copy_in(copy.target, data, copy.bytes);
 }
@@ -440,15 +441,16 @@ void load_any(Thread& t, const Site& site, Space space, uint64_t address, void* 
   if (!f.stores.empty() && is_buffered(f, address, total)) drain_stores(f);
   poll(t, site, address, total);
   // Only the elements are single reads; another thread's store may come between two of them.
-  const bool torn = elements > 1 && current->random.one_in(2);
+  const bool torn = elements > 1 && current->random.one_in(8);
   const int first = torn ? current->random.below(elements) : 0;
+  const int gap = torn ? 1 + current->random.below(elements - 1) : 0;
   for (int k = 0; k < elements; ++k) {
-    if (torn && k > 0 && current->random.one_in(2)) yield_to_scheduler(f, &site, false);
+    if (torn && k == gap) yield_to_scheduler(f, &site, false);
     const int element = (first + k) % elements;
     const uint64_t at = address + element * size;
     check_read_state(f, site, at, size);
     if (machine().settings.races) {
-      record_read(f, site, at, size, strong_flags(size, scope));
+      record_read(f.clock, f, f.thread.index, site, at, size, strong_flags(size, scope));
       observe(f, at);
     }
     std::memcpy(static_cast<std::byte*>(out) + element * size, bytes(at), size);
@@ -473,7 +475,7 @@ void store_any(Thread& t, const Site& site, Space space, uint64_t address, const
     const uint64_t at = address + k * size;
     const void* element = static_cast<const std::byte*>(in) + k * size;
     check_write_state(f, site, at, size);
-    if (machine().settings.races) record_write(f, site, at, size, flags);
+    if (machine().settings.races) record_write(f.clock, f, f.thread.index, site, at, size, flags);
     if (!releases && address < kShared && stays_buffered(f, at, size)) {
       buffer_store(f, site, at, element, size, is_strong(order));
     } else {
@@ -500,8 +502,8 @@ void* atomic_begin(Thread& t, const Site& site, Space space, uint64_t address, i
   last = {address, value};
   if (machine().settings.races) {
     if (releases) release_fence(f, scope);
-    record_read(f, site, address, size, strong_flags(size, scope) | kAtomic);
-    record_write(f, site, address, size, strong_flags(size, scope) | kAtomic);
+    record_read(f.clock, f, f.thread.index, site, address, size, strong_flags(size, scope) | kAtomic);
+    record_write(f.clock, f, f.thread.index, site, address, size, strong_flags(size, scope) | kAtomic);
     observe(f, address);
   }
   return bytes(address);
@@ -568,7 +570,7 @@ void copy_async(Thread& t, const Site& site, uint64_t target, uint64_t source, i
     check_read_state(f, site, source, source_bytes);
     count_access(t, site, source, size, false);
   }
-  if (machine().settings.races) record_write(f, site, target, size, size_flag(size));
+  if (machine().settings.races) record_write(f.clock, f, f.thread.index, site, target, size, size_flag(size));
   std::memset(bytes(target), kUnwritten, size);
   for (int i = 0; i < size; ++i) states(target)[i] |= kPending;
   f.copies.push_back({&site, target, source, size, source_bytes, false, 0});

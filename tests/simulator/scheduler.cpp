@@ -114,6 +114,7 @@ class Run {
       const uint32_t lanes = std::min(32u, l_.threads - w * 32);
       warp.alive = warp.runnable = lanes == 32 ? ~0u : (1u << lanes) - 1;
       static constexpr uint32_t kLaziness[] = {0, 0, 0, 8, 15};
+      warp.backoff = warp.skip = 0;
       warp.laziness = kLaziness[l_.random.below(std::size(kLaziness))];
       for (uint32_t lane = 0; lane < 32; ++lane) {
         Fiber& f = warp.lanes[lane];
@@ -156,7 +157,13 @@ class Run {
     for (size_t i = 0; i < warps_.size() && !l_.aborted; ++i) {
       Warp& warp = *warps_[i];
       if (warp.alive == 0) continue;
-      if (!stalled_ && l_.random.below(16) < warp.laziness) continue;
+      if (!stalled_) {
+        if (warp.skip > 0) {
+          --warp.skip;
+          continue;
+        }
+        if (l_.random.below(16) < warp.laziness) continue;
+      }
       visit(warp);
     }
     if (l_.aborted) return;
@@ -174,7 +181,7 @@ class Run {
 
   void visit(Warp& warp) {
     for (uint32_t lane = 0; lane < 32; ++lane) warp.lanes[lane].yielded = false;
-    uint32_t yielded = 0;
+    uint32_t yielded = 0, idle = 0;
     const uint32_t first = l_.random.one_in(2) ? 0 : l_.random.below(32);
     for (uint32_t passes = 1 + l_.random.below(16); passes > 0; --passes) {
       if ((warp.runnable & ~yielded) == 0) break;
@@ -184,9 +191,12 @@ class Run {
         resume(warp.lanes[lane]);
         if (l_.aborted) return;
         if (warp.lanes[lane].yielded) yielded |= 1u << lane;
+        if (warp.lanes[lane].yielded && warp.lanes[lane].idle) idle |= 1u << lane;
       }
     }
     if ((warp.runnable & ~yielded) == 0) answer_activemask(warp);
+    warp.backoff = warp.runnable != 0 && warp.runnable == idle ? std::min(warp.backoff * 2 + 1, 15u) : 0;
+    warp.skip = warp.backoff > 0 ? l_.random.below(warp.backoff + 1) : 0;
     // Whoever waits or polls lets its stores out one by one, so a store does not stay invisible for ever.
     for (uint32_t rest = warp.alive; rest != 0; rest &= rest - 1) {
       Fiber& f = warp.lanes[std::countr_zero(rest)];
