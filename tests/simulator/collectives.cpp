@@ -98,6 +98,7 @@ uint32_t meet_at_barrier(Thread& t, const Site& site, int id, int count, int red
     abort_launch(f, site, 719, "invalid barrier",
                  "it counts " + std::to_string(count) + " threads of a block of " + std::to_string(current->threads));
   t.counters[static_cast<int>(Counter::barriers)] += 1;
+  drain_stores_slowly(f);
   BarrierState& state = block.barriers[id];
   if (state.count != 0 && (state.count != count || (state.reduce != reduce && wait)))
     abort_launch(f, site, 719, "divergent barrier",
@@ -109,7 +110,6 @@ uint32_t meet_at_barrier(Thread& t, const Site& site, int id, int count, int red
                    "lanes of a warp wait at different places; lane " + std::to_string(lane) + " at " +
                        site_name(*other.stopped_at));
   }
-  drain_stores(f);
   state.count = count;
   if (wait) state.reduce = reduce;
   f.kind = id;

@@ -135,14 +135,28 @@ bool plainly_readable(uint64_t address) {
 template <int Bytes>
 bool plainly_writable(uint64_t address) {
   return all_bits<Bytes>(address, []<class T>(T value) {
-    return (value & repeated<T>(static_cast<uint8_t>(~(kWritten | kSync)))) == repeated<T>(kAlive);
+    return (value & repeated<T>(static_cast<uint8_t>(~(kWritten | kSync | kPolled)))) == repeated<T>(kAlive);
   });
+}
+
+// Something changed that lanes poll: the next round runs them.
+void wake_pollers(uint64_t address) {
+  if (!(states(address)[0] & kPolled)) return;
+  const auto at = current->pollers.find(address / 16);
+  if (at == current->pollers.end()) return;
+  for (Fiber* f : at->second) {
+    f->thread.group->parked &= ~(1u << f->thread.lane);
+    f->thread.group->skip = 0;
+  }
+  current->pollers.erase(at);
+  for (uint64_t i = address / 16 * 16; i < address / 16 * 16 + 16; ++i) states(i)[0] &= ~kPolled;
 }
 
 void copy_in(uint64_t address, const void* in, int n) {
   if (std::memcmp(bytes(address), in, n) != 0) {
     ++current->progress;
     std::memcpy(bytes(address), in, n);
+    wake_pollers(address);
   }
   for (int i = 0; i < n; ++i) states(address)[i] |= kWritten;
 }
@@ -152,6 +166,7 @@ void copy_in_fixed(uint64_t address, const void* in) {
   if (std::memcmp(bytes(address), in, Bytes) != 0) {
     ++current->progress;
     std::memcpy(bytes(address), in, Bytes);
+    wake_pollers(address);
   }
   const auto mark = [](uint64_t at) {
     using T = Bits<Bytes == 16 ? 8 : Bytes>;
@@ -271,7 +286,7 @@ template <int Bytes>
   return t.shared_base + offset;
 }
 
-// Yields where a thread waits for another one: at an address it has read before.
+// Yields where a thread waits for another one: at an address where it has read the same before.
 void poll(Thread& t, const Site& site, uint64_t address, int n) {
   Fiber& f = *t.fiber;
   t.counters[static_cast<int>(Counter::polls)] += 1;
@@ -282,7 +297,12 @@ void poll(Thread& t, const Site& site, uint64_t address, int n) {
   value = value * 31 + high;
   if (last.address == address) {
     t.counters[static_cast<int>(Counter::repolled_bytes)] += n;
-    yield_to_scheduler(f, &site, last.value == value);
+    if (last.value == value) {
+      current->pollers[address / 16].push_back(&f);
+      t.group->parked |= 1u << t.lane;
+      for (int i = 0; i < n; ++i) states(address)[i] |= kPolled;
+      yield_to_scheduler(f, &site, true);
+    }
   }
   last = {address, value};
 }
@@ -400,6 +420,13 @@ void drain_stores(Fiber& f) {
   f.stores.clear();
 }
 
+void drain_stores_slowly(Fiber& f) {
+  while (!f.stores.empty()) {
+    apply_random(f);
+    if (current->random.one_in(4)) yield_to_scheduler(f, f.stopped_at, false);
+  }
+}
+
 bool drain_one_store(Fiber& f) {
   if (f.stores.empty()) return false;
   apply_random(f);
@@ -514,6 +541,7 @@ void atomic_end(Thread& t, void* cell, int size, uint64_t old_bits, uint64_t new
   if (std::memcmp(&old_bits, &new_bits, size) != 0) {
     std::memcpy(cell, &new_bits, size);
     ++current->progress;
+    wake_pollers(reinterpret_cast<uint64_t>(cell));
   }
   if (machine().settings.races) {
     publish(f, reinterpret_cast<uint64_t>(cell), true);
@@ -524,7 +552,7 @@ void atomic_end(Thread& t, void* cell, int size, uint64_t old_bits, uint64_t new
 void fence(Thread& t, const Site&, Order order, Scope scope) {
   Fiber& f = *t.fiber;
   t.counters[static_cast<int>(Counter::fences)] += 1;
-  if (order != Order::acquire) drain_stores(f);
+  if (order != Order::acquire) drain_stores_slowly(f);
   if (!machine().settings.races) return;
   if (order != Order::release) acquire_fence(f);
   if (order != Order::acquire) release_fence(f, scope);
