@@ -10,8 +10,7 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kPollsUntilWatch = 1 << 10;
-constexpr uint64_t kWatchdogNs = 20'000'000'000;
+constexpr uint32_t kWatchdogTicks = 20'000;  // of 2^20 ns
 
 FASTRNN_DEVICE uint4 load_relaxed(const uint32_t* words) {
   uint4 found;
@@ -26,24 +25,22 @@ FASTRNN_DEVICE void store_relaxed(uint32_t* word, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
-FASTRNN_DEVICE uint64_t nanoseconds() {
+FASTRNN_DEVICE uint32_t ticks() {
   uint64_t now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-  return now;
+  return static_cast<uint32_t>(now >> 20);
 }
 
 // A block waits for others that run beside it, which a cooperative launch grants. If one of them is lost all the same,
 // an error is better than a frozen GPU.
 struct Watchdog {
-  int polls = 0;
-  uint64_t since = 0;
+  uint32_t since = 0;
 
   FASTRNN_DEVICE void poll() {
-    if (++polls < kPollsUntilWatch) return;
-    polls = 0;
-    const uint64_t now = nanoseconds();
+    const uint32_t now = ticks();
     if (since == 0) since = now;
-    if (now - since > kWatchdogNs) __trap();
+    if (now == since) return;  // what comes at all comes long before a tick has passed
+    if (now - since > kWatchdogTicks) __trap();
     __nanosleep(100);
   }
 };
@@ -53,7 +50,8 @@ template <Precision kPrecision, int kTiles>
 struct GridProduct {
   using Tile = cuda::Tile<kPrecision>;
   static constexpr int kPairs = pairs_a_warp(kPrecision, kTiles);
-  static constexpr int kColumnTiles = Tile::kTensorCores ? 2 : 1;  // multiplied at once
+  // Column tiles multiplied at once: as many as there are registers for what arrives.
+  static constexpr int kColumnTiles = Tile::kTensorCores && kPairs <= 5 ? 2 : 1;
   // Partial products of a column tile, by warp, tile and value.
   static constexpr int kPartFloats = kWarps * kTiles * 4 * kLanes;
 
@@ -84,7 +82,7 @@ struct GridProduct {
   }
 
   // Multiplies the words of a slot, [column tiles][tile_words], as they arrive.
-  FASTRNN_DEVICE void run(const uint32_t* slot, int64_t tile_words, int column_tiles, int parity) const {
+  FASTRNN_DEVICE void run(const uint32_t* slot, int tile_words, int column_tiles, int parity) const {
     for (int first = 0; first < column_tiles; first += kColumnTiles) {
       typename Tile::Sums sums[kColumnTiles][kTiles];
       if constexpr (Tile::kTensorCores)
@@ -122,7 +120,7 @@ struct GridProduct {
   }
 
   // Everything this warp needs is asked for at once; only what had not arrived is asked for again.
-  FASTRNN_DEVICE void multiply_all(const uint32_t* slot, int64_t tile_words, int column_tiles, int first,
+  FASTRNN_DEVICE void multiply_all(const uint32_t* slot, int tile_words, int column_tiles, int first,
                                    typename Tile::Sums (&sums)[kColumnTiles][kTiles]) const {
     uint4 states[kColumnTiles][kPairs];
     Watchdog watchdog;
@@ -231,19 +229,19 @@ struct GridArguments {
 // The part of a grid that a block is.
 template <int kUnits>
 struct BlockPlace {
-  int64_t first_unit, first_column;
+  int first_unit, first_column;
   int column_tiles;
-  int64_t tile_words, slot_words;  // of the exchange: a column tile, a step of this block's columns
+  int tile_words, slot_words;  // of the exchange: a column tile, a step of this block's columns
   uint32_t* exchange;              // of this block's columns
 
-  FASTRNN_DEVICE BlockPlace(const GridArguments& grid, int64_t depth_words) {
-    first_unit = int64_t{blockIdx.x % grid.unit_blocks} * kUnits;
-    const int column_block = blockIdx.x / grid.unit_blocks;
+  FASTRNN_DEVICE BlockPlace(const GridArguments& grid, int64_t depth) {
+    first_unit = static_cast<int>(blockIdx.x) % grid.unit_blocks * kUnits;
+    const int column_block = static_cast<int>(blockIdx.x) / grid.unit_blocks;
     column_tiles = grid.columns / kTileColumns;
-    first_column = int64_t{column_block} * grid.columns;
-    tile_words = depth_words * kTileColumns;
+    first_column = column_block * grid.columns;
+    tile_words = static_cast<int>(depth) * kTileColumns;
     slot_words = tile_words * column_tiles;
-    exchange = grid.exchange + column_block * grid.slots * slot_words;
+    exchange = grid.exchange + grid.slots * column_block * slot_words;
   }
   FASTRNN_DEVICE uint32_t* slot(int64_t index) const { return exchange + index * slot_words; }
 };
@@ -267,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 
   const Ownership<kUnits> mine;
-  const int64_t unit = place.first_unit + mine.unit;
+  const int unit = place.first_unit + mine.unit;
   const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
   const Bias<Cell, S> bias(scan, unit);
   ForwardInputs<Cell, S> inputs[kItems];
@@ -275,10 +273,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const auto send = [&](int64_t slot, int item) {
     uint32_t* words = place.slot(slot) + mine.tile(item) * place.tile_words;
-    const int in_group = unit % kGroupUnits;
-    const int64_t group = unit / kGroupUnits;
-    publish<kPrecision>(state[item].h, in_group, [&](int word, uint32_t bits) {
-      const int64_t depth = group * kGroupWords<kPrecision> + word;
+    publish<kPrecision>(state[item].h, unit % kGroupUnits, [&](int word, uint32_t bits) {
+      const int depth = unit / kGroupUnits * kGroupWords<kPrecision> + word;
       store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
     });
   };
@@ -335,11 +331,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 
   const Ownership<kUnits> mine;
-  const int64_t unit = place.first_unit + mine.unit;
+  const int unit = place.first_unit + mine.unit;
   const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
   BackwardInputs<Cell, S> inputs[kItems];
   UnitState<S> d_state[kItems];
-  bool ran[kItems];
+  uint32_t ran = 0;  // a bit an item
   const int64_t last = chunk.first + chunk.steps - 1;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
@@ -353,13 +349,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (mine.tile(item) >= place.column_tiles) break;
       float d_gh[Cell::kGates];
       retreat(chunk, last - step, sample(item), unit, inputs[item], d_state[item], d_gh);
-      ran[item] = inputs[item].runs;
+      ran = inputs[item].runs ? ran | 1u << item : ran & ~(1u << item);
       uint32_t* words = place.slot(step) + mine.tile(item) * place.tile_words;
 #pragma unroll
       for (int gate = 0; gate < Cell::kGates; ++gate)
         publish<kPrecision>(d_gh[gate], mine.unit, [&](int word, uint32_t bits) {
-          const int64_t group = int64_t{gate} * groups + place.first_unit / kGroupUnits;
-          const int64_t depth = group * kGroupWords<kPrecision> + word;
+          const int group = gate * groups + place.first_unit / kGroupUnits;
+          const int depth = group * kGroupWords<kPrecision> + word;
           store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
         });
       inputs[item].fetch(chunk, last - step - 1, sample(item), unit);
@@ -370,7 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int item = 0; item < kItems; ++item) {
       if (mine.tile(item) >= place.column_tiles) break;
       const float through_gh = product.sum(step % 2, place.column_tiles, mine.tile(item), 0, mine.share);
-      if (ran[item]) d_state[item].h += through_gh;  // 0 * NaN is no gradient of a sample that waits
+      if (ran >> item & 1) d_state[item].h += through_gh;  // 0 * NaN is no gradient of a sample that waits
     }
   }
 #pragma unroll

@@ -73,10 +73,11 @@ constexpr int64_t depth_words(int64_t groups) {
   return (steps + 1) / 2 * 16;
 }
 
-// Pairs of k-steps whose weights a warp keeps of each tile: 8 registers a lane each, 128 in all. Products without tensor
-// cores need half of those for sums.
+// Pairs of k-steps whose weights a warp keeps of each tile: 8 registers a lane each, 128 in all, but where there is one
+// tile alone, whose many pairs arrive at once and need registers too. Products without tensor cores need half of them
+// for sums.
 constexpr int pairs_a_warp(Precision precision, int tiles) {
-  return (precision == Precision::kFloat ? 8 : 16) / tiles;
+  return precision == Precision::kFloat ? 8 / tiles : std::min(12, 16 / tiles);
 }
 
 struct Plan {

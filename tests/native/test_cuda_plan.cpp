@@ -29,7 +29,7 @@ int main() {
       {kH100, Precision::kBFloat16, kBackward, 4, 16, 768, false, kGrid, 48, 8, 2.5, "block-resident"},
       {kH100, Precision::kBFloat16, kForward, 3, 64, 512, false, kGrid, 32, 16, 1.6, "block-resident"},
       {kH100, Precision::kTf32, kForward, 4, 32, 1024, false, kGrid, 128, 32, 4.5, "block-resident"},
-      {kH100, Precision::kTf32, kBackward, 4, 32, 1024, false, kStep, 1, 0, 20, "has registers for 16"},
+      {kH100, Precision::kTf32, kBackward, 4, 32, 1024, false, kStep, 1, 0, 20, "has registers for 12"},
       {kA100, Precision::kHalf, kForward, 4, 16, 768, false, kGrid, 48, 8, 1.6, "block-resident"},
       {kRtx4090, Precision::kHalf, kForward, 4, 16, 768, false, kGrid, 48, 8, 1.5, "block-resident"},
       {kH100, Precision::kFloat, kForward, 4, 16, 32, false, kBlock, 1, 8, 2, ""},

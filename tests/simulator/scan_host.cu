@@ -1,5 +1,6 @@
 // The boundary of csrc/cuda/launch.h for tests: a scan from plain pointers to simulated device memory.
 #include <cstring>
+#include <tuple>
 
 #include "cuda/launch.h"
 
