@@ -89,7 +89,7 @@ def _version(command: str) -> str:
 def compile_ptx(source: Path | str, arch: str = "compute_80", flags: Iterable[str] = ()) -> str:
     """PTX of a .cu file, with the lines of the source."""
     nvcc = toolchain.nvcc()
-    command = [nvcc, "-ptx", "-lineinfo", f"-arch={arch}", "-std=c++17", *flags]
+    command: list[str | Path] = [nvcc, "-ptx", "-lineinfo", f"-arch={arch}", "-std=c++17", *flags]
     # The preprocessed text holds every header that matters.
     text = run([*command[:1], "-E", *command[2:], source])
     key = digest(text, _version(str(nvcc)), *map(str, command))

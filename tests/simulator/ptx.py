@@ -103,7 +103,7 @@ class Variable:
     align: int
     type: str
     name: str
-    bytes: int
+    size: int  # in bytes
     initial: bytes | None = None
     external: bool = False
 
@@ -145,7 +145,14 @@ SIZES = {
     "pred": 1,
     **{f"{kind}{bits}": bits // 8 for kind in "bsu" for bits in (8, 16, 32, 64)},
     "b128": 16,
-    "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "s16x2": 4, "u16x2": 4,
+    "f16": 2,
+    "bf16": 2,
+    "f32": 4,
+    "f64": 8,
+    "f16x2": 4,
+    "bf16x2": 4,
+    "s16x2": 4,
+    "u16x2": 4,
 }
 
 _SPACES = ("global", "const", "shared", "local", "param")

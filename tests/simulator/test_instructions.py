@@ -6,6 +6,7 @@ types, float64, or Python's integers. The last sections test collectives, the pa
 """
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,13 +50,14 @@ def round_to(x: np.ndarray, exponent_bits: int, mantissa: int, mode: str = "rn")
         last = np.maximum(e - 1, 1 - bias) - mantissa
         scaled = np.ldexp(x, -last)
         away = np.copysign(np.floor(np.abs(scaled) + 0.5), scaled)
-        whole = {
+        rounding: dict[str, Any] = {
             "rn": np.rint,
             "rz": np.trunc,
             "rm": np.floor,
             "rp": np.ceil,
             "rna": lambda _: away,
-        }[mode](scaled)
+        }
+        whole = rounding[mode](scaled)
         result = np.copysign(np.ldexp(whole, last), x)
         largest = (2 - 2.0**-mantissa) * 2.0**bias
         over = np.abs(result) > largest
@@ -549,13 +551,15 @@ def conversion_rows() -> list[Row]:
             Row(f"cvt.rn.{to}x2.f32 {{d}}, {{a}}, {{b}};", "b32", ("f32", "f32"),
                 lambda a, b, k=to: encode(value(a, "f32"), k).astype(np.uint32) << 16 | encode(value(b, "f32"), k), bits=True),
         ]  # fmt: skip
-    tf32 = lambda a, mode: np.where(
-        np.isnan(value(a, "f32")),
-        0x7FFFFFFF,
-        round_to(value(a, "f32"), 8, 10, mode).astype(np.float32).view(np.uint32),
-    )
+
+    def tf32(a: np.ndarray) -> np.ndarray:
+        x = value(a, "f32")
+        return np.where(
+            np.isnan(x), 0x7FFFFFFF, round_to(x, 8, 10, "rna").astype(np.float32).view(np.uint32)
+        )
+
     rows += [
-        Row("cvt.rna.tf32.f32 {d}, {a};", "b32", ("f32",), lambda a: tf32(a, "rna"), bits=True),
+        Row("cvt.rna.tf32.f32 {d}, {a};", "b32", ("f32",), tf32, bits=True),
         Row("cvt.rn.f32.f64 {d}, {a};", "f32", ("f64",), lambda a: a.astype(np.float32)),
         Row("cvt.rz.f32.f64 {d}, {a};", "f32", ("f64",), lambda a: round_to(a, 8, 23, "rz")),
         Row("cvt.rm.f32.f64 {d}, {a};", "f32", ("f64",), lambda a: round_to(a, 8, 23, "rm")),
@@ -753,7 +757,7 @@ def results() -> list[np.ndarray]:
             outputs.append(output)
             table += [a.address for a in (*inputs, output)]
         pointers = sim.put(np.array(table, np.uint64))
-        with sim.watch():
+        with sim.watch(numeric_seed=0):
             sim.check(sim.launch(f"rows_{g}", 2, 1024, pointers))
         out += [o.get() for o in outputs]
     return out
@@ -778,7 +782,7 @@ def test_row(results: list[np.ndarray], number: int) -> None:
 # --- approximate functions: within the manual's bounds, and using them
 
 
-APPROXIMATE = {
+APPROXIMATE: dict[str, tuple[str, Any, Any]] = {
     # instruction: (type, exact function, bound of the error, from the exact value and the argument)
     "ex2.approx.f32": ("f32", np.exp2, lambda y, x: 2.5 * np.spacing(y.astype(np.float32)).astype(np.float64)),
     "ex2.approx.f16": ("f16", np.exp2, lambda y, x: np.abs(y) * 2.0**-9.9 + 2.0**-25),
@@ -856,7 +860,7 @@ def run_ptx(
     results: int,
     threads: int = 32,
     shared: int = 4096,
-    **settings: int,
+    **settings: Any,
 ) -> np.ndarray:
     """A block runs `body` with inputs %in0.. (b32 each, [threads] arrays) and writes %out0..: [results, threads]."""
     name = f"k_{module.digest(body)}"
@@ -1033,7 +1037,7 @@ def test_mma(shape: str, kind: str, accumulator: str, seed: int) -> None:
     sizes = np.cumsum([0, len(registers_a), len(registers_b), len(registers_c)])
     parts = [
         "{" + ", ".join(f"%in{i}" for i in range(lo, hi)) + "}"
-        for lo, hi in zip(sizes[:-1], sizes[1:], strict=True)
+        for lo, hi in itertools.pairwise(sizes)
     ]
     d = "{" + ", ".join(f"%out{i}" for i in range(len(registers_c))) + "}"
     body = f"mma.sync.aligned.{shape}.row.col.{accumulator}.{kind}.{kind}.{accumulator} {d}, {', '.join(parts)};"
@@ -1080,6 +1084,52 @@ def test_atomics_and_copies() -> None:
     ).all()
     assert (out[5] == 2).all()  # 32 increments modulo 10
     assert np.array_equal(out[6], data) and np.array_equal(out[7], LANES)
+
+
+# --- CUDA's own functions: long chains of instructions whose sum is known
+
+
+FUNCTIONS: dict[str, Any] = {
+    "exp(x)": np.exp,
+    "expm1(x)": np.expm1,
+    "log(x)": np.log,
+    "log1p(x)": np.log1p,
+    "tanh(x)": np.tanh,
+    "sin(x)": np.sin,
+    "cos(x * T(100000))": lambda x: np.cos(x * type(x.flat[0])(100000)),  # Payne-Hanek, with carry chains
+    "pow(x, T(1.3))": lambda x: np.power(x, type(x.flat[0])(1.3)),
+    "atan2(x, T(2))": lambda x: np.arctan2(x, 2),
+    "hypot(x, T(2))": lambda x: np.hypot(x, 2),
+    "cbrt(x)": np.cbrt,
+    "fmod(x, T(0.7))": lambda x: np.fmod(x, type(x.flat[0])(0.7)),
+    "rsqrt(x)": lambda x: 1 / np.sqrt(x),
+    "T(1) / (T(1) + exp(-x))": lambda x: 1 / (1 + np.exp(-x)),
+    "floor(x) + rint(x) + ceil(x) + trunc(x)": lambda x: np.floor(x) + np.rint(x) + np.ceil(x) + np.trunc(x),
+    "ldexp(x, 3) + copysign(x, T(-1))": lambda x: 8 * x - np.abs(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cuda_functions(tmp_path: Any, dtype: Any, seed: int) -> None:
+    kind = {np.float32: "float", np.float64: "double"}[dtype]
+    lines = [f"y[{i} * n + i_] = {f};" for i, f in enumerate(FUNCTIONS)]
+    source = tmp_path / f"functions_{kind}.cu"
+    source.write_text(
+        f'typedef {kind} T; extern "C" __global__ void functions_{kind}(const T* in, T* y, int n) {{\n'
+        "int i_ = threadIdx.x + blockIdx.x * blockDim.x; T x = in[i_];\n" + "\n".join(lines) + "}\n"
+    )
+    sim = simulator()
+    sim.load(module.build_source(source))
+    x = np.geomspace(1e-3, 50, N).astype(dtype)
+    out = sim.empty((len(FUNCTIONS), N), dtype)
+    with sim.watch(numeric_seed=seed):
+        sim.check(sim.launch(f"functions_{kind}", 8, N // 8, sim.put(x), out, ctypes.c_int(N)))
+    with np.errstate(all="ignore"):
+        for got, (name, function) in zip(out.get(), FUNCTIONS.items(), strict=True):
+            exact = function(x).astype(np.float64)
+            eps = np.finfo(dtype).eps
+            np.testing.assert_allclose(got, exact, rtol=8 * eps, atol=4 * eps, err_msg=name)
 
 
 # --- the parser and the errors
@@ -1160,16 +1210,16 @@ mov.u32 %r1, 0X1FU;
 """
     parsed = ptx.parse(text)
     kernel = parsed.functions["k"]
-    assert kernel.max_threads == 128 and [p.bytes for p in kernel.parameters] == [8, 24]
+    assert kernel.max_threads == 128 and [p.size for p in kernel.parameters] == [8, 24]
     assert parsed.functions["later"].body is None
     pool, numbers = parsed.variables
-    assert pool.external and pool.bytes == 0
-    assert numbers.bytes == 12 and numbers.initial == b"\0\0\x80\x3f\0\0\0\x40\0\0\0\0"
+    assert pool.external and pool.size == 0
+    assert numbers.size == 12 and numbers.initial == b"\0\0\x80\x3f\0\0\0\x40\0\0\0\0"
     assert kernel.body is not None
     registers, floats, depot, label, load, move = kernel.body.statements
     assert registers == ptx.Registers("b16", ("hl", "hu"))
     assert floats == ptx.Registers("f32", ("%f0", "%f1", "%f2"))
-    assert isinstance(depot, ptx.Variable) and depot.space == "local" and depot.bytes == 16
+    assert isinstance(depot, ptx.Variable) and depot.space == "local" and depot.size == 16
     assert label == ptx.Label("L1")
     assert isinstance(load, ptx.Instruction) and load.guard == ptx.Name("%p2", True)
     assert load.modifiers == ("global", "L2::128B", "v2", "f32")

@@ -82,10 +82,10 @@ _HALVES = {"f16", "bf16", "f16x2", "bf16x2"}
 _FLOATS = {"f32", "f64"} | _HALVES
 TYPES = {
     "fma": _FLOATS,
-    **dict.fromkeys(("ex2_approx", "tanh_approx"), {"f32"} | _HALVES),
-    **dict.fromkeys(("lg2_approx", "sin_approx", "cos_approx"), {"f32"}),
-    **dict.fromkeys(("div_approx", "div_full", "sqrt_approx"), {"f32"}),
-    **dict.fromkeys(("rcp", "sqrt", "rcp_approx", "rsqrt_approx", "copysign"), {"f32", "f64"}),
+    **{name: {"f32"} | _HALVES for name in ("ex2_approx", "tanh_approx")},
+    **{name: {"f32"} for name in ("lg2_approx", "sin_approx", "cos_approx", "sqrt_approx")},
+    **{name: {"f32"} for name in ("div_approx", "div_full")},
+    **{name: {"f32", "f64"} for name in ("rcp", "sqrt", "rcp_approx", "rsqrt_approx", "copysign")},
 }
 # Modifiers that change nothing here.
 _SILENT = {"noftz", "clamp"}
@@ -180,7 +180,26 @@ _UPDATE = {
     **{name: name for name in ("add", "min", "max", "exch", "cas", "inc", "dec")},
     **{name: name + "_" for name in ("and", "or", "xor")},
 }
-_COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
+_COMPARISONS = [
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "lo",
+    "ls",
+    "hi",
+    "hs",
+    "equ",
+    "neu",
+    "ltu",
+    "leu",
+    "gtu",
+    "geu",
+    "num",
+    "nan",
+]
 # shape and operand type: K
 _MMA = {
     ("m16n8k16", "f16"): 16,
@@ -321,12 +340,12 @@ class Kernel:
 
     def place_shared(self, variable: ptx.Variable) -> Symbol:
         offset = align_up(self.shared_bytes, variable.align)
-        self.shared_bytes = offset + variable.bytes
+        self.shared_bytes = offset + variable.size
         return Symbol("shared", str(offset), variable.type)
 
     def place_local(self, variable: ptx.Variable) -> Symbol:
         offset = align_up(self.local_bytes, variable.align)
-        self.local_bytes = offset + variable.bytes
+        self.local_bytes = offset + variable.size
         return Symbol("local", str(offset), variable.type)
 
 
@@ -497,7 +516,7 @@ class FunctionTranslator:
             for parameter in function.parameters:
                 offset = align_up(offset, parameter.align)
                 top[parameter.name] = Symbol("parameter", str(offset), parameter.type)
-                offset += parameter.bytes
+                offset += parameter.size
         else:
             for parameter in function.results:
                 name = self.unique(identifier(parameter.name))
@@ -554,7 +573,7 @@ class FunctionTranslator:
                 case ptx.Variable(space="param"):
                     cpp = self.unique(f"a_{identifier(statement.name)}")
                     names[statement.name] = Symbol("bytes", cpp)
-                    self.arrays.append(f"alignas(16) std::byte {cpp}[{max(statement.bytes, 1)}];")
+                    self.arrays.append(f"alignas(16) std::byte {cpp}[{max(statement.size, 1)}];")
                 case ptx.Variable(space="local"):
                     names[statement.name] = self.kernel.place_local(statement)
                 case ptx.Variable(space="shared"):
@@ -994,15 +1013,15 @@ class FunctionTranslator:
             self.emit(f"op::warp_sync(t, {self.site()}, {self.value(i.operands[0], 'b32')});")
             return
         if kinds in (["sync"], ["arrive"]):
-            number, *count = (self.value(o, "b32") for o in i.operands)
+            barrier, *count = (self.value(o, "b32") for o in i.operands)
             wait = "true" if kinds == ["sync"] else "false"
             self.emit(
-                f"sim::barrier(t, {self.site()}, {number}, {count[0] if count else -1}, {wait});"
+                f"sim::barrier(t, {self.site()}, {barrier}, {count[0] if count else -1}, {wait});"
             )
         elif kinds[:1] == ["red"] and kinds[1] in ("popc", "and", "or"):
-            to, number, *count, predicate = i.operands
+            to, number, *threads_given, predicate = i.operands
             operation = f"sim::kReduce{kinds[1].capitalize()}"
-            threads = self.value(count[0], "b32") if count else "-1"
+            threads = self.value(threads_given[0], "b32") if threads_given else "-1"
             expression = (
                 f"sim::barrier_reduce(t, {self.site()}, {self.value(number, 'b32')}, {threads}, {operation}, "
                 f"{self.value(predicate, 'pred')})"
@@ -1176,8 +1195,8 @@ def translate_kernel(module: ptx.Module, entry: ptx.Function) -> str:
     offset, parameters = 0, []
     for parameter in entry.parameters:
         offset = align_up(offset, parameter.align)
-        parameters.append(f"{{{offset}, {parameter.bytes}}}")
-        offset += parameter.bytes
+        parameters.append(f"{{{offset}, {parameter.size}}}")
+        offset += parameter.size
     table = f"const sim::ParamInfo parameters[] = {{{', '.join(parameters) or '{0, 0}'}}};"
     info = ", ".join(
         [
@@ -1223,7 +1242,7 @@ def translate_globals(module: ptx.Module) -> str:
             numbers = ", ".join(map(str, variable.initial))
             lines.append(f"static const unsigned char {initial}[] = {{{numbers}}};")
         lines.append(
-            f"uint64_t sim_global_{name} = sim::register_global({quoted(variable.name)}, {variable.bytes}, {initial});"
+            f"uint64_t sim_global_{name} = sim::register_global({quoted(variable.name)}, {variable.size}, {initial});"
         )
     return "\n".join([*lines, ""])
 
