@@ -355,7 +355,7 @@ def test_only_what_is_needed_is_saved_and_computed(name, monkeypatch):
             return real.scan(*args)
 
         def scan_backward(self, *args):
-            asked.append(("needs", args[-2]))
+            asked.append(("needs", args[-3]))
             return real.scan_backward(*args)
 
     fast = make_pair(name)[1]
