@@ -29,6 +29,7 @@ _PROPERTIES = re.compile(
     r"Function properties for (\w+)\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads\n.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
 )
+_RESIDENT = re.compile(r"(block|grid)_(forward|backward)\b")
 _MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTCHMMA)\b")
 
 
@@ -47,7 +48,7 @@ class Kernel:
 
     @property
     def faults(self) -> list[str]:
-        if "resident" not in self.source:
+        if not _RESIDENT.match(self.name):
             return []
         found = []
         if self.spilled:
@@ -73,10 +74,17 @@ def _site_packages() -> Path:
     return Path(spec.origin).parents[1] if spec and spec.origin else Path("nowhere")
 
 
+def toolkit() -> Any:
+    return _setup().Toolkit.find(_site_packages())
+
+
+def triton_tool(name: str) -> str | None:
+    return shutil.which(name, path=str(_site_packages() / "triton/backends/nvidia/bin"))
+
+
 def tool(name: str) -> str:
     """cuobjdump or nvdisasm, of a CUDA toolkit or of the triton package."""
-    triton = _site_packages() / "triton/backends/nvidia/bin"
-    found = shutil.which(name) or shutil.which(name, path=str(triton))
+    found = shutil.which(name) or triton_tool(name)
     if not found:
         raise SystemExit(f"fastrnn: no {name} found. Install it: pip install triton")
     return found
@@ -97,12 +105,11 @@ def _demangle(names: list[str]) -> list[str]:
 
 def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
     """The kernels of a source, from ptxas' report and the disassembled code."""
-    setup = _setup()
-    kit = setup.Toolkit.find(_site_packages())
+    kit = toolkit()
     cubin = folder / f"{source.stem}-{arch}.cubin"
     includes = [f"-isystem={path}" for path in kit.includes()]
     report = _run(
-        str(kit.root / "bin/nvcc"), *setup.NVCC_FLAGS.split(), "-Xptxas", "-v", *includes,
+        str(kit.root / "bin/nvcc"), *_setup().NVCC_FLAGS.split(), "-Xptxas", "-v", *includes,
         f"-I{ROOT / 'csrc'}", "-cubin", f"-arch=sm_{arch.replace('.', '')}", "-o", str(cubin),
         str(source),
     )  # fmt: skip
@@ -121,7 +128,7 @@ def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
         Kernel(source.name, arch, plain, int(used), int(stores) + int(loads), int(stack),
                int(shared), code.get(mangled, 0))
         for plain, (mangled, stack, stores, loads, used, shared) in zip(names, found, strict=True)
-        if "_kernel" in mangled or "resident" in source.name
+        
     ]  # fmt: skip
 
 
@@ -167,11 +174,10 @@ def main() -> int:
     if args.list:
         print(contents(args.list))
         return 0
-    setup = _setup()
-    if not setup.Toolkit.find(_site_packages()):
+    if not toolkit():
         print("fastrnn: nvcc was not found, which make resources needs", file=sys.stderr)
         return 2
-    found = kernels(args.arch or setup.CUDA_ARCHITECTURES.replace("+PTX", "").split(";"))
+    found = kernels(args.arch or _setup().CUDA_ARCHITECTURES.replace("+PTX", "").split(";"))
     print(table(found))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

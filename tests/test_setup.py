@@ -80,7 +80,9 @@ def test_toolkit(setup, monkeypatch, tmp_path, place):
     nvcc.chmod(0o755)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvcc").symlink_to(nvcc)
-    monkeypatch.setenv("PATH", str({"PATH": root, "wrapper": tmp_path}.get(place, packages) / "bin"))
+    monkeypatch.setenv(
+        "PATH", str({"PATH": root, "wrapper": tmp_path}.get(place, packages) / "bin")
+    )
     monkeypatch.delenv("CUDA_HOME", raising=False)
     if place == "CUDA_HOME":
         monkeypatch.setenv("CUDA_HOME", str(root))
