@@ -9,8 +9,13 @@
 
 // A function of formulas: part of whatever kernel uses it. (Without the attribute, gcc compiles a template's friends
 // for the baseline, even where a pragma names an instruction set.)
+#ifdef __CUDACC__
+#define FASTRNN_FN __host__ __device__ __forceinline__
+#define FASTRNN_LAMBDA
+#else
 #define FASTRNN_FN [[gnu::always_inline]] inline
 #define FASTRNN_LAMBDA __attribute__((always_inline))
+#endif
 
 namespace fastrnn {
 

@@ -18,14 +18,14 @@ struct Matrix {
   int64_t row_stride = 0;
   int64_t col_stride = 0;
 
-  T* row(int64_t i) const { return data + i * row_stride; }
-  T& operator()(int64_t i, int64_t j) const { return data[i * row_stride + j * col_stride]; }
+  FASTRNN_FN T* row(int64_t i) const { return data + i * row_stride; }
+  FASTRNN_FN T& operator()(int64_t i, int64_t j) const { return data[i * row_stride + j * col_stride]; }
   Matrix transposed() const { return {data, col_stride, row_stride}; }
   // Rows first, first + step, ...
   Matrix every(int64_t step, int64_t first) const {
     return data ? Matrix{row(first), row_stride * step, col_stride} : Matrix{};
   }
-  explicit operator bool() const { return data != nullptr; }
+  FASTRNN_FN explicit operator bool() const { return data != nullptr; }
 };
 
 template <class T>
@@ -33,8 +33,8 @@ struct Vector {
   T* data = nullptr;
   int64_t stride = 0;
 
-  T& operator[](int64_t i) const { return data[i * stride]; }
-  explicit operator bool() const { return data != nullptr; }
+  FASTRNN_FN T& operator[](int64_t i) const { return data[i * stride]; }
+  FASTRNN_FN explicit operator bool() const { return data != nullptr; }
 };
 
 // A tensor over time and samples. Padded: [T, N, C] with a stride a step. Packed: [rows, C], step t starts at row
@@ -48,7 +48,7 @@ struct Sequence {
   int64_t sample_stride = 0;
   int64_t col_stride = 0;
 
-  T* row(int64_t t, int64_t sample) const {
+  FASTRNN_FN T* row(int64_t t, int64_t sample) const {
     return data + (step_start ? step_start[t] : t) * step_stride +
            (sample_start ? sample_start[sample] : sample) * sample_stride;
   }
@@ -58,7 +58,7 @@ struct Sequence {
                            sample_stride * step,         col_stride}
                 : Sequence{};
   }
-  explicit operator bool() const { return data != nullptr; }
+  FASTRNN_FN explicit operator bool() const { return data != nullptr; }
 };
 
 // Weights in torch's layout: gate g of unit u is row g * H + u.
@@ -77,7 +77,8 @@ struct Schedule {
   int64_t N = 0;
   const int64_t* order = nullptr;   // [N], sample of row r; null: r itself
   const int64_t* active = nullptr;  // [T], rows running at step t (non-increasing); null: N
-  const int64_t* lengths = nullptr;  // [N], on a GPU instead of order and active, where rows stay as they are
+  const int64_t* lengths = nullptr;  // [N], on a GPU instead of order and active; clamped to [0, T]; null: T
+  int64_t rows_in_memory = 0;       // of a packed or jagged sequence, on a GPU
   bool reverse = false;             // from the last step to the first
   Matrix<const uint8_t> reset;      // [T, N], not 0 at the first step of a segment; null: none
 

@@ -51,21 +51,218 @@ struct Sizes {
   bool projected = false;
 };
 
+// --- the kernels' geometry --------------------------------------------------------------------------
+
+constexpr int kLanes = 32;
+constexpr int kWarps = 8;  // of a resident block
+constexpr int kThreads = kWarps * kLanes;
+constexpr int kTileColumns = 8;  // samples a tile
+constexpr int kGroupUnits = 16;  // units a group, which is the depth of one k-step in half precision
+
+template <Precision kPrecision>
+constexpr bool kHalfWords = kPrecision == Precision::kHalf || kPrecision == Precision::kBFloat16;
+
+// Words of a group of units.
+template <Precision kPrecision>
+constexpr int kGroupWords = kHalfWords<kPrecision> ? 8 : 16;
+
+// Words of depth of some groups of units, made even, as k-steps are read two at a time.
+template <Precision kPrecision>
+constexpr int64_t depth_words(int64_t groups) {
+  const int64_t steps = groups * kGroupWords<kPrecision> / 8;
+  return (steps + 1) / 2 * 16;
+}
+
+// Pairs of k-steps whose weights a warp keeps of each tile: 8 registers a lane each, 128 in all. Products without tensor
+// cores need half of those for sums.
+constexpr int pairs_a_warp(Precision precision, int tiles) {
+  return (precision == Precision::kFloat ? 8 : 16) / tiles;
+}
+
 struct Plan {
   Regime regime = Regime::kStepwise;
   Direction direction = Direction::kForward;
   int unit_blocks = 1;    // blocks that share the units of one group of columns
-  int column_blocks = 1;  // groups of columns, each with the weights of its own
+  int column_blocks = 1;  // groups of columns, each with weights of its own
   int units = 0;          // of a block
-  int columns = 0;        // of a block: samples, a multiple of 8
+  int columns = 0;        // of a block: samples, a multiple of kTileColumns
   int threads = 0;
-  int64_t shared_bytes = 0;
-  int64_t exchange_bytes = 0;  // a step, in the exchange buffer
+  int64_t shared_bytes = 0;    // of a block
+  int64_t exchange_bytes = 0;  // of a step, in the exchange buffer
   int64_t steps = 0;           // that one launch walks
   double step_us = 0;          // modelled
-  std::string refused;         // "regime: reason" of each faster one, a line each
+  std::string refused;         // "regime: reason" of each one that cannot run it, a line each
 
   int blocks() const { return unit_blocks * column_blocks; }
 };
+
+// Long sequences are walked in chunks, so that what a chunk's buffers hold stays in L2.
+constexpr int64_t kExchangeBytes = int64_t{16} << 20;
+constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of input products, or of gradients of gates
+
+// Words of depth of a product, which is over all units forward, over all gates of them backward.
+constexpr int64_t depth_of(Precision precision, Direction direction, int gates, int64_t groups) {
+  if (direction == Direction::kBackward) groups *= gates;
+  const bool half = precision == Precision::kHalf || precision == Precision::kBFloat16;
+  return half ? depth_words<Precision::kHalf>(groups) : depth_words<Precision::kFloat>(groups);
+}
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+class Planner {
+ public:
+  Planner(const Sizes& sizes, Precision precision, Direction direction, const DeviceLimits& limits)
+      : sizes_(sizes),
+        precision_(precision),
+        direction_(direction),
+        limits_(limits),
+        machine_(machine_of(limits)),
+        groups_(divide_up(std::max<int64_t>(1, sizes.H), kGroupUnits)) {}
+
+  // The fastest plan of a regime; step_us < 0 and the reason in `refused` if there is none.
+  Plan of(Regime regime) const {
+    if (regime == Regime::kStepwise) return with_steps(stepwise());
+    if (const std::string reason = no_resident(); !reason.empty()) return refuse(regime, reason);
+    if (regime == Regime::kBlockResident) return with_steps(block_resident());
+    Plan best = grid_resident(16);
+    if (direction_ == Direction::kForward && sizes_.gates == 4) {
+      const Plan narrow = grid_resident(8);
+      if (best.step_us < 0 || (narrow.step_us >= 0 && narrow.step_us < best.step_us)) best = narrow;
+    }
+    return with_steps(best);
+  }
+
+ private:
+  int tiles(int units) const {
+    if (direction_ == Direction::kBackward) return 1;
+    return units == 16 ? sizes_.gates : (sizes_.gates + 1) / 2;
+  }
+  double fma_a_clock() const {
+    if (precision_ == Precision::kFloat) return machine_.float_fma;
+    return precision_ == Precision::kTf32 ? machine_.tf32_fma : machine_.half_fma;
+  }
+  double us(double cycles) const { return cycles / (machine_.clock_ghz * 1e3); }
+  Plan refuse(Regime regime, const std::string& reason) const {
+    Plan plan;
+    plan.step_us = -1;
+    plan.refused = std::string(name(regime)) + ": " + reason + "\n";
+    return plan;
+  }
+
+  std::string no_resident() const {
+    if (precision_ == Precision::kDouble) return "float64 has no tiles";
+    if (sizes_.projected) return "a projection needs a product more every step";
+    if (limits_.compute_capability < 80)
+      return "compute capability " + std::to_string(limits_.compute_capability) + " is below 80";
+    return {};
+  }
+
+  Plan block_resident() const {
+    const int64_t depth = depth_of(precision_, direction_, sizes_.gates, groups_);
+    const int most = pairs_a_warp(precision_, tiles(16));
+    if (groups_ > kWarps)
+      return refuse(Regime::kBlockResident, std::to_string(sizes_.H) + " units are more than a block's " +
+                                                std::to_string(kWarps * kGroupUnits));
+    if (depth / 16 > most)
+      return refuse(Regime::kBlockResident, "a warp would keep " + std::to_string(depth / 16) +
+                                                " pairs of k-steps of each tile, and has registers for " +
+                                                std::to_string(most));
+    Plan plan;
+    plan.regime = Regime::kBlockResident;
+    plan.units = static_cast<int>(groups_ * kGroupUnits);
+    plan.columns = kTileColumns;
+    plan.column_blocks = static_cast<int>(divide_up(std::max<int64_t>(1, sizes_.N), kTileColumns));
+    plan.threads = static_cast<int>(groups_ * kLanes);
+    plan.shared_bytes = 2 * depth * kTileColumns * 4;
+    const double waves = static_cast<double>(divide_up(plan.column_blocks, std::max(1, limits_.multiprocessors)));
+    const double fma = groups_ * tiles(16) * 16.0 * depth * (precision_is_half() ? 2 : 1) * kTileColumns;
+    const double wavefronts = groups_ * depth * kTileColumns * 4 / 128.0;
+    plan.step_us = waves * us(std::max(fma / fma_a_clock(), wavefronts) + depth / 8.0 * machine_.mma_cycles +
+                              machine_.barrier_cycles + kCellCycles);
+    return plan;
+  }
+
+  Plan grid_resident(int units) const {
+    const Regime regime = Regime::kGridResident;
+    if (!limits_.cooperative) return refuse(regime, "the device has no cooperative launch");
+    const int64_t depth = depth_of(precision_, direction_, sizes_.gates, groups_);
+    const int64_t pairs = divide_up(depth / 16, kWarps);
+    const int most = pairs_a_warp(precision_, tiles(units));
+    if (pairs > most)
+      return refuse(regime, "a warp would keep " + std::to_string(pairs) +
+                                " pairs of k-steps of each tile, and has registers for " + std::to_string(most));
+    Plan plan;
+    plan.regime = regime;
+    plan.units = units;
+    plan.unit_blocks = static_cast<int>(groups_ * kGroupUnits / units);
+    if (plan.unit_blocks > limits_.multiprocessors)
+      return refuse(regime, std::to_string(plan.unit_blocks) + " blocks are more than " +
+                                std::to_string(limits_.multiprocessors) + " multiprocessors");
+    const int64_t column_tiles = divide_up(std::max<int64_t>(1, sizes_.N), kTileColumns);
+    const int64_t of_block = divide_up(column_tiles, limits_.multiprocessors / plan.unit_blocks);
+    const int64_t most_tiles = units == 16 ? 4 : 8;
+    if (of_block > most_tiles)
+      return refuse(regime, std::to_string(sizes_.N) + " samples are more than the " +
+                                std::to_string(limits_.multiprocessors / plan.unit_blocks * most_tiles * kTileColumns) +
+                                " of all blocks");
+    plan.columns = static_cast<int>(of_block * kTileColumns);
+    plan.column_blocks = static_cast<int>(divide_up(column_tiles, of_block));
+    plan.threads = kThreads;
+    plan.shared_bytes = 2 * of_block * kWarps * tiles(units) * 16 * kTileColumns * 4;
+    if (plan.shared_bytes > limits_.shared_bytes_per_block)
+      return refuse(regime, std::to_string(plan.shared_bytes) + " bytes of shared memory are more than a block's " +
+                                std::to_string(limits_.shared_bytes_per_block));
+    plan.exchange_bytes = plan.column_blocks * plan.columns * depth * 4;
+    const double fma = tiles(units) * 16.0 * depth * (precision_is_half() ? 2 : 1) * plan.columns;
+    const double l2_us = static_cast<double>(plan.exchange_bytes) * plan.unit_blocks / (machine_.l2_tb_s * 1e6);
+    const double wavefronts = static_cast<double>(plan.shared_bytes) / 128;  // written once, read once, of one half
+    plan.step_us = std::max(us(std::max(fma / fma_a_clock(), wavefronts)), l2_us) +
+                   us(machine_.poll_cycles + 2.0 * pairs * machine_.mma_cycles + machine_.barrier_cycles + kCellCycles);
+    return plan;
+  }
+
+  Plan stepwise() const {
+    Plan plan;
+    const double bytes = sizes_.gates * static_cast<double>(sizes_.H) * sizes_.H * (precision_is_half() ? 2 : 4);
+    plan.step_us = (sizes_.projected ? 4 : 2) * machine_.launch_us + bytes / (machine_.hbm_tb_s * 1e6);
+    return plan;
+  }
+
+  Plan with_steps(Plan plan) const {
+    plan.direction = direction_;
+    const int64_t row_bytes = sizes_.gates * sizes_.H * (precision_ == Precision::kDouble ? 8 : 4);
+    int64_t steps = kChunkBytes / std::max<int64_t>(1, row_bytes * sizes_.N);
+    if (plan.exchange_bytes > 0) steps = std::min(steps, kExchangeBytes / plan.exchange_bytes);
+    plan.steps = std::clamp<int64_t>(steps, 1, std::max<int64_t>(1, sizes_.T));
+    return plan;
+  }
+  bool precision_is_half() const { return precision_ == Precision::kHalf || precision_ == Precision::kBFloat16; }
+
+  static constexpr double kCellCycles = 100;
+
+  Sizes sizes_;
+  Precision precision_;
+  Direction direction_;
+  DeviceLimits limits_;
+  Machine machine_;
+  int64_t groups_;
+};
+
+// The fastest plan, or that of the regime of a name. A forced regime that cannot run: step_us < 0, and the reason.
+inline Plan plan(const Sizes& sizes, Precision precision, Direction direction, const DeviceLimits& limits,
+                 std::string_view forced = {}) {
+  const Planner planner(sizes, precision, direction, limits);
+  Plan best;
+  best.step_us = -1;
+  std::string refused;
+  for (const Regime regime : {Regime::kBlockResident, Regime::kGridResident, Regime::kStepwise}) {
+    if (!forced.empty() && forced != name(regime)) continue;
+    const Plan found = planner.of(regime);
+    refused += found.refused;
+    if (found.step_us >= 0 && (best.step_us < 0 || found.step_us < best.step_us)) best = found;
+  }
+  best.refused = refused;
+  return best;
+}
 
 }  // namespace fastrnn::cuda

@@ -1,0 +1,384 @@
+// Grid-resident: W_hh is spread over blocks by hidden units and stays in registers; states travel through L2.
+//
+// The exchange buffer has a slot a step, filled with kNotYet beforehand, and every word proves its own arrival: a
+// consumer polls the very words it multiplies. So a step costs one trip through L2, no fence, no flag and no grid-wide
+// barrier, and no slot is written twice. Each warp of a block multiplies a slice of the depth alone; the warps' partial
+// products meet in shared memory, behind the only barrier of a step.
+#pragma once
+
+#include "cuda/step.cuh"
+
+namespace fastrnn::cuda {
+
+constexpr int kPollsUntilWatch = 1 << 10;
+constexpr uint64_t kWatchdogNs = 20'000'000'000;
+
+FASTRNN_DEVICE uint4 load_relaxed(const uint32_t* words) {
+  uint4 found;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
+               : "l"(words)
+               : "memory");
+  return found;
+}
+
+FASTRNN_DEVICE void store_relaxed(uint32_t* word, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
+FASTRNN_DEVICE uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
+// A block waits for others that run beside it, which a cooperative launch grants. If one of them is lost all the same,
+// an error is better than a frozen GPU.
+struct Watchdog {
+  int polls = 0;
+  uint64_t since = 0;
+
+  FASTRNN_DEVICE void poll() {
+    if (++polls < kPollsUntilWatch) return;
+    polls = 0;
+    const uint64_t now = nanoseconds();
+    if (since == 0) since = now;
+    if (now - since > kWatchdogNs) __trap();
+    __nanosleep(100);
+  }
+};
+
+// One block's part of the walk's products: kTiles tiles of 16 rows, over all of the depth.
+template <Precision kPrecision, int kTiles>
+struct GridProduct {
+  using Tile = cuda::Tile<kPrecision>;
+  static constexpr int kPairs = pairs_a_warp(kPrecision, kTiles);
+  static constexpr int kColumnTiles = Tile::kTensorCores ? 2 : 1;  // multiplied at once
+  // Partial products of a column tile, by warp, tile and value.
+  static constexpr int kPartFloats = kWarps * kTiles * 4 * kLanes;
+
+  typename Tile::Weights weights[kTiles][kPairs];
+  int first_pair, pairs;  // of this warp
+  bool odd;               // the very last k-step has no producer
+  float* parts;           // [2][column tiles][kPartFloats], every other step
+
+  // weight(tile, row of the tile, k)
+  template <class Weight>
+  FASTRNN_DEVICE GridProduct(int groups, float* shared, Weight&& weight) : parts(shared) {
+    const int steps = groups * kGroupWords<kPrecision> / 8, all = (steps + 1) / 2;
+    const int each = (all + kWarps - 1) / kWarps, warp = threadIdx.x / kLanes;
+    first_pair = warp * each;
+    pairs = min(each, max(0, all - first_pair));
+    odd = steps % 2 && first_pair + pairs == all;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair)
+        if (pair < pairs)
+          weights[tile][pair] = load_weights<kPrecision>(
+              first_pair + pair, [&](int row, int64_t k) { return weight(tile, row, k); });
+  }
+
+  FASTRNN_DEVICE float* part(int parity, int column_tiles, int column_tile) const {
+    return parts + (parity * column_tiles + column_tile) * kPartFloats;
+  }
+
+  // Multiplies the words of a slot, [column tiles][tile_words], as they arrive.
+  FASTRNN_DEVICE void run(const uint32_t* slot, int64_t tile_words, int column_tiles, int parity) const {
+    for (int first = 0; first < column_tiles; first += kColumnTiles) {
+      typename Tile::Sums sums[kColumnTiles][kTiles];
+      if constexpr (Tile::kTensorCores)
+        multiply_all(slot, tile_words, column_tiles, first, sums);
+      else
+        multiply_by_pairs(slot + first * tile_words, sums[0]);
+#pragma unroll
+      for (int column = 0; column < kColumnTiles; ++column) {
+        if (first + column >= column_tiles) break;
+        float* to = part(parity, column_tiles, first + column) + threadIdx.x / kLanes * kTiles * 4 * kLanes;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          float mine[4];
+          Tile::finish(sums[column][tile], mine);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) to[(tile * 4 + i) * kLanes + threadIdx.x % kLanes] = mine[i];
+        }
+      }
+    }
+  }
+
+  // Value i of this lane's place in a tile, over all of the depth.
+  FASTRNN_DEVICE float sum(int parity, int column_tiles, int column_tile, int tile, int i) const {
+    const float* from = part(parity, column_tiles, column_tile) + (tile * 4 + i) * kLanes + threadIdx.x % kLanes;
+    float total = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) total += from[warp * kTiles * 4 * kLanes];
+    return total;
+  }
+
+ private:
+  FASTRNN_DEVICE bool complete(uint4 words, int pair) const {
+    const bool half = odd && pair == pairs - 1;
+    return words.x != kNotYet && words.y != kNotYet && (half || (words.z != kNotYet && words.w != kNotYet));
+  }
+
+  // Everything this warp needs is asked for at once; only what had not arrived is asked for again.
+  FASTRNN_DEVICE void multiply_all(const uint32_t* slot, int64_t tile_words, int column_tiles, int first,
+                                   typename Tile::Sums (&sums)[kColumnTiles][kTiles]) const {
+    uint4 states[kColumnTiles][kPairs];
+    Watchdog watchdog;
+    const auto wanted = [&](int column, int pair) { return first + column < column_tiles && pair < pairs; };
+    const auto ask = [&](int column, int pair) {
+      return load_relaxed(slot + (first + column) * tile_words + Tile::vector_index(first_pair + pair, 0));
+    };
+#pragma unroll
+    for (int column = 0; column < kColumnTiles; ++column)
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair)
+        if (wanted(column, pair)) states[column][pair] = ask(column, pair);
+    for (bool waiting = true; waiting;) {
+      waiting = false;
+#pragma unroll
+      for (int column = 0; column < kColumnTiles; ++column)
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair)
+          if (wanted(column, pair) && !complete(states[column][pair], pair)) {
+            states[column][pair] = ask(column, pair);
+            waiting = true;
+          }
+      if (waiting) watchdog.poll();
+    }
+    __syncwarp();
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (pair >= pairs) break;
+#pragma unroll
+      for (int column = 0; column < kColumnTiles; ++column) {
+        if (first + column >= column_tiles) break;
+        uint4(&arrived)[1] = reinterpret_cast<uint4(&)[1]>(states[column][pair]);
+        if (odd && pair == pairs - 1) arrived[0].z = arrived[0].w = 0;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) Tile::multiply(sums[column][tile], weights[tile][pair], arrived);
+      }
+    }
+  }
+
+  // Without tensor cores a lane reads eight vectors a pair, which are too many registers to ask for all at once.
+  FASTRNN_DEVICE void multiply_by_pairs(const uint32_t* slot, typename Tile::Sums (&sums)[kTiles]) const {
+    Watchdog watchdog;
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (pair >= pairs) break;
+      uint4 states[Tile::kVectors];
+      for (bool waiting = true; waiting;) {
+        waiting = false;
+#pragma unroll
+        for (int vector = 0; vector < Tile::kVectors; ++vector)
+          states[vector] = load_relaxed(slot + Tile::vector_index(first_pair + pair, vector));
+#pragma unroll
+        for (int vector = 0; vector < Tile::kVectors; ++vector) {
+          const uint4 words = states[vector];
+          waiting |= words.x == kNotYet || words.y == kNotYet || words.z == kNotYet || words.w == kNotYet;
+        }
+        if (waiting) watchdog.poll();
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) Tile::multiply(sums[tile], weights[tile][pair], states);
+    }
+    __syncwarp();
+  }
+};
+
+// Which cells a thread computes: those of one unit, and of the same column of some column tiles. The cells of a column
+// tile are dealt to kShares warps, each of which takes the values `share` of the accumulator's four.
+template <int kUnits>
+struct Ownership {
+  static constexpr int kShares = kUnits / 4;  // 16 units: 4 warps a column tile; 8: 2
+  static constexpr int kTilesAtOnce = kWarps / kShares;
+  static constexpr int kItems = 2;
+  static constexpr int kColumnTiles = kItems * kTilesAtOnce;  // of a block at most
+
+  int share, first_tile, unit, column;  // unit of the block, column of a tile
+
+  FASTRNN_DEVICE Ownership() {
+    const auto [g, j] = Lane::mine();
+    const int warp = threadIdx.x / kLanes;
+    share = warp % kShares;
+    first_tile = warp / kShares;
+    unit = g + share / 2 * 8;
+    column = 2 * j + share % 2;
+  }
+  FASTRNN_DEVICE int tile(int item) const { return first_tile + item * kTilesAtOnce; }
+};
+
+// The rows of a block's weights. 16 units: a tile is a gate. 8 units: a tile is two gates, of 8 rows each.
+template <int kUnits, int kGates>
+struct GateRows {
+  static constexpr int kTiles = kUnits == 16 ? kGates : (kGates + 1) / 2;
+  FASTRNN_DEVICE static int gate(int tile, int row) { return kUnits == 16 ? tile : 2 * tile + row / 8; }
+  FASTRNN_DEVICE static int unit(int row) { return kUnits == 16 ? row : row % 8; }
+  FASTRNN_DEVICE static int tile_of(int gate) { return kUnits == 16 ? gate : gate / 2; }
+  FASTRNN_DEVICE static int value_of(int gate, int share) { return kUnits == 16 ? share : share + gate % 2 * 2; }
+};
+
+// How a launch is cut.
+struct GridArguments {
+  int unit_blocks;
+  int columns;         // of a block
+  int64_t slots;       // of the exchange buffer
+  uint32_t* exchange;  // [column blocks][slots][column tiles][words]
+};
+
+// The part of a grid that a block is.
+template <int kUnits>
+struct BlockPlace {
+  int64_t first_unit, first_column;
+  int column_tiles;
+  int64_t tile_words, slot_words;  // of the exchange: a column tile, a step of this block's columns
+  uint32_t* exchange;              // of this block's columns
+
+  FASTRNN_DEVICE BlockPlace(const GridArguments& grid, int64_t depth_words) {
+    first_unit = int64_t{blockIdx.x % grid.unit_blocks} * kUnits;
+    const int column_block = blockIdx.x / grid.unit_blocks;
+    column_tiles = grid.columns / kTileColumns;
+    first_column = int64_t{column_block} * grid.columns;
+    tile_words = depth_words * kTileColumns;
+    slot_words = tile_words * column_tiles;
+    exchange = grid.exchange + column_block * grid.slots * slot_words;
+  }
+  FASTRNN_DEVICE uint32_t* slot(int64_t index) const { return exchange + index * slot_words; }
+};
+
+template <class Cell, class S, Precision kPrecision, int kUnits>
+__global__ void __launch_bounds__(kThreads, 1)
+    grid_forward(const __grid_constant__ ForwardChunk<S> chunk, const __grid_constant__ GridArguments grid) {
+#if __CUDA_ARCH__ >= 800
+  using Rows = GateRows<kUnits, Cell::kGates>;
+  using Product = GridProduct<kPrecision, Rows::kTiles>;
+  constexpr int kItems = Ownership<kUnits>::kItems;
+  extern __shared__ uint4 shared[];  // [2][column tiles][kPartFloats]
+  const ScanParams<S>& scan = chunk.scan;
+  const int64_t H = scan.hidden_size;
+  const int groups = grid.unit_blocks * kUnits / kGroupUnits;
+  const BlockPlace<kUnits> place(grid, depth_words<kPrecision>(groups));
+  const Product product(groups, reinterpret_cast<float*>(shared), [&](int tile, int row, int64_t k) -> float {
+    const int64_t unit = place.first_unit + Rows::unit(row);
+    const int gate = Rows::gate(tile, row);
+    return gate < Cell::kGates && unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;
+  });
+
+  const Ownership<kUnits> mine;
+  const int64_t unit = place.first_unit + mine.unit;
+  const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
+  const Bias<Cell, S> bias(scan, unit);
+  ForwardInputs<Cell, S> inputs[kItems];
+  UnitState<S> state[kItems];
+
+  const auto send = [&](int64_t slot, int item) {
+    uint32_t* words = place.slot(slot) + mine.tile(item) * place.tile_words;
+    const int in_group = unit % kGroupUnits;
+    const int64_t group = unit / kGroupUnits;
+    publish<kPrecision>(state[item].h, in_group, [&](int word, uint32_t bits) {
+      const int64_t depth = group * kGroupWords<kPrecision> + word;
+      store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
+    });
+  };
+
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    if (mine.tile(item) >= place.column_tiles) break;
+    state[item] = enter<Cell>(chunk, sample(item), unit);
+    inputs[item].fetch(chunk, chunk.first, sample(item), unit);
+    send(0, item);
+  }
+  for (int64_t step = 0; step < chunk.steps; ++step) {
+    product.run(place.slot(step), place.tile_words, place.column_tiles, step % 2);
+    __syncthreads();
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+      if (mine.tile(item) >= place.column_tiles) break;
+      float gh[Cell::kGates];
+#pragma unroll
+      for (int gate = 0; gate < Cell::kGates; ++gate)
+        gh[gate] = product.sum(step % 2, place.column_tiles, mine.tile(item), Rows::tile_of(gate),
+                               Rows::value_of(gate, mine.share));
+      advance(chunk, chunk.first + step, sample(item), unit, inputs[item], bias, gh, state[item]);
+      if (step + 1 < chunk.steps) send(step + 1, item);
+      inputs[item].fetch(chunk, chunk.first + step + 1, sample(item), unit);
+    }
+  }
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    if (mine.tile(item) >= place.column_tiles) break;
+    leave<Cell>(chunk, sample(item), unit, state[item]);
+  }
+#endif
+}
+
+// Backward, a block owns 16 units' columns of W_hh: what enters the step before is a sum over all gates, local and
+// without atomics. What travels is d_gh.
+template <class Cell, class S, Precision kPrecision>
+__global__ void __launch_bounds__(kThreads, 1)
+    grid_backward(const __grid_constant__ BackwardChunk<S> chunk, const __grid_constant__ GridArguments grid) {
+#if __CUDA_ARCH__ >= 800
+  constexpr int kUnits = 16;
+  using Product = GridProduct<kPrecision, 1>;
+  constexpr int kItems = Ownership<kUnits>::kItems;
+  extern __shared__ uint4 shared[];  // [2][column tiles][kPartFloats]
+  const ScanParams<S>& scan = chunk.scan;
+  const int64_t H = scan.hidden_size;
+  const int groups = grid.unit_blocks;  // of one gate
+  const BlockPlace<kUnits> place(grid, depth_words<kPrecision>(groups * Cell::kGates));
+  const int64_t padded = int64_t{groups} * kGroupUnits;
+  const Product product(groups * Cell::kGates, reinterpret_cast<float*>(shared), [&](int, int row, int64_t k) -> float {
+    const int64_t gate = k / padded, from = k % padded, to = place.first_unit + row;
+    return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;
+  });
+
+  const Ownership<kUnits> mine;
+  const int64_t unit = place.first_unit + mine.unit;
+  const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
+  BackwardInputs<Cell, S> inputs[kItems];
+  UnitState<S> d_state[kItems];
+  bool ran[kItems];
+  const int64_t last = chunk.first + chunk.steps - 1;
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    if (mine.tile(item) >= place.column_tiles) break;
+    d_state[item] = enter<Cell>(chunk, sample(item), unit);
+    inputs[item].fetch(chunk, last, sample(item), unit);
+  }
+  for (int64_t step = 0; step < chunk.steps; ++step) {
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+      if (mine.tile(item) >= place.column_tiles) break;
+      float d_gh[Cell::kGates];
+      retreat(chunk, last - step, sample(item), unit, inputs[item], d_state[item], d_gh);
+      ran[item] = inputs[item].runs;
+      uint32_t* words = place.slot(step) + mine.tile(item) * place.tile_words;
+#pragma unroll
+      for (int gate = 0; gate < Cell::kGates; ++gate)
+        publish<kPrecision>(d_gh[gate], mine.unit, [&](int word, uint32_t bits) {
+          const int64_t group = int64_t{gate} * groups + place.first_unit / kGroupUnits;
+          const int64_t depth = group * kGroupWords<kPrecision> + word;
+          store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
+        });
+      inputs[item].fetch(chunk, last - step - 1, sample(item), unit);
+    }
+    product.run(place.slot(step), place.tile_words, place.column_tiles, step % 2);
+    __syncthreads();
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+      if (mine.tile(item) >= place.column_tiles) break;
+      const float through_gh = product.sum(step % 2, place.column_tiles, mine.tile(item), 0, mine.share);
+      if (ran[item]) d_state[item].h += through_gh;  // 0 * NaN is no gradient of a sample that waits
+    }
+  }
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    if (mine.tile(item) >= place.column_tiles) break;
+    leave<Cell>(chunk, sample(item), unit, d_state[item]);
+  }
+#endif
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,498 @@
+// launch: what a scan is on a GPU, from the input's product to the weights' gradients, chunk by chunk.
+//
+// Only the recurrence differs by regime. Everything before and after it is a product over all steps of a chunk, which
+// cuBLAS does, or one kernel over all their elements. Included once a storage type, by the files that compile it.
+#pragma once
+
+#include <climits>
+
+#include "cuda/block_resident.cuh"
+#include "cuda/grid_resident.cuh"
+#include "cuda/launch.h"
+#include "cuda/stepwise.cuh"
+#include "dispatch.h"
+
+namespace fastrnn::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw LaunchError(std::string(what) + ": " + cudaGetErrorString(error));
+}
+inline void check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) throw LaunchError(std::string(what) + ": " + cublasGetStatusString(status));
+}
+
+// Precision of a storage type's products. f.template operator()<kPrecision>()
+template <class S, class F>
+auto with_precision(bool tf32, F&& f) {
+  if constexpr (std::is_same_v<S, Half>)
+    return f.template operator()<Precision::kHalf>();
+  else if constexpr (std::is_same_v<S, BFloat16>)
+    return f.template operator()<Precision::kBFloat16>();
+  else if constexpr (std::is_same_v<S, double>)
+    return f.template operator()<Precision::kDouble>();
+  else
+    return tf32 ? f.template operator()<Precision::kTf32>() : f.template operator()<Precision::kFloat>();
+}
+
+// --- scratch memory ----------------------------------------------------------------------------------
+
+// Hands out pieces of a workspace; of none (null) it only counts.
+class Arena {
+ public:
+  explicit Arena(void* workspace) : base_(static_cast<char*>(workspace)) {}
+
+  template <class T>
+  T* take(int64_t count, bool wanted = true) {
+    if (!wanted || count == 0) return nullptr;
+    char* piece = base_ + bytes_;
+    bytes_ += divide_up(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    return base_ ? reinterpret_cast<T*>(piece) : nullptr;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+template <class S>
+bool rows_only(const ScanParams<S>& p) {
+  return p.x.step_start || p.x.sample_start;  // packed or jagged
+}
+// Rows that a chunk's buffers hold: where rows of a step cannot be told apart on the host, all of them.
+template <class S>
+int64_t chunk_rows(const ScanParams<S>& p, const Plan& plan) {
+  return rows_only(p) ? p.schedule.rows_in_memory : std::min(plan.steps, p.schedule.T) * p.schedule.N;
+}
+
+template <class S>
+struct ForwardBuffers {
+  using A = Accumulate<S>;
+  A *h, *c, *gx, *gh, *product;
+  S *entering, *output;
+  uint32_t* exchange;
+
+  template <class Cell>
+  static ForwardBuffers take(Arena& arena, const ScanParams<S>& p, const Plan& plan) {
+    const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
+    const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
+    ForwardBuffers found;
+    found.h = arena.take<A>(N * R);
+    found.c = arena.take<A>(N * H, Cell::kHasCellState);
+    found.gx = arena.take<A>(chunk_rows(p, plan) * gates);
+    found.gh = arena.take<A>(N * gates, stepwise);
+    found.entering = arena.take<S>(N * R, stepwise);
+    found.output = arena.take<S>(N * H, projected);
+    found.product = arena.take<A>(N * R, projected);
+    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return found;
+  }
+};
+
+template <class S>
+struct BackwardBuffers {
+  using A = Accumulate<S>;
+  A *h, *c, *d_reset_h, *d_reset_c, *gx, *gh, *d_output;
+  S *h_previous, *x, *gates, *d_gx, *d_gh, *d_gh_now, *d_projected, *d_now, *outputs;
+  A *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;  // sums over chunks, group after group
+  uint32_t* exchange;
+
+  template <class Cell>
+  static BackwardBuffers take(Arena& arena, const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& plan) {
+    const int64_t N = p.schedule.N, I = p.input_size, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
+    const int64_t rows = chunk_rows(p, plan);
+    const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
+    const bool recompute = Cell::kSaved > 0 && !p.gates;
+    BackwardBuffers found;
+    found.h = arena.take<A>(N * R);
+    found.c = arena.take<A>(N * H, Cell::kHasCellState);
+    found.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
+    found.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
+    found.weight_ih = arena.take<A>(d.groups * gates * I, bool(d.weights.ih));
+    found.weight_hh = arena.take<A>(d.groups * gates * R, bool(d.weights.hh));
+    found.bias_ih = arena.take<A>(d.groups * gates, bool(d.weights.bias_ih));
+    found.bias_hh = arena.take<A>(d.groups * gates, bool(d.weights.bias_hh));
+    found.weight_hr = arena.take<A>(d.groups * R * H, bool(d.weights.hr));
+    found.gx = arena.take<A>(rows * gates, recompute);
+    found.gh = arena.take<A>(rows * gates, recompute);
+    found.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
+    found.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
+    found.x = arena.take<S>(rows * I, d.weights.ih && (p.schedule.lengths || p.x.sample_start));
+    found.d_gx = arena.take<S>(rows * gates);
+    found.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : found.d_gx;
+    found.d_gh_now = arena.take<S>(N * gates, stepwise);
+    found.d_projected = arena.take<S>(rows * R, projected);
+    found.d_now = arena.take<S>(N * R, projected);
+    found.d_output = arena.take<A>(N * H, projected);
+    found.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
+    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return found;
+  }
+};
+
+// --- products ----------------------------------------------------------------------------------------
+
+template <class T>
+constexpr cudaDataType_t kCudaType = CUDA_R_32F;
+template <>
+inline constexpr cudaDataType_t kCudaType<double> = CUDA_R_64F;
+template <>
+inline constexpr cudaDataType_t kCudaType<Half> = CUDA_R_16F;
+template <>
+inline constexpr cudaDataType_t kCudaType<BFloat16> = CUDA_R_16BF;
+
+// A matrix whose rows follow each other.
+template <class T>
+Matrix<const T> dense(const T* data, int64_t columns) {
+  return {data, columns, 1};
+}
+
+// out [M, N] = a [M, K] b [K, N], added to what is there or not. Rows or columns of a and b are dense.
+template <class S, class Out>
+void multiply(const Context& context, int64_t M, int64_t N, int64_t K, Matrix<const S> a, Matrix<const S> b, Out* out,
+              bool accumulate = false) {
+  if (M == 0 || N == 0) return;
+  if (std::max({M, N, K}) > INT_MAX) throw LaunchError("a product has a size of more than 2^31 - 1");
+  if (K == 0) {
+    if (!accumulate) check(cudaMemsetAsync(out, 0, M * N * sizeof(Out), context.stream), "clearing a product");
+    return;
+  }
+  // cuBLAS counts columns first, where a row-major matrix is its transpose: out^T = b^T a^T. An operand of `rows`
+  // consecutive numbers a column is taken as it is, any other transposed.
+  struct Operand {
+    cublasOperation_t operation;
+    int64_t ld;
+  };
+  const auto operand = [](const Matrix<const S>& m, int64_t rows, int64_t columns) -> Operand {
+    if (m.col_stride == 1 || columns == 1) return {CUBLAS_OP_N, std::max(m.row_stride, columns)};
+    if (m.row_stride != 1 && rows != 1) throw LaunchError("a product's factor has neither dense rows nor dense columns");
+    return {CUBLAS_OP_T, std::max(m.col_stride, rows)};
+  };
+  const Operand left = operand(b, K, N), right = operand(a, M, K);
+  const Accumulate<S> one = 1, beta = accumulate ? 1 : 0;
+  const cublasComputeType_t compute = std::is_same_v<S, double> ? CUBLAS_COMPUTE_64F
+                                      : !std::is_same_v<S, float> ? CUBLAS_COMPUTE_32F
+                                      : context.tf32              ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                                  : CUBLAS_COMPUTE_32F_PEDANTIC;
+  check(cublasGemmEx(context.blas, left.operation, right.operation, static_cast<int>(N), static_cast<int>(M),
+                     static_cast<int>(K), &one, b.data, kCudaType<S>, static_cast<int>(left.ld), a.data, kCudaType<S>,
+                     static_cast<int>(right.ld), &beta, out, kCudaType<Out>, static_cast<int>(N), compute,
+                     CUBLAS_GEMM_DEFAULT),
+        "a product");
+}
+
+// --- kernels -----------------------------------------------------------------------------------------
+
+template <class F>
+void for_each(const Context& context, int64_t count, const F& f) {
+  if (count == 0) return;
+  constexpr int64_t kBlock = 256, kMostBlocks = 1 << 16;
+  each<<<static_cast<unsigned>(std::min(divide_up(count, kBlock), kMostBlocks)), kBlock, 0, context.stream>>>(count, f);
+  check(cudaGetLastError(), "launching a kernel");
+}
+
+template <class Kernel>
+void allow_shared(Kernel kernel, int64_t bytes) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "asking for shared memory");
+}
+
+template <class Kernel, class Chunk>
+void run_block(const Context& context, Kernel kernel, const Chunk& chunk, const Plan& plan) {
+  allow_shared(kernel, plan.shared_bytes);
+  kernel<<<plan.blocks(), plan.threads, plan.shared_bytes, context.stream>>>(chunk);
+  check(cudaGetLastError(), "launching a block-resident kernel");
+}
+
+template <class Kernel, class Chunk>
+void run_grid(const Context& context, Kernel kernel, Chunk chunk, const Plan& plan, uint32_t* exchange) {
+  GridArguments grid{plan.unit_blocks, plan.columns, plan.steps, exchange};
+  check(cudaMemsetAsync(exchange, 0xff, plan.exchange_bytes * plan.steps, context.stream), "clearing the exchange");
+  allow_shared(kernel, plan.shared_bytes);
+  void* arguments[] = {&chunk, &grid};
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), plan.blocks(), plan.threads, arguments,
+                                    plan.shared_bytes, context.stream),
+        "launching a grid-resident kernel");
+}
+
+// The grid-resident kernel of a plan.
+template <class Cell, class S, Precision kPrecision>
+const void* grid_kernel(const Plan& plan) {
+  if (plan.direction == Direction::kBackward)
+    return reinterpret_cast<const void*>(grid_backward<Cell, S, kPrecision>);
+  if constexpr (Cell::kGates == 4)
+    if (plan.units == 8) return reinterpret_cast<const void*>(grid_forward<Cell, S, kPrecision, 8>);
+  return reinterpret_cast<const void*>(grid_forward<Cell, S, kPrecision, 16>);
+}
+
+// --- forward -----------------------------------------------------------------------------------------
+
+// A part of a walk that is launched at once, where its rows start and how many its buffers hold.
+struct Span {
+  int64_t first, steps, first_row, rows;
+};
+template <class S>
+Span span(const ScanParams<S>& p, const Plan& plan, int64_t first) {
+  const Schedule& schedule = p.schedule;
+  const int64_t steps = std::min(plan.steps, schedule.T - first);
+  if (rows_only(p)) return {first, steps, 0, schedule.rows_in_memory};
+  const int64_t start = schedule.reverse ? schedule.T - first - steps : first;
+  return {first, steps, start * schedule.N, steps * schedule.N};
+}
+
+template <class S>
+Matrix<const S> rows_of(const Sequence<const S>& x, const Span& span, int64_t columns) {
+  return dense(x.data + span.first_row * columns, columns);
+}
+
+template <class Cell, class S>
+void step_forward(const Context& context, const ForwardChunk<S>& chunk, const ForwardBuffers<S>& buffers) {
+  const ScanParams<S>& p = chunk.scan;
+  const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size;
+  const bool projected = bool(p.weights.hr);
+  for (int64_t walked = chunk.first; walked < chunk.first + chunk.steps; ++walked) {
+    multiply<S>(context, N, Cell::kGates * H, R, dense<S>(buffers.entering, R), p.weights.hh.transposed(), buffers.gh);
+    for_each(context, N * H,
+             ForwardCell<Cell, S>{chunk, walked, buffers.gh, projected ? buffers.output : buffers.entering, projected});
+    if (!projected) continue;
+    multiply<S>(context, N, R, H, dense<S>(buffers.output, H), p.weights.hr.transposed(), buffers.product);
+    for_each(context, N * R, Project<S>{chunk, walked, buffers.product, buffers.entering});
+  }
+}
+
+template <class Cell, class S>
+void forward(const ScanParams<S>& p, const Plan& plan, void* workspace, const Context& context) {
+  const int64_t N = p.schedule.N, T = p.schedule.T, H = p.hidden_size, R = p.output_size, I = p.input_size;
+  Arena arena(workspace);
+  const auto buffers = ForwardBuffers<S>::template take<Cell>(arena, p, plan);
+  for_each(context, N * R, BeginForward<S>{p, p.h_0, p.reset_h, R, buffers.h});
+  if (Cell::kHasCellState) for_each(context, N * H, BeginForward<S>{p, p.c_0, p.reset_c, H, buffers.c});
+  if (plan.regime == Regime::kStepwise)
+    for_each(context, N * R, Write<S>{buffers.h, R, {buffers.entering, R, 1}});
+  for (int64_t first = 0; first < T && N > 0; first += plan.steps) {
+    const Span at = span(p, plan, first);
+    if (first == 0 || !rows_only(p))
+      multiply<S>(context, at.rows, Cell::kGates * H, I, rows_of(p.x, at, I), p.weights.ih.transposed(), buffers.gx);
+    const ForwardChunk<S> chunk{{p, at.first, at.steps, at.first_row, buffers.h, buffers.c}, buffers.gx};
+    if (plan.regime == Regime::kStepwise) {
+      step_forward<Cell>(context, chunk, buffers);
+    } else if constexpr (!std::is_same_v<S, double>) {
+      with_precision<S>(context.tf32, [&]<Precision kPrecision>() {
+        if (plan.regime == Regime::kBlockResident)
+          run_block(context, block_forward<Cell, S, kPrecision>, chunk, plan);
+        else
+          run_grid(context, grid_kernel<Cell, S, kPrecision>(plan), chunk, plan, buffers.exchange);
+      });
+    }
+  }
+  for_each(context, N * R, Write<S>{buffers.h, R, p.h_n});
+  if (Cell::kHasCellState) for_each(context, N * H, Write<S>{buffers.c, H, p.c_n});
+}
+
+// --- backward ----------------------------------------------------------------------------------------
+
+template <class Cell, class S>
+void step_backward(const Context& context, BackwardChunk<S> chunk, const BackwardBuffers<S>& buffers) {
+  const ScanParams<S>& p = chunk.scan;
+  const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size;
+  const bool projected = bool(p.weights.hr);
+  chunk.d_output = buffers.d_output;
+  for (int64_t walked = chunk.first + chunk.steps - 1; walked >= chunk.first; --walked) {
+    if (projected) {
+      for_each(context, N * R, ProjectBackward<S>{chunk, walked, buffers.d_projected, buffers.d_now});
+      multiply<S>(context, N, H, R, dense<S>(buffers.d_now, R), p.weights.hr, buffers.d_output);
+    }
+    for_each(context, N * H, BackwardCell<Cell, S>{chunk, walked, buffers.d_gh_now});
+    multiply<S>(context, N, R, Cell::kGates * H, dense<S>(buffers.d_gh_now, Cell::kGates * H), p.weights.hh,
+                buffers.h, true);
+  }
+}
+
+// Gradients of weights, from those of a chunk's gates.
+template <class Cell, class S>
+void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk, const ScanGradients<S>& d,
+                          const BackwardBuffers<S>& buffers, const Span& at) {
+  const ScanParams<S>& p = chunk.scan;
+  const int64_t I = p.input_size, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
+  const int64_t groups = d.groups, rows = at.rows / groups;
+  // Rows of a group lie `groups` apart, whatever the step.
+  const auto add = [&](const S* left, int64_t M, const S* right, int64_t N, Accumulate<S>* sums) {
+    for (int64_t group = 0; group < groups; ++group)
+      multiply<S>(context, M, N, rows, dense(left, M).every(groups, group).transposed(),
+                  dense(right, N).every(groups, group), sums + group * M * N, true);
+  };
+  const auto add_rows = [&](const S* from, Accumulate<S>* sums) {
+    const dim3 grid(static_cast<unsigned>(divide_up(gates, kLanes)), static_cast<unsigned>(groups));
+    column_sums<S><<<grid, dim3(kLanes, kSumRows), 0, context.stream>>>(from, at.rows, gates, groups, sums);
+    check(cudaGetLastError(), "summing a bias's gradient");
+  };
+  if (d.weights.ih) {
+    if (buffers.x) for_each(context, at.steps * p.schedule.N * I, MaskedInput<S>{chunk, buffers.x});
+    add(buffers.d_gx, gates, buffers.x ? buffers.x : rows_of(p.x, at, I).data, I, buffers.weight_ih);
+  }
+  if (d.weights.hh) add(buffers.d_gh, gates, buffers.h_previous, R, buffers.weight_hh);
+  if (d.weights.bias_ih) add_rows(buffers.d_gx, buffers.bias_ih);
+  if (d.weights.bias_hh) add_rows(buffers.d_gh, buffers.bias_hh);
+  if constexpr (Cell::kHasCellState)
+    if (d.weights.hr) {
+      for_each(context, at.steps * p.schedule.N * H, Outputs<Cell, S>{chunk, buffers.outputs});
+      add(buffers.d_projected, R, buffers.outputs, H, buffers.weight_hr);
+    }
+}
+
+template <class Cell, class S>
+void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& plan, void* workspace,
+              const Context& context) {
+  using A = Accumulate<S>;
+  const int64_t N = p.schedule.N, T = p.schedule.T, H = p.hidden_size, R = p.output_size, I = p.input_size;
+  const int64_t gates = Cell::kGates * H;
+  Arena arena(workspace);
+  const auto buffers = BackwardBuffers<S>::template take<Cell>(arena, p, d, plan);
+  const auto clear = [&](auto* piece, int64_t count) {
+    if (piece) check(cudaMemsetAsync(piece, 0, count * sizeof *piece, context.stream), "clearing a sum");
+  };
+  clear(buffers.d_reset_h, N * R);
+  clear(buffers.d_reset_c, N * H);
+  clear(buffers.weight_ih, d.groups * gates * I);
+  clear(buffers.weight_hh, d.groups * gates * R);
+  clear(buffers.bias_ih, d.groups * gates);
+  clear(buffers.bias_hh, d.groups * gates);
+  clear(buffers.weight_hr, d.groups * R * H);
+  if (p.x.sample_start) {  // rows between samples are no sample's step
+    const int64_t rows = p.schedule.rows_in_memory;
+    clear(buffers.h_previous, rows * R);
+    clear(buffers.x, rows * I);
+    clear(buffers.d_gx, rows * gates);
+    clear(buffers.d_gh, rows * gates);
+    clear(buffers.d_projected, rows * R);
+    clear(buffers.outputs, rows * H);
+  }
+  for_each(context, N * R, Read<S>{d.h_n, R, buffers.h});
+  if (Cell::kHasCellState) for_each(context, N * H, Read<S>{d.c_n, H, buffers.c});
+  const int64_t chunks = N > 0 ? divide_up(T, plan.steps) : 0;
+  for (int64_t i = chunks - 1; i >= 0; --i) {
+    const Span at = span(p, plan, i * plan.steps);
+    BackwardChunk<S> chunk{{p, at.first, at.steps, at.first_row, buffers.h, buffers.c}, d};
+    chunk.h_previous = buffers.h_previous;
+    chunk.gates = buffers.gates ? buffers.gates : p.gates.data;
+    chunk.gates_first_row = buffers.gates ? at.first_row : 0;
+    chunk.d_gx = buffers.d_gx;
+    chunk.d_gh = buffers.d_gh;
+    chunk.d_reset_h = buffers.d_reset_h;
+    chunk.d_reset_c = buffers.d_reset_c;
+    if (buffers.h_previous) for_each(context, at.steps * N * R, PreviousStates<S>{chunk, buffers.h_previous});
+    if (buffers.gates) {
+      multiply<S>(context, at.rows, gates, I, rows_of(p.x, at, I), p.weights.ih.transposed(), buffers.gx);
+      multiply<S>(context, at.rows, gates, R, dense<S>(buffers.h_previous, R), p.weights.hh.transposed(), buffers.gh);
+      for_each(context, at.steps * N * H, RecomputeGates<Cell, S>{chunk, buffers.gx, buffers.gh, buffers.gates});
+    }
+    if (plan.regime == Regime::kStepwise) {
+      step_backward<Cell>(context, chunk, buffers);
+    } else if constexpr (!std::is_same_v<S, double>) {
+      with_precision<S>(context.tf32, [&]<Precision kPrecision>() {
+        if (plan.regime == Regime::kBlockResident)
+          run_block(context, block_backward<Cell, S, kPrecision>, chunk, plan);
+        else
+          run_grid(context, grid_kernel<Cell, S, kPrecision>(plan), chunk, plan, buffers.exchange);
+      });
+    }
+    // Of a packed or jagged sequence all steps share the buffers, and are summed once.
+    if (rows_only(p) && i > 0) continue;
+    Span all = at;
+    if (rows_only(p)) {
+      all = {0, T, 0, p.schedule.rows_in_memory};
+      chunk.first = 0;
+      chunk.steps = T;
+    }
+    if (d.x)
+      multiply<S>(context, all.rows, I, gates, dense<S>(buffers.d_gx, gates), p.weights.ih,
+                  d.x.data + all.first_row * I);
+    if (d.any_weight()) add_weight_gradients<Cell>(context, chunk, d, buffers, all);
+  }
+  for_each(context, N * R, FinishBackward<S>{p, buffers.h, buffers.d_reset_h, R, d.h_0});
+  if (Cell::kHasCellState) for_each(context, N * H, FinishBackward<S>{p, buffers.c, buffers.d_reset_c, H, d.c_0});
+  const auto write = [&](const A* from, int64_t rows, int64_t columns, Matrix<S> to) {
+    if (to) for_each(context, rows * columns, Write<S>{from, columns, to});
+  };
+  const auto vector = [](const Vector<S>& v) { return Matrix<S>{v.data, v.stride, 1}; };
+  write(buffers.d_reset_h, N, R, d.reset_h);
+  write(buffers.d_reset_c, N, H, d.reset_c);
+  write(buffers.weight_ih, d.groups * gates, I, d.weights.ih);
+  write(buffers.weight_hh, d.groups * gates, R, d.weights.hh);
+  write(buffers.bias_ih, d.groups * gates, 1, vector(d.weights.bias_ih));
+  write(buffers.bias_hh, d.groups * gates, 1, vector(d.weights.bias_hh));
+  write(buffers.weight_hr, d.groups * R, H, d.weights.hr);
+}
+
+// --- the boundary ------------------------------------------------------------------------------------
+
+template <class F>
+void with_cell(std::string_view cell, F&& f) {
+  if (!Cells::dispatch(cell, f)) throw LaunchError("unknown cell '" + std::string(cell) + "'");
+}
+
+template <class S>
+Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction, const DeviceLimits& limits, bool tf32,
+              std::string_view forced) {
+  Plan found;
+  with_cell(cell, [&]<class Cell>() {
+    with_precision<S>(tf32, [&]<Precision kPrecision>() {
+      const Sizes sizes{Cell::kGates, p.schedule.T, p.schedule.N, p.hidden_size, bool(p.weights.hr)};
+      found = plan(sizes, kPrecision, direction, limits, forced);
+      if (found.step_us < 0) throw LaunchError(found.refused.empty() ? "no such regime" : found.refused);
+      if constexpr (kPrecision != Precision::kDouble)
+        if (found.regime == Regime::kGridResident) {
+          // A device that is shared may hold fewer blocks than it has multiprocessors.
+          const void* kernel = grid_kernel<Cell, S, kPrecision>(found);
+          int blocks = 0;
+          allow_shared(kernel, found.shared_bytes);
+          check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, found.threads, found.shared_bytes),
+                "asking how many blocks fit");
+          if (blocks * limits.multiprocessors < found.blocks()) {
+            DeviceLimits alone = limits;
+            alone.cooperative = false;
+            found = plan(sizes, kPrecision, direction, alone, forced);
+            if (found.step_us < 0) throw LaunchError("grid-resident: its blocks do not fit the device at once");
+          }
+        }
+    });
+  });
+  return found;
+}
+
+template <class S>
+int64_t workspace_bytes(std::string_view cell, const ScanParams<S>& p, const Plan& plan) {
+  Arena arena(nullptr);
+  with_cell(cell, [&]<class Cell>() { ForwardBuffers<S>::template take<Cell>(arena, p, plan); });
+  return arena.bytes();
+}
+template <class S>
+int64_t workspace_bytes(std::string_view cell, const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& plan) {
+  Arena arena(nullptr);
+  with_cell(cell, [&]<class Cell>() { BackwardBuffers<S>::template take<Cell>(arena, p, d, plan); });
+  return arena.bytes();
+}
+
+template <class S>
+void launch(std::string_view cell, const ScanParams<S>& p, const Plan& plan, void* workspace, const Context& context) {
+  with_cell(cell, [&]<class Cell>() { forward<Cell, S>(p, plan, workspace, context); });
+}
+template <class S>
+void launch(std::string_view cell, const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& plan, void* workspace,
+            const Context& context) {
+  with_cell(cell, [&]<class Cell>() { backward<Cell, S>(p, d, plan, workspace, context); });
+}
+
+// Everything of one storage type.
+#define FASTRNN_INSTANTIATE_LAUNCH(S)                                                                                 \
+  template Plan plan_for<S>(std::string_view, const ScanParams<S>&, Direction, const DeviceLimits&, bool,             \
+                            std::string_view);                                                                        \
+  template int64_t workspace_bytes<S>(std::string_view, const ScanParams<S>&, const Plan&);                           \
+  template int64_t workspace_bytes<S>(std::string_view, const ScanParams<S>&, const ScanGradients<S>&, const Plan&);  \
+  template void launch<S>(std::string_view, const ScanParams<S>&, const Plan&, void*, const Context&);                \
+  template void launch<S>(std::string_view, const ScanParams<S>&, const ScanGradients<S>&, const Plan&, void*,        \
+                          const Context&);
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,6 @@
+// The kernels for float32.
+#include "cuda/launch.cuh"
+
+namespace fastrnn::cuda {
+FASTRNN_INSTANTIATE_LAUNCH(float)
+}

@@ -1,0 +1,267 @@
+// One unit of one sample at one step: what every regime reads, computes and writes. The regimes differ in how gh comes
+// about, and in nothing else.
+//
+// What a step leaves behind is what enters the next one: a reset is applied by the step before it, so that a state
+// that travels is ready to be multiplied. A sample that does not run keeps its state.
+#pragma once
+
+#include <array>
+
+#include "cells/cell.h"
+#include "cuda/device.cuh"
+#include "scan.h"
+
+namespace fastrnn::cuda {
+
+// Some steps of a walk, and the buffers that hold only theirs.
+template <class S>
+struct Chunk {
+  using A = Accumulate<S>;
+
+  ScanParams<S> scan;
+  int64_t first = 0, steps = 0;  // of the walk
+  int64_t first_row = 0;         // of the buffers, among the rows of a sequence
+
+  A* h = nullptr;  // [N, R], state before the first step; after the launch that after the last one
+  A* c = nullptr;  // [N, H]
+};
+
+template <class S>
+struct ForwardChunk : Chunk<S> {
+  const Accumulate<S>* gx = nullptr;  // [rows, G * H], input products without bias
+};
+
+template <class S>
+struct BackwardChunk : Chunk<S> {
+  ScanGradients<S> gradients;
+  const S* h_previous = nullptr;           // [rows, R], the state before each step
+  const S* gates = nullptr;                // [rows, kSaved * H], saved or computed again
+  int64_t gates_first_row = 0;             // of `gates`
+  S* d_gx = nullptr;                       // [rows, G * H]
+  S* d_gh = nullptr;                       // [rows, G * H], d_gx itself unless the cell splits them
+  Accumulate<S>* d_reset_h = nullptr;      // [N, R], null: not wanted
+  Accumulate<S>* d_reset_c = nullptr;      // [N, H]
+  // Of a projected h: the gradient of o * tanh(c), which a product made. Null: h and dh are the cell's own.
+  const Accumulate<S>* d_output = nullptr;  // [N, H]
+};
+
+// --- which samples run -----------------------------------------------------------------------------
+
+FASTRNN_FN bool runs(const Schedule& schedule, int64_t t, int64_t n) {
+  return 0 <= t && t < (schedule.lengths && schedule.lengths[n] < schedule.T ? schedule.lengths[n] : schedule.T);
+}
+FASTRNN_FN int64_t time_of(const Schedule& schedule, int64_t walked) {
+  return schedule.reverse ? schedule.T - 1 - walked : walked;
+}
+FASTRNN_FN int64_t time_before(const Schedule& schedule, int64_t t) { return schedule.reverse ? t + 1 : t - 1; }
+FASTRNN_FN int64_t time_after(const Schedule& schedule, int64_t t) { return schedule.reverse ? t - 1 : t + 1; }
+
+// The state is replaced before step t.
+FASTRNN_FN bool resets(const Schedule& schedule, int64_t t, int64_t n) {
+  if (!schedule.reset) return false;
+  const int64_t mark = schedule.reverse ? t + 1 : t;
+  return runs(schedule, mark, n) && schedule.reset(mark, n) != 0;
+}
+
+// Row of a sequence whose rows follow each other without a gap.
+template <class S>
+FASTRNN_FN int64_t row_of(const ScanParams<S>& scan, int64_t t, int64_t n) {
+  if (scan.x.step_start) return scan.x.step_start[t] + n;
+  if (scan.x.sample_start) return scan.x.sample_start[n] + t;
+  return t * scan.schedule.N + n;
+}
+
+// 0 of what there is not.
+template <class S>
+FASTRNN_DEVICE Accumulate<S> at(const Matrix<const S>& matrix, int64_t i, int64_t j) {
+  return matrix ? load<S>(matrix(i, j)) : Accumulate<S>(0);
+}
+
+// --- forward -----------------------------------------------------------------------------------------
+
+// Biases of a unit, for every step.
+template <class Cell, class S>
+struct Bias {
+  Accumulate<S> ih[Cell::kGates] = {}, hh[Cell::kGates] = {};
+
+  FASTRNN_DEVICE Bias(const ScanParams<S>& scan, int64_t unit) {
+    if (unit >= scan.hidden_size || !scan.weights.bias_ih) return;
+#pragma unroll
+    for (int gate = 0; gate < Cell::kGates; ++gate) {
+      ih[gate] = load<S>(scan.weights.bias_ih[gate * scan.hidden_size + unit]);
+      hh[gate] = load<S>(scan.weights.bias_hh[gate * scan.hidden_size + unit]);
+    }
+  }
+};
+
+template <class S>
+struct UnitState {
+  Accumulate<S> h = 0, c = 0;
+};
+
+// The state of a unit that a chunk begins with, and leaves for the next one.
+template <class Cell, class S>
+FASTRNN_DEVICE UnitState<S> enter(const Chunk<S>& chunk, int64_t n, int64_t unit) {
+  const int64_t H = chunk.scan.hidden_size;
+  if (n >= chunk.scan.schedule.N || unit >= H) return {};
+  return {chunk.h[n * H + unit], Cell::kHasCellState ? chunk.c[n * H + unit] : 0};
+}
+template <class Cell, class S>
+FASTRNN_DEVICE void leave(const Chunk<S>& chunk, int64_t n, int64_t unit, const UnitState<S>& state) {
+  const int64_t H = chunk.scan.hidden_size;
+  if (n >= chunk.scan.schedule.N || unit >= H) return;
+  chunk.h[n * H + unit] = state.h;
+  if constexpr (Cell::kHasCellState) chunk.c[n * H + unit] = state.c;
+}
+
+// What a step reads from memory, fetched long before it is needed.
+template <class Cell, class S>
+struct ForwardInputs {
+  Accumulate<S> gx[Cell::kGates];
+  bool runs, resets_next;
+
+  FASTRNN_DEVICE void fetch(const ForwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit) {
+    const ScanParams<S>& scan = chunk.scan;
+    runs = resets_next = false;
+    if (walked >= chunk.first + chunk.steps || n >= scan.schedule.N || unit >= scan.hidden_size) return;
+    const int64_t t = time_of(scan.schedule, walked);
+    runs = cuda::runs(scan.schedule, t, n);
+    resets_next = resets(scan.schedule, time_after(scan.schedule, t), n);
+    if (!runs) return;
+    const Accumulate<S>* row = chunk.gx + (row_of(scan, t, n) - chunk.first_row) * Cell::kGates * scan.hidden_size;
+#pragma unroll
+    for (int gate = 0; gate < Cell::kGates; ++gate) gx[gate] = row[gate * scan.hidden_size + unit];
+  }
+};
+
+// A step of a unit; gh without bias. A projected h is not the cell's to keep: `state.h` is then o * tanh(c).
+template <class Cell, class S>
+FASTRNN_DEVICE void advance(const ForwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit,
+                            const ForwardInputs<Cell, S>& inputs, const Bias<Cell, S>& bias,
+                            const Accumulate<S> (&gh)[Cell::kGates], UnitState<S>& state, bool projected = false) {
+  using V = RealOf<S>;
+  constexpr int kGates = Cell::kGates;
+  const ScanParams<S>& scan = chunk.scan;
+  const int64_t H = scan.hidden_size;
+  if (inputs.runs) {
+    std::array<V, kGates> x, h;
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate) {
+      x[gate] = inputs.gx[gate] + bias.ih[gate];
+      h[gate] = gh[gate] + bias.hh[gate];
+    }
+    State<V> next{state.h, state.c};
+    std::array<V, Cell::kSaved> saved;
+    Cell::forward(x, h, next, saved);
+    state = {next.h.x, Cell::kHasCellState ? next.c.x : Accumulate<S>(0)};
+    const int64_t row = row_of(scan, time_of(scan.schedule, walked), n);
+    if (!projected) scan.y.data[row * H + unit] = store<S>(state.h);
+    if constexpr (Cell::kSaved > 0)
+      if (scan.gates)
+#pragma unroll
+        for (int i = 0; i < Cell::kSaved; ++i)
+          scan.gates.data[(row * Cell::kSaved + i) * H + unit] = store<S>(saved[i].x);
+    if constexpr (Cell::kHasCellState)
+      if (scan.cells) scan.cells.data[row * H + unit] = state.c;
+  }
+  if (inputs.resets_next) {
+    if (!projected) state.h = at(scan.reset_h, n, unit);
+    if constexpr (Cell::kHasCellState) state.c = at(scan.reset_c, n, unit);
+  }
+}
+
+// --- backward ----------------------------------------------------------------------------------------
+
+template <class Cell, class S>
+struct BackwardInputs {
+  using A = Accumulate<S>;
+  A saved[Cell::kSaved > 0 ? Cell::kSaved : 1];
+  UnitState<S> previous, next;
+  A d_y, d_c;
+  bool runs, resets_next;
+
+  FASTRNN_DEVICE void fetch(const BackwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit) {
+    const ScanParams<S>& scan = chunk.scan;
+    const int64_t H = scan.hidden_size;
+    runs = resets_next = false;
+    if (walked < chunk.first || n >= scan.schedule.N || unit >= H) return;
+    const int64_t t = time_of(scan.schedule, walked);
+    runs = cuda::runs(scan.schedule, t, n);
+    resets_next = resets(scan.schedule, time_after(scan.schedule, t), n);
+    if (!runs) return;
+    const int64_t row = row_of(scan, t, n);
+    if constexpr (Cell::kSaved > 0)
+#pragma unroll
+      for (int i = 0; i < Cell::kSaved; ++i)
+        saved[i] = load<S>(chunk.gates[((row - chunk.gates_first_row) * Cell::kSaved + i) * H + unit]);
+    if constexpr (Cell::kReadsPreviousH) previous.h = load<S>(chunk.h_previous[(row - chunk.first_row) * H + unit]);
+    if constexpr (Cell::kReadsNextH) next.h = load<S>(scan.y.data[row * H + unit]);
+    if constexpr (Cell::kHasCellState) {
+      previous.c = previous_c(scan, t, n, unit);
+      next.c = scan.cells.data[row * H + unit];
+      d_c = chunk.gradients.cells ? chunk.gradients.cells.data[row * H + unit] : A(0);
+    }
+    d_y = chunk.gradients.y && !chunk.d_output ? load<S>(chunk.gradients.y.data[row * H + unit]) : A(0);
+  }
+
+ private:
+  FASTRNN_DEVICE static A previous_c(const ScanParams<S>& scan, int64_t t, int64_t n, int64_t unit) {
+    if (resets(scan.schedule, t, n)) return at(scan.reset_c, n, unit);
+    const int64_t before = time_before(scan.schedule, t);
+    if (cuda::runs(scan.schedule, before, n))
+      return scan.cells.data[row_of(scan, before, n) * scan.hidden_size + unit];
+    return at(scan.c_0, n, unit);
+  }
+};
+
+// What a reset before the step after this one does to the gradient of the state that entered it.
+template <class S>
+FASTRNN_DEVICE void take_reset(Accumulate<S>& d, Accumulate<S>* d_reset, int64_t index) {
+  if (d_reset) d_reset[index] += d;
+  d = 0;
+}
+
+// A step of a unit, backward. d_state: in the gradient of the state that entered the step after this one, out that of
+// the state before this one, without what flows through gh. d_gh: what W_hh multiplies, 0 where the sample does not run.
+template <class Cell, class S>
+FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit,
+                            const BackwardInputs<Cell, S>& inputs, UnitState<S>& d_state,
+                            Accumulate<S> (&d_gh)[Cell::kGates]) {
+  using V = RealOf<S>;
+  using A = Accumulate<S>;
+  constexpr int kGates = Cell::kGates;
+  const ScanParams<S>& scan = chunk.scan;
+  const int64_t H = scan.hidden_size;
+  const bool projected = chunk.d_output;  // whose h is not H wide
+#pragma unroll
+  for (int gate = 0; gate < kGates; ++gate) d_gh[gate] = 0;
+  if (n >= scan.schedule.N || unit >= H) return;
+  if (inputs.resets_next) {
+    if (!projected) take_reset<S>(d_state.h, chunk.d_reset_h, n * H + unit);
+    if constexpr (Cell::kHasCellState) take_reset<S>(d_state.c, chunk.d_reset_c, n * H + unit);
+  }
+  std::array<V, kGates> d_x, d_h;
+#pragma unroll
+  for (int gate = 0; gate < kGates; ++gate) d_x[gate] = d_h[gate] = A(0);
+  if (inputs.runs) {
+    std::array<V, Cell::kSaved> saved;
+#pragma unroll
+    for (int i = 0; i < Cell::kSaved; ++i) saved[i] = inputs.saved[i];
+    State<V> d{projected ? chunk.d_output[n * H + unit] : d_state.h + inputs.d_y,
+               Cell::kHasCellState ? d_state.c + inputs.d_c : A(0)};
+    Cell::backward(saved, State<V>{inputs.previous.h, inputs.previous.c}, State<V>{inputs.next.h, inputs.next.c}, d,
+                   d_x, d_h);
+    d_state = {d.h.x, Cell::kHasCellState ? d.c.x : A(0)};
+  }
+  const int64_t t = time_of(scan.schedule, walked);
+  if (!inputs.runs && (scan.x.step_start || scan.x.sample_start)) return;  // such a step has no row
+  const int64_t row = (row_of(scan, t, n) - chunk.first_row) * kGates;
+#pragma unroll
+  for (int gate = 0; gate < kGates; ++gate) {
+    d_gh[gate] = d_h[gate].x;
+    chunk.d_gx[(row + gate) * H + unit] = store<S>(d_x[gate].x);
+    if constexpr (Cell::kSplitGateGradients) chunk.d_gh[(row + gate) * H + unit] = store<S>(d_h[gate].x);
+  }
+}
+
+}  // namespace fastrnn::cuda

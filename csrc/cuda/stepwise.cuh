@@ -1,0 +1,293 @@
+// Stepwise: a product and a cell kernel a step, for what no block can keep. And, for every regime, what has no
+// recurrence in it: the states a walk begins and ends with, and what backward prepares and sums over all steps at once.
+//
+// All are the same kernel, a thread an element, over a function object that says what it reads and writes.
+#pragma once
+
+#include "cuda/step.cuh"
+
+namespace fastrnn::cuda {
+
+template <class F>
+__global__ void __launch_bounds__(256) each(int64_t count, const __grid_constant__ F f) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x)
+    f(i);
+}
+
+// --- the ends of a walk ------------------------------------------------------------------------------
+
+// The state before the first step. Element [n, i] of a matrix `width` wide.
+template <class S>
+struct BeginForward {
+  ScanParams<S> scan;
+  Matrix<const S> initial, reset_state;
+  int64_t width;
+  Accumulate<S>* state;
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t n = at / width, i = at % width;
+    state[at] = cuda::at(resets(scan.schedule, time_of(scan.schedule, 0), n) ? reset_state : initial, n, i);
+  }
+};
+
+// A matrix from or to the type it is computed in.
+template <class S>
+struct Read {
+  Matrix<const S> from;
+  int64_t width;
+  Accumulate<S>* to;
+  FASTRNN_DEVICE void operator()(int64_t at) const { to[at] = cuda::at(from, at / width, at % width); }
+};
+template <class S>
+struct Write {
+  const Accumulate<S>* from;
+  int64_t width;
+  Matrix<S> to;
+  FASTRNN_DEVICE void operator()(int64_t at) const { to(at / width, at % width) = store<S>(from[at]); }
+};
+
+// The gradient of the initial state, from that of the state that entered the first step.
+template <class S>
+struct FinishBackward {
+  ScanParams<S> scan;
+  const Accumulate<S>* d_state;  // [N, width]
+  Accumulate<S>* d_reset;        // [N, width], null: not wanted
+  int64_t width;
+  Matrix<S> d_initial;
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    Accumulate<S> d = d_state[at];
+    const int64_t n = at / width;
+    if (resets(scan.schedule, time_of(scan.schedule, 0), n)) take_reset<S>(d, d_reset, at);
+    if (d_initial) d_initial(n, at % width) = store<S>(d);
+  }
+};
+
+// --- a step ------------------------------------------------------------------------------------------
+
+// Element [n, unit]. `entering` is what the next step's product multiplies. With a projection `entering` is o * tanh(c),
+// H wide, and Project does the rest.
+template <class Cell, class S>
+struct ForwardCell {
+  ForwardChunk<S> chunk;
+  int64_t walked;
+  const Accumulate<S>* gh;  // [N, G * H]
+  S* entering;              // [N, H]
+  bool projected;
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t H = chunk.scan.hidden_size, n = at / H, unit = at % H;
+    ForwardInputs<Cell, S> inputs;
+    inputs.fetch(chunk, walked, n, unit);
+    Accumulate<S> products[Cell::kGates];
+#pragma unroll
+    for (int gate = 0; gate < Cell::kGates; ++gate) products[gate] = gh[(n * Cell::kGates + gate) * H + unit];
+    UnitState<S> state;
+    if (!projected) state.h = chunk.h[at];
+    if constexpr (Cell::kHasCellState) state.c = chunk.c[at];
+    advance(chunk, walked, n, unit, inputs, Bias<Cell, S>(chunk.scan, unit), products, state, projected);
+    if (!projected) chunk.h[at] = state.h;
+    if constexpr (Cell::kHasCellState) chunk.c[at] = state.c;
+    entering[at] = store<S>(state.h);
+  }
+};
+
+// Element [n, r] of h = W_hr (o tanh c).
+template <class S>
+struct Project {
+  ForwardChunk<S> chunk;
+  int64_t walked;
+  const Accumulate<S>* product;  // [N, R]
+  S* entering;                   // [N, R]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const ScanParams<S>& scan = chunk.scan;
+    const int64_t R = scan.output_size, n = at / R, r = at % R, t = time_of(scan.schedule, walked);
+    if (runs(scan.schedule, t, n)) {
+      const S h = store<S>(product[at]);
+      scan.y.data[row_of(scan, t, n) * R + r] = h;
+      chunk.h[at] = product[at];
+    }
+    if (resets(scan.schedule, time_after(scan.schedule, t), n)) chunk.h[at] = cuda::at(scan.reset_h, n, r);
+    entering[at] = store<S>(chunk.h[at]);
+  }
+};
+
+// Element [n, unit]. Leaves in chunk.h what does not flow through gh; the product of d_gh and W_hh is added to it.
+template <class Cell, class S>
+struct BackwardCell {
+  BackwardChunk<S> chunk;
+  int64_t walked;
+  S* d_gh;  // [N, G * H]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t H = chunk.scan.hidden_size, n = at / H, unit = at % H;
+    BackwardInputs<Cell, S> inputs;
+    inputs.fetch(chunk, walked, n, unit);
+    const bool projected = chunk.d_output;
+    UnitState<S> d_state;
+    if (!projected) d_state.h = chunk.h[at];
+    if constexpr (Cell::kHasCellState) d_state.c = chunk.c[at];
+    Accumulate<S> products[Cell::kGates];
+    retreat(chunk, walked, n, unit, inputs, d_state, products);
+    if (!projected) chunk.h[at] = d_state.h;
+    if constexpr (Cell::kHasCellState) chunk.c[at] = d_state.c;
+#pragma unroll
+    for (int gate = 0; gate < Cell::kGates; ++gate)
+      d_gh[(n * Cell::kGates + gate) * H + unit] = store<S>(products[gate]);
+  }
+};
+
+// Element [n, r] of the gradient of a projected h: all of it goes to W_hr.
+template <class S>
+struct ProjectBackward {
+  BackwardChunk<S> chunk;
+  int64_t walked;
+  S* d_projected;  // [rows, R]
+  S* d_now;        // [N, R]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const ScanParams<S>& scan = chunk.scan;
+    const int64_t R = scan.output_size, n = at / R, r = at % R, t = time_of(scan.schedule, walked);
+    Accumulate<S>& d = chunk.h[at];
+    if (resets(scan.schedule, time_after(scan.schedule, t), n)) take_reset<S>(d, chunk.d_reset_h, at);
+    const bool here = runs(scan.schedule, t, n);
+    S sum = store<S>(0);
+    if (here) {
+      const int64_t row = row_of(scan, t, n);
+      const Sequence<const S>& d_y = chunk.gradients.y;
+      sum = store<S>(d + (d_y ? load<S>(d_y.data[row * R + r]) : Accumulate<S>(0)));
+      d = 0;
+      d_projected[(row - chunk.first_row) * R + r] = sum;
+    } else if (!scan.x.step_start && !scan.x.sample_start) {
+      d_projected[(row_of(scan, t, n) - chunk.first_row) * R + r] = sum;
+    }
+    d_now[at] = sum;
+  }
+};
+
+// --- over all steps of a chunk -------------------------------------------------------------------------
+
+// Calls f(t, n, row, i) for an element [walked step, n, i], of steps that have a row in memory.
+template <class S, class F>
+FASTRNN_DEVICE void with_row(const Chunk<S>& chunk, int64_t at, int64_t width, F&& f) {
+  const ScanParams<S>& scan = chunk.scan;
+  const int64_t N = scan.schedule.N, n = at / width % N;
+  const int64_t t = time_of(scan.schedule, chunk.first + at / width / N);
+  const bool here = runs(scan.schedule, t, n);
+  if (!here && (scan.x.step_start || scan.x.sample_start)) return;
+  f(t, n, row_of(scan, t, n) - chunk.first_row, at % width, here);
+}
+
+// The state before each step, 0 where a sample does not run. Element [walked step, n, r].
+template <class S>
+struct PreviousStates {
+  Chunk<S> chunk;
+  S* to;  // [rows, R]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const ScanParams<S>& scan = chunk.scan;
+    const int64_t R = scan.output_size;
+    with_row(chunk, at, R, [&](int64_t t, int64_t n, int64_t row, int64_t r, bool here) {
+      Accumulate<S> h = 0;
+      const int64_t before = time_before(scan.schedule, t);
+      if (here && resets(scan.schedule, t, n))
+        h = cuda::at(scan.reset_h, n, r);
+      else if (here && runs(scan.schedule, before, n))
+        h = load<S>(scan.y.data[row_of(scan, before, n) * R + r]);
+      else if (here)
+        h = cuda::at(scan.h_0, n, r);
+      to[row * R + r] = store<S>(h);
+    });
+  }
+};
+
+// x, 0 where a sample does not run: 0 * NaN of a padding is no gradient of a weight. Element [walked step, n, i].
+template <class S>
+struct MaskedInput {
+  Chunk<S> chunk;
+  S* to;  // [rows, I]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t I = chunk.scan.input_size;
+    with_row(chunk, at, I, [&](int64_t, int64_t, int64_t row, int64_t i, bool here) {
+      to[row * I + i] = here ? chunk.scan.x.data[(row + chunk.first_row) * I + i] : store<S>(0);
+    });
+  }
+};
+
+// Gates that were not saved. Element [walked step, n, unit].
+template <class Cell, class S>
+struct RecomputeGates {
+  Chunk<S> chunk;
+  const Accumulate<S>* gx;  // [rows, G * H]
+  const Accumulate<S>* gh;  // [rows, G * H]
+  S* gates;                 // [rows, kSaved * H]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t H = chunk.scan.hidden_size;
+    with_row(chunk, at, H, [&](int64_t, int64_t, int64_t row, int64_t unit, bool here) {
+      if (!here) return;
+      using V = RealOf<S>;
+      const Bias<Cell, S> bias(chunk.scan, unit);
+      std::array<V, Cell::kGates> x, h;
+#pragma unroll
+      for (int gate = 0; gate < Cell::kGates; ++gate) {
+        const int64_t index = (row * Cell::kGates + gate) * H + unit;
+        x[gate] = gx[index] + bias.ih[gate];
+        h[gate] = gh[index] + bias.hh[gate];
+      }
+      State<V> state{Accumulate<S>(0), Accumulate<S>(0)};  // no gate depends on it
+      std::array<V, Cell::kSaved> saved;
+      Cell::forward(x, h, state, saved);
+#pragma unroll
+      for (int i = 0; i < Cell::kSaved; ++i) gates[(row * Cell::kSaved + i) * H + unit] = store<S>(saved[i].x);
+    });
+  }
+};
+
+// o * tanh(c) again, of which y holds the projection. Element [walked step, n, unit].
+template <class Cell, class S>
+struct Outputs {
+  BackwardChunk<S> chunk;
+  S* to;  // [rows, H]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t H = chunk.scan.hidden_size;
+    with_row(chunk, at, H, [&](int64_t, int64_t, int64_t row, int64_t unit, bool here) {
+      Accumulate<S> h = 0;
+      if (here) {
+        using V = RealOf<S>;
+        const int64_t of_all = row + chunk.first_row;
+        std::array<V, Cell::kSaved> saved;
+#pragma unroll
+        for (int i = 0; i < Cell::kSaved; ++i)
+          saved[i] = load<S>(chunk.gates[((of_all - chunk.gates_first_row) * Cell::kSaved + i) * H + unit]);
+        h = Cell::output(saved, V(chunk.scan.cells.data[of_all * H + unit])).x;
+      }
+      to[row * H + unit] = store<S>(h);
+    });
+  }
+};
+
+// sums[group, column] += rows group, group + groups, ... of a matrix. A block sums 32 columns: 8 threads a column walk
+// rows of their own, and the first adds up, always in the same order.
+constexpr int kSumRows = 8;
+
+template <class S>
+__global__ void __launch_bounds__(kSumRows* kLanes)
+    column_sums(const S* from, int64_t rows, int64_t columns, int64_t groups, Accumulate<S>* sums) {
+  __shared__ Accumulate<S> parts[kSumRows][kLanes];
+  const int64_t column = int64_t{blockIdx.x} * kLanes + threadIdx.x, group = blockIdx.y;
+  Accumulate<S> sum = 0;
+  if (column < columns)
+    for (int64_t row = group + threadIdx.y * groups; row < rows; row += kSumRows * groups)
+      sum += load<S>(from[row * columns + column]);
+  parts[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || column >= columns) return;
+  for (int i = 1; i < kSumRows; ++i) sum += parts[i][threadIdx.x];
+  sums[group * columns + column] += sum;
+}
+
+}  // namespace fastrnn::cuda
