@@ -128,7 +128,6 @@ def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
         Kernel(source.name, arch, plain, int(used), int(stores) + int(loads), int(stack),
                int(shared), code.get(mangled, 0))
         for plain, (mangled, stack, stores, loads, used, shared) in zip(names, found, strict=True)
-        
     ]  # fmt: skip
 
 

@@ -21,6 +21,23 @@ OptionalTensor contiguous_or_none(const OptionalTensor& tensor) {
   return tensor ? OptionalTensor(contiguous(*tensor)) : tensor;
 }
 
+// Products want a weight's rows or its columns dense.
+Tensor dense(const Tensor& weight) {
+  const int64_t rows = weight.size(-2), columns = weight.size(-1);
+  const bool fits =
+      (weight.stride(-1) == 1 && weight.stride(-2) >= columns) || (weight.stride(-2) == 1 && weight.stride(-1) >= rows);
+  return fits ? weight : contiguous(weight);
+}
+
+// What the boundary asks for beyond what the op takes.
+ScanInputs dense_inputs(ScanInputs in) {
+  in.input = contiguous(in.input);
+  in.weight_ih = dense(in.weight_ih);
+  in.weight_hh = dense(in.weight_hh);
+  if (in.weight_hr) in.weight_hr = dense(*in.weight_hr);
+  return in;
+}
+
 Tensor new_sequence(const ScanInputs& in, const ScanSizes& sizes, int64_t columns, ScalarType dtype, bool seen) {
   const std::vector<int64_t> shape = sequence_shape(in, sizes, columns);
   const bool cleared = seen && (in.offsets ? has_holes(in, sizes) : in.lengths.has_value());
@@ -55,6 +72,7 @@ struct DeviceSchedule {
       lengths = contiguous_or_none(in.lengths);
     }
     schedule = {.T = T, .N = N, .reverse = in.reverse, .reset = matrix<const uint8_t>(in.reset)};
+    if (in.rows_input()) schedule.rows_in_memory = in.input.size(0);
     if (lengths && N > 0) schedule.lengths = data_of<const int64_t>(*lengths);
     if (host.empty()) return;
     numbers = torch::stable::new_empty(in.input, std::vector{static_cast<int64_t>(host.size())}, ScalarType::Long);
@@ -225,8 +243,7 @@ ScanResults scan(const ScanInputs& given, const ScanFlags& flags) {
     scan_each(given, flags, results);
     return results;
   }
-  ScanInputs in = given;
-  in.input = contiguous(in.input);
+  const ScanInputs in = dense_inputs(given);
   const DeviceSchedule device(in, sizes);
   dispatch_real_dtype(in.input, [&]<class S>() {
     ScanParams<S> p = forward_params<S>(in, sizes, results, device.starts, 0);
@@ -246,8 +263,7 @@ ScanGradientResults scan_backward(const ScanInputs& given, const ScanSaved& give
     scan_backward_each(given, given_saved, results);
     return results;
   }
-  ScanInputs in = given;
-  in.input = contiguous(in.input);
+  const ScanInputs in = dense_inputs(given);
   ScanSaved saved = given_saved;
   saved.grad_y = contiguous_or_none(saved.grad_y);
   saved.grad_cells = contiguous_or_none(saved.grad_cells);
@@ -278,7 +294,7 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
   check_inputs(given, sizes);
   Answer answer;
   answer.say_sizes(sizes, rows_of(given, sizes));
-  const ScanInputs in = has_own_weights(given) ? Groups(given).inputs(0) : given;
+  const ScanInputs in = dense_inputs(has_own_weights(given) ? Groups(given).inputs(0) : given);
   sizes = check_sizes(in);
   const DeviceLimits limits = device_limits();
   answer.say("instruction_set", "sm_" + std::to_string(limits.compute_capability));
