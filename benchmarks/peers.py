@@ -400,13 +400,15 @@ def flashrnn(problem: Problem, training: bool, threads: int) -> Contestant:
         raise Unsupported("one direction on a GPU, without lengths; tanh")
     if case.layers > 1 or case.dtype not in ("bfloat16", "float16"):
         raise Unsupported("one layer, in half types")
-    from flashrnn import flashrnn as run_flashrnn
+    from flashrnn import flashrnn as run_flashrnn  # type: ignore[import-not-found]
 
-    gates, options = GATES[case.cell], {"device": "cuda", "dtype": case.torch_dtype}
+    gates = GATES[case.cell]
+    options: dict[str, Any] = {"device": "cuda", "dtype": case.torch_dtype}
     products = torch.randn(case.N, case.T, gates, 1, case.H, **options, requires_grad=training)
     weight = torch.randn(gates, 1, case.H, case.H, **options) * case.H**-0.5
     bias = torch.randn(gates, 1, case.H, **options)
-    weight.requires_grad_(training), bias.requires_grad_(training)
+    weight.requires_grad_(training)
+    bias.requires_grad_(training)
     dy = problem.dy.to("cuda", case.torch_dtype).transpose(0, 1).unsqueeze(2)
 
     def run() -> Any:

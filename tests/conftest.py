@@ -6,6 +6,7 @@ their own helpers put on its DEVICE.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import common
@@ -54,6 +55,16 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         pytest.skip(f"this machine cannot run {request.param}")
     monkeypatch.setenv("FASTRNN_CPU_ISA", request.param)
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    try:
+        return (yield)
+    except RuntimeError as error:
+        if "what FASTRNN_CUDA_REGIME asks for cannot run this" in str(error):
+            pytest.skip(str(error).splitlines()[0])
+        raise
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -94,21 +94,28 @@ std::string_view forced_regime() {
                   ", expected block-resident, grid-resident or stepwise");
 }
 
-// f(), with what the kernels refuse as torch's error.
+// f(), whose LaunchError becomes torch's.
 template <class F>
-void guarded(F&& f) {
+auto guarded(std::string_view what, F&& f) {
   try {
-    f();
+    return f();
   } catch (const LaunchError& error) {
-    STD_TORCH_CHECK(false, "fastrnn: ", error.what());
+    STD_TORCH_CHECK(false, "fastrnn: ", what, error.what());
   }
+}
+
+template <class S>
+Plan planned(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const DeviceLimits& limits) {
+  const std::string_view forced = forced_regime();
+  return guarded(forced.empty() ? "" : "what FASTRNN_CUDA_REGIME asks for cannot run this: ",
+                 [&] { return plan_for(in.cell, p, direction, limits, in.tf32, forced); });
 }
 
 // ps: params, and gradients in the backward pass
 template <class S, class... Ps>
 void plan_and_launch(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const Ps&... ps) {
-  guarded([&] {
-    const Plan plan = plan_for(in.cell, p, direction, device_limits(), in.tf32, forced_regime());
+  guarded("", [&] {
+    const Plan plan = planned(in, direction, p, device_limits());
     const std::vector<int64_t> bytes{workspace_bytes(in.cell, p, ps..., plan)};
     const Tensor workspace = torch::stable::new_empty(in.input, bytes, ScalarType::Byte);
     const Context context{current_stream(in.input), static_cast<cublasHandle_t>(blas_handle()), in.tf32};
@@ -296,7 +303,7 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
   answer.say_sizes(sizes, rows_of(given, sizes));
   const ScanInputs in = dense_inputs(has_own_weights(given) ? Groups(given).inputs(0) : given);
   sizes = check_sizes(in);
-  const DeviceLimits limits = device_limits();
+  const DeviceLimits limits = guarded("", device_limits);
   answer.say("instruction_set", "sm_" + std::to_string(limits.compute_capability));
   answer.say("forced", forced_regime());
   const DeviceSchedule device(in, sizes);
@@ -319,10 +326,8 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
   dispatch_real_dtype(in.input, [&]<class S>() {
     ScanParams<S> p = scan_params<S>(in, sizes, device.starts, 0);
     p.schedule = device.schedule;
-    guarded([&] {
-      tell(plan_for(in.cell, p, Direction::kForward, limits, in.tf32, forced_regime()), "forward");
-      if (flags.save) tell(plan_for(in.cell, p, Direction::kBackward, limits, in.tf32, forced_regime()), "backward");
-    });
+    tell(planned(in, Direction::kForward, p, limits), "forward");
+    if (flags.save) tell(planned(in, Direction::kBackward, p, limits), "backward");
   });
   return answer.text();
 }
