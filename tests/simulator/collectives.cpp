@@ -38,7 +38,8 @@ bool try_collective(Fiber& f) {
     for (size_t i = 0; i < n; ++i) drain_stores(*members[i]);
     if (machine().settings.races) join_clocks(members, n, false, expected == warp.alive);
   }
-  if (expected == warp.alive && warp.lanes[std::countr_zero(expected)].trace.size() >= 64) settle_traffic(warp);
+  if (expected == warp.alive && warp.lanes[std::countr_zero(expected)].trace.size() >= kTraceLimit / 4)
+    settle_traffic(warp);
   f.body(f.compute, operands, arrived);
   ++current->progress;
   for (size_t i = 0; i < n; ++i) wake(*members[i]);
@@ -97,6 +98,7 @@ uint32_t meet_at_barrier(Thread& t, const Site& site, int id, int count, int red
     abort_launch(f, site, 719, "invalid barrier",
                  "it counts " + std::to_string(count) + " threads of a block of " + std::to_string(current->threads));
   t.counters[static_cast<int>(Counter::barriers)] += 1;
+  drain_stores_slowly(f);
   BarrierState& state = block.barriers[id];
   if (state.count != 0 && (state.count != count || (state.reduce != reduce && wait)))
     abort_launch(f, site, 719, "divergent barrier",
@@ -108,7 +110,6 @@ uint32_t meet_at_barrier(Thread& t, const Site& site, int id, int count, int red
                    "lanes of a warp wait at different places; lane " + std::to_string(lane) + " at " +
                        site_name(*other.stopped_at));
   }
-  drain_stores(f);
   state.count = count;
   if (wait) state.reduce = reduce;
   f.kind = id;

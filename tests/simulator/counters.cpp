@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <map>
 #include <vector>
 
 #include "machine.h"
@@ -17,25 +16,24 @@ struct Request {
   uint64_t addresses[32];
 };
 
-uint64_t distinct(std::array<uint64_t, 64>& values, int n) {
-  std::sort(values.begin(), values.begin() + n);
-  return std::unique(values.begin(), values.begin() + n) - values.begin();
-}
-
 // A phase serves 128 bytes: all lanes at 4 bytes, half a warp at 8, a quarter at 16. Within it each bank gives one word
 // a cycle, to all lanes that want that word.
 void settle_shared(const Request& request, uint64_t* counters) {
   const int lanes_per_phase = request.bytes <= 4 ? 32 : 128 / request.bytes;
   uint64_t wavefronts = 0, phases = 0;
   for (int first = 0; first < request.lanes; first += lanes_per_phase) {
-    std::array<uint64_t, 64> words;
-    int n = 0;
+    uint64_t words[32][32];  // of each bank, the different ones
+    uint8_t load[32] = {};
+    uint8_t worst = 0;
     for (int i = first; i < std::min(first + lanes_per_phase, request.lanes); ++i)
-      for (int b = 0; b < std::max(request.bytes, 4); b += 4) words[n++] = (request.addresses[i] + b) / 4;
-    const uint64_t different = distinct(words, n);
-    int load[32] = {};
-    int worst = 0;
-    for (uint64_t i = 0; i < different; ++i) worst = std::max(worst, ++load[words[i] % 32]);
+      for (int b = 0; b < std::max(request.bytes, 4); b += 4) {
+        const uint64_t word = (request.addresses[i] + b) / 4;
+        uint64_t* const bank = words[word % 32];
+        uint8_t& n = load[word % 32];
+        if (std::find(bank, bank + n, word) != bank + n) continue;
+        bank[n++] = word;
+        worst = std::max(worst, n);
+      }
     wavefronts += worst;
     ++phases;
   }
@@ -47,11 +45,12 @@ void settle_shared(const Request& request, uint64_t* counters) {
 void settle(const Request& request, uint64_t* counters) {
   if (request.kind == AccessKind::shared_load || request.kind == AccessKind::shared_store)
     return settle_shared(request, counters);
-  std::array<uint64_t, 64> sectors;
+  uint64_t sectors[32];
   for (int i = 0; i < request.lanes; ++i) sectors[i] = request.addresses[i] / 32;  // aligned: one sector each
+  if (!std::is_sorted(sectors, sectors + request.lanes)) std::sort(sectors, sectors + request.lanes);
   const Counter which =
       request.kind == AccessKind::global_load ? Counter::global_load_sectors : Counter::global_store_sectors;
-  counters[static_cast<int>(which)] += distinct(sectors, request.lanes);
+  counters[static_cast<int>(which)] += std::unique(sectors, sectors + request.lanes) - sectors;
   counters[static_cast<int>(Counter::global_requests)] += 1;
 }
 
@@ -92,12 +91,23 @@ void settle_traffic(Warp& warp) {
       settle(request, counters);
     }
   } else {  // diverged: match by site and occurrence
-    std::map<std::pair<const Site*, int>, Request> requests;
+    struct Place {
+      const Site* site;
+      size_t next;  // occurrence in the present lane
+      std::vector<Request> requests;
+    };
+    std::vector<Place> places;
     for (int i = 0; i < lanes; ++i) {
-      std::map<const Site*, int> seen;
-      for (const Access& access : with_trace[i]->trace) add(requests[{access.site, seen[access.site]++}], access);
+      for (Place& place : places) place.next = 0;
+      for (const Access& access : with_trace[i]->trace) {
+        auto at = std::find_if(places.begin(), places.end(), [&](const Place& p) { return p.site == access.site; });
+        if (at == places.end()) at = places.insert(at, {access.site, 0, {}});
+        if (at->next == at->requests.size()) at->requests.emplace_back();
+        add(at->requests[at->next++], access);
+      }
     }
-    for (const auto& [key, request] : requests) settle(request, counters);
+    for (const Place& place : places)
+      for (const Request& request : place.requests) settle(request, counters);
   }
   for (int i = 0; i < lanes; ++i) with_trace[i]->trace.clear();
 }

@@ -19,6 +19,6 @@ enum class AccessKind : uint64_t { global_load, global_store, shared_load, share
 
 void trace_access(Fiber&, const Site&, uint64_t address, int bytes, AccessKind);
 void settle_traffic(Warp&);  // all lanes are at one point of the program
-inline constexpr size_t kTraceLimit = 512;
+inline constexpr size_t kTraceLimit = 128;
 
 }  // namespace sim

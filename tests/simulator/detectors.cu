@@ -128,6 +128,22 @@ __device__ void message(uint32_t* flag, float* data, float* out) {
 }
 BOTH(message, (uint32_t* flag, float* data, float* out), (flag, data, out))
 
+// One thread's data and flag, without a barrier between them: unfenced, the flag may be seen before the data.
+template <bool Right>
+__device__ void reordered(uint32_t* flag, float* data, float* out) {
+  if (blockIdx.x == 0) {
+    for (int i = 0; i < 16; ++i) data[i] = i + 1;
+    if (Right) __threadfence();
+    store_relaxed(flag, 1);
+  } else {
+    while (load_relaxed(flag) != 1) {
+    }
+    __threadfence();
+    for (int i = 0; i < 16; ++i) out[i] = data[i];
+  }
+}
+BOTH(reordered, (uint32_t* flag, float* data, float* out), (flag, data, out))
+
 // Only thread 0's own writes are published: a fence does not speak for those who have not met it.
 template <bool Right>
 __device__ void lonely_publisher(uint32_t* flag, float* data, float* out) {

@@ -74,7 +74,6 @@ struct Fiber {
   size_t stack;  // number of it
   Wait wait;
   bool yielded;            // in this visit of its warp
-  bool idle;               // its last yield was a poll that saw nothing new
   const Site* stopped_at;  // where it waits or last yielded
 
   // Of the collective or barrier it waits in.
@@ -102,6 +101,8 @@ struct Warp {
   uint32_t number;  // in the block
   uint32_t alive, runnable;
   uint32_t laziness;  // of 16 visits it skips so many: some warps lag far behind others
+  uint32_t parked;    // of the runnable lanes those that poll, as long as what they poll has not changed
+  uint32_t skip;      // visits to leave out, since all its lanes are parked
   Fiber* lanes;       // 32, those beyond the block's threads ended from the start
 };
 
@@ -144,7 +145,8 @@ struct Launch {
   uint64_t branches = 0;  // backward ones since the last progress
   uint64_t now_ns = 0;
   uint64_t instructions_clock = 0;
-  void* scheduler = nullptr;  // its saved stack pointer
+  std::unordered_map<uint64_t, std::vector<Fiber*>> pollers;  // by address / 16
+  void* scheduler = nullptr;                                  // its saved stack pointer
   Fiber* running = nullptr;
 };
 

@@ -135,14 +135,28 @@ bool plainly_readable(uint64_t address) {
 template <int Bytes>
 bool plainly_writable(uint64_t address) {
   return all_bits<Bytes>(address, []<class T>(T value) {
-    return (value & repeated<T>(static_cast<uint8_t>(~(kWritten | kSync)))) == repeated<T>(kAlive);
+    return (value & repeated<T>(static_cast<uint8_t>(~(kWritten | kSync | kPolled)))) == repeated<T>(kAlive);
   });
+}
+
+// Something changed that lanes poll: the next round runs them.
+void wake_pollers(uint64_t address) {
+  if (!(states(address)[0] & kPolled)) return;
+  const auto at = current->pollers.find(address / 16);
+  if (at == current->pollers.end()) return;
+  for (Fiber* f : at->second) {
+    f->thread.group->parked &= ~(1u << f->thread.lane);
+    f->thread.group->skip = 0;
+  }
+  current->pollers.erase(at);
+  for (uint64_t i = address / 16 * 16; i < address / 16 * 16 + 16; ++i) states(i)[0] &= ~kPolled;
 }
 
 void copy_in(uint64_t address, const void* in, int n) {
   if (std::memcmp(bytes(address), in, n) != 0) {
     ++current->progress;
     std::memcpy(bytes(address), in, n);
+    wake_pollers(address);
   }
   for (int i = 0; i < n; ++i) states(address)[i] |= kWritten;
 }
@@ -152,6 +166,7 @@ void copy_in_fixed(uint64_t address, const void* in) {
   if (std::memcmp(bytes(address), in, Bytes) != 0) {
     ++current->progress;
     std::memcpy(bytes(address), in, Bytes);
+    wake_pollers(address);
   }
   const auto mark = [](uint64_t at) {
     using T = Bits<Bytes == 16 ? 8 : Bytes>;
@@ -243,7 +258,7 @@ template <int Bytes>
     drain_stores(f);
   if (!plainly_readable<Bytes>(address)) [[unlikely]]
     check_read_state(f, site, address, Bytes);
-  if (machine().settings.races) record_read(f, site, address, Bytes, size_flag(Bytes));
+  if (machine().settings.races) record_read(f.clock, f, f.thread.index, site, address, Bytes, size_flag(Bytes));
   std::memcpy(out, bytes(address), Bytes);
   count_access(t, site, address, Bytes, false);
 }
@@ -254,7 +269,7 @@ template <int Bytes>
   Fiber& f = *t.fiber;
   if (!plainly_writable<Bytes>(address)) [[unlikely]]
     check_write_state(f, site, address, Bytes);
-  if (machine().settings.races) record_write(f, site, address, Bytes, size_flag(Bytes));
+  if (machine().settings.races) record_write(f.clock, f, f.thread.index, site, address, Bytes, size_flag(Bytes));
   if (!shared && stays_buffered(f, address, Bytes)) [[unlikely]]
     buffer_store(f, site, address, in, Bytes, false);
   else
@@ -271,7 +286,7 @@ template <int Bytes>
   return t.shared_base + offset;
 }
 
-// Yields where a thread waits for another one: at an address it has read before.
+// Yields where a thread waits for another one: at an address where it has read the same before.
 void poll(Thread& t, const Site& site, uint64_t address, int n) {
   Fiber& f = *t.fiber;
   t.counters[static_cast<int>(Counter::polls)] += 1;
@@ -282,7 +297,12 @@ void poll(Thread& t, const Site& site, uint64_t address, int n) {
   value = value * 31 + high;
   if (last.address == address) {
     t.counters[static_cast<int>(Counter::repolled_bytes)] += n;
-    yield_to_scheduler(f, &site, last.value == value);
+    if (last.value == value) {
+      current->pollers[address / 16].push_back(&f);
+      t.group->parked |= 1u << t.lane;
+      for (int i = 0; i < n; ++i) states(address)[i] |= kPolled;
+      yield_to_scheduler(f, &site, true);
+    }
   }
   last = {address, value};
 }
@@ -316,8 +336,9 @@ void perform_copy(Fiber& f, const AsyncCopy& copy) {
     std::memcpy(data, bytes(copy.source), copy.source_bytes);
   }
   if (machine().settings.races) {
-    if (copy.source_bytes > 0) record_read(f, *copy.site, copy.source, copy.source_bytes, size_flag(copy.bytes));
-    record_write(f, *copy.site, copy.target, copy.bytes, size_flag(copy.bytes));
+    if (copy.source_bytes > 0)
+      record_read(f.clock, f, f.thread.index, *copy.site, copy.source, copy.source_bytes, size_flag(copy.bytes));
+    record_write(f.clock, f, f.thread.index, *copy.site, copy.target, copy.bytes, size_flag(copy.bytes));
   }
   copy_in(copy.target, data, copy.bytes);
 }
@@ -399,6 +420,13 @@ void drain_stores(Fiber& f) {
   f.stores.clear();
 }
 
+void drain_stores_slowly(Fiber& f) {
+  while (!f.stores.empty()) {
+    apply_random(f);
+    if (current->random.one_in(4)) yield_to_scheduler(f, f.stopped_at, false);
+  }
+}
+
 bool drain_one_store(Fiber& f) {
   if (f.stores.empty()) return false;
   apply_random(f);
@@ -440,15 +468,16 @@ void load_any(Thread& t, const Site& site, Space space, uint64_t address, void* 
   if (!f.stores.empty() && is_buffered(f, address, total)) drain_stores(f);
   poll(t, site, address, total);
   // Only the elements are single reads; another thread's store may come between two of them.
-  const bool torn = elements > 1 && current->random.one_in(2);
+  const bool torn = elements > 1 && current->random.one_in(8);
   const int first = torn ? current->random.below(elements) : 0;
+  const int gap = torn ? 1 + current->random.below(elements - 1) : 0;
   for (int k = 0; k < elements; ++k) {
-    if (torn && k > 0 && current->random.one_in(2)) yield_to_scheduler(f, &site, false);
+    if (torn && k == gap) yield_to_scheduler(f, &site, false);
     const int element = (first + k) % elements;
     const uint64_t at = address + element * size;
     check_read_state(f, site, at, size);
     if (machine().settings.races) {
-      record_read(f, site, at, size, strong_flags(size, scope));
+      record_read(f.clock, f, f.thread.index, site, at, size, strong_flags(size, scope));
       observe(f, at);
     }
     std::memcpy(static_cast<std::byte*>(out) + element * size, bytes(at), size);
@@ -473,7 +502,7 @@ void store_any(Thread& t, const Site& site, Space space, uint64_t address, const
     const uint64_t at = address + k * size;
     const void* element = static_cast<const std::byte*>(in) + k * size;
     check_write_state(f, site, at, size);
-    if (machine().settings.races) record_write(f, site, at, size, flags);
+    if (machine().settings.races) record_write(f.clock, f, f.thread.index, site, at, size, flags);
     if (!releases && address < kShared && stays_buffered(f, at, size)) {
       buffer_store(f, site, at, element, size, is_strong(order));
     } else {
@@ -500,8 +529,8 @@ void* atomic_begin(Thread& t, const Site& site, Space space, uint64_t address, i
   last = {address, value};
   if (machine().settings.races) {
     if (releases) release_fence(f, scope);
-    record_read(f, site, address, size, strong_flags(size, scope) | kAtomic);
-    record_write(f, site, address, size, strong_flags(size, scope) | kAtomic);
+    record_read(f.clock, f, f.thread.index, site, address, size, strong_flags(size, scope) | kAtomic);
+    record_write(f.clock, f, f.thread.index, site, address, size, strong_flags(size, scope) | kAtomic);
     observe(f, address);
   }
   return bytes(address);
@@ -512,6 +541,7 @@ void atomic_end(Thread& t, void* cell, int size, uint64_t old_bits, uint64_t new
   if (std::memcmp(&old_bits, &new_bits, size) != 0) {
     std::memcpy(cell, &new_bits, size);
     ++current->progress;
+    wake_pollers(reinterpret_cast<uint64_t>(cell));
   }
   if (machine().settings.races) {
     publish(f, reinterpret_cast<uint64_t>(cell), true);
@@ -522,7 +552,7 @@ void atomic_end(Thread& t, void* cell, int size, uint64_t old_bits, uint64_t new
 void fence(Thread& t, const Site&, Order order, Scope scope) {
   Fiber& f = *t.fiber;
   t.counters[static_cast<int>(Counter::fences)] += 1;
-  if (order != Order::acquire) drain_stores(f);
+  if (order != Order::acquire) drain_stores_slowly(f);
   if (!machine().settings.races) return;
   if (order != Order::release) acquire_fence(f);
   if (order != Order::acquire) release_fence(f, scope);
@@ -568,7 +598,7 @@ void copy_async(Thread& t, const Site& site, uint64_t target, uint64_t source, i
     check_read_state(f, site, source, source_bytes);
     count_access(t, site, source, size, false);
   }
-  if (machine().settings.races) record_write(f, site, target, size, size_flag(size));
+  if (machine().settings.races) record_write(f.clock, f, f.thread.index, site, target, size, size_flag(size));
   std::memset(bytes(target), kUnwritten, size);
   for (int i = 0; i < size; ++i) states(target)[i] |= kPending;
   f.copies.push_back({&site, target, source, size, source_bytes, false, 0});

@@ -25,6 +25,7 @@ enum State : uint8_t {
   kSync = 4,     // a release was published here
   kPending = 8,  // destination of a cp.async that no wait has covered
   kFreed = 16,
+  kPolled = 32,  // a parked lane polls this
 };
 
 inline uint8_t* states(uint64_t address) { return reinterpret_cast<uint8_t*>(kStates + (address - kMemory)); }
@@ -58,6 +59,7 @@ uint64_t alive_prefix(uint64_t address, uint64_t size);
 uint64_t written_prefix(uint64_t address, uint64_t size);
 
 void drain_stores(Fiber&);         // all of the thread's buffered stores become visible
+void drain_stores_slowly(Fiber&);  // in any order, and others may run in between
 bool drain_one_store(Fiber&);      // a random one that may; false: none was left
 void finish_async_copies(Fiber&);  // a thread that ends
 

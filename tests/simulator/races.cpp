@@ -6,11 +6,13 @@
 #include "machine.h"
 
 namespace sim {
+
+RaceState the_race_state;
+
 namespace {
 
-RaceState state;
+RaceState& state = the_race_state;
 
-uint32_t tick_of(uint64_t access) { return access >> 32; }
 uint32_t thread_of(uint64_t access) { return access >> 6 & (kThreadLimit - 1); }
 bool is_split(const Cell& cell) { return cell.write >= kSplit; }
 
@@ -21,13 +23,13 @@ bool has_seen(const Fiber& f, uint64_t access) {
   const uint32_t tick = tick_of(access), thread = thread_of(access);
   if (tick <= state.launch_start || thread == f.thread.index) return true;
   const uint32_t block_threads = current->warps * 32;
-  const uint32_t block = thread / block_threads;
-  if (block == f.thread.block->linear) {
+  if (thread - f.thread.block->linear * block_threads < block_threads) {
     if (tick <= f.clock.block_seen) return true;
     if (thread / 32 == f.thread.index / 32 && tick <= f.clock.warp_seen) return true;
   }
   if (!f.clock.others) return false;
   const View& others = *f.clock.others;
+  const uint32_t block = thread / block_threads;
   return tick <= others.of(Group::block, block) || tick <= others.of(Group::warp, thread / 32) ||
          tick <= others.of(Group::thread, thread);
 }
@@ -52,7 +54,6 @@ const Site* site_near(const Site& here, uint32_t low) {
   if (there + kSpan / 2 < present) there += kSpan;
   return reinterpret_cast<const Site*>(there);
 }
-uint32_t site_low(const Site& site) { return static_cast<uint32_t>(reinterpret_cast<uint64_t>(&site) >> 3); }
 
 std::string describe_thread(uint32_t thread) {
   const Launch& l = *current;
@@ -84,14 +85,7 @@ std::string describe_thread(uint32_t thread) {
 
 void read_cell(Fiber& f, const Site& site, uint64_t address, Cell& cell, uint64_t mine) {
   if (races_with(f, cell.write, mine)) report(f, site, address, cell.write, mine, true, false, cell.write_site);
-  if (((cell.read ^ mine) & ~uint64_t{kFlagMask}) == 0) {
-    if (cell.read & kStrong) cell.read = mine;  // of two reads at one tick keep the weaker
-    return;
-  }
-  const bool other_warp = (cell.read ^ mine) >> 11 & ((1u << 21) - 1);
-  if (other_warp || tick_of(cell.other_read) < tick_of(cell.read)) cell.other_read = cell.read;
-  cell.read = mine;
-  cell.read_site = site_low(site);
+  mark_read(cell, site, mine);
 }
 
 void write_cell(Fiber& f, const Site& site, uint64_t address, Cell& cell, uint64_t mine) {
@@ -133,8 +127,6 @@ void for_cells(uint64_t address, int n, F visit) {
 }
 
 }  // namespace
-
-RaceState& race_state() { return state; }
 
 uint32_t View::of(Group group, uint32_t number) const {
   const uint64_t key = group_key(group, number);
@@ -183,13 +175,11 @@ void start_thread_clock(Fiber& f, uint32_t block_start) {
   f.clock.now = block_start + 1;
 }
 
-void record_read(Fiber& f, const Site& site, uint64_t address, int n, uint32_t flags) {
-  const uint64_t mine = uint64_t{f.clock.now} << 32 | uint64_t{f.thread.index} << 6 | flags;
+void read_words(Fiber& f, const Site& site, uint64_t address, int n, uint64_t mine) {
   for_cells(address, n, [&](uint64_t at, Cell& cell) { read_cell(f, site, at, cell, mine); });
 }
 
-void record_write(Fiber& f, const Site& site, uint64_t address, int n, uint32_t flags) {
-  const uint64_t mine = uint64_t{f.clock.now} << 32 | uint64_t{f.thread.index} << 6 | flags;
+void write_words(Fiber& f, const Site& site, uint64_t address, int n, uint64_t mine) {
   for_cells(address, n, [&](uint64_t at, Cell& cell) { write_cell(f, site, at, cell, mine); });
 }
 
@@ -254,33 +244,27 @@ void observe(Fiber& f, uint64_t address) {
   }
 }
 
+// A whole block or warp that meets is one entry. Others that meet (a named barrier of some warps, a partial mask) learn
+// of each other thread by thread, and of each other's warps what those had seen.
 void join_clocks(Fiber* const* threads, size_t n, bool whole_block, bool whole_warp) {
   const uint32_t seen = state.tick++;
   Seen joined = threads[0]->clock.others;
   std::shared_ptr<View> own;  // the copy that may be changed
   const auto writable = [&]() -> View& {
-    if (!own) {
-      own = joined ? std::make_shared<View>(*joined) : std::make_shared<View>();
-      joined = own;
-    }
+    if (!own) joined = own = joined ? std::make_shared<View>(*joined) : std::make_shared<View>();
     return *own;
   };
-  for (size_t i = 1; i < n; ++i) {
-    const Seen& others = threads[i]->clock.others;
-    if (others && others != joined && (i == 1 || others != threads[i - 1]->clock.others)) writable().join(*others);
-  }
-  uint32_t warp_seen = 0;
-  if (!whole_block && !whole_warp)
-    for (size_t i = 0; i < n; ++i) writable().raise(Group::thread, threads[i]->thread.index, seen);
-  for (size_t i = 0; i < n; ++i) {
-    // What the threads that meet had seen of their own blocks and warps passes to the others as well.
-    if (!whole_block) warp_seen = std::max(warp_seen, threads[i]->clock.warp_seen);
-  }
   uint32_t block_seen = 0;
-  for (size_t i = 0; i < n; ++i) block_seen = std::max(block_seen, threads[i]->clock.block_seen);
-  if (!whole_block && !whole_warp)
-    for (size_t i = 0; i < n; ++i)
-      writable().raise(Group::warp, threads[i]->thread.index / 32, threads[i]->clock.warp_seen);
+  const View* last = joined.get();
+  for (size_t i = 0; i < n; ++i) {
+    const ThreadClock& clock = threads[i]->clock;
+    block_seen = std::max(block_seen, clock.block_seen);
+    if (clock.others && clock.others.get() != last) writable().join(*clock.others);
+    last = clock.others.get();
+    if (whole_block || whole_warp) continue;
+    writable().raise(Group::thread, threads[i]->thread.index, seen);
+    writable().raise(Group::warp, threads[i]->thread.index / 32, clock.warp_seen);
+  }
   for (size_t i = 0; i < n; ++i) {
     ThreadClock& clock = threads[i]->clock;
     clock.others = joined;

@@ -70,14 +70,68 @@ struct RaceState {
   std::unordered_map<uint64_t, Published> published;
   std::vector<std::array<Cell, 4>> split;
 };
-RaceState& race_state();
+extern RaceState the_race_state;
+inline RaceState& race_state() { return the_race_state; }
 
 void start_launch_clock();
 void end_launch_clock();
 void start_thread_clock(Fiber&, uint32_t block_start);
 
-void record_read(Fiber&, const Site&, uint64_t address, int bytes, uint32_t flags);
-void record_write(Fiber&, const Site&, uint64_t address, int bytes, uint32_t flags);
+// The slow halves: a word whose marks are too new to be dismissed at once, or that is kept byte by byte.
+void read_words(Fiber&, const Site&, uint64_t address, int bytes, uint64_t mine);
+void write_words(Fiber&, const Site&, uint64_t address, int bytes, uint64_t mine);
+
+inline uint32_t tick_of(uint64_t access) { return access >> 32; }
+inline uint32_t site_low(const Site& site) { return static_cast<uint32_t>(reinterpret_cast<uint64_t>(&site) >> 3); }
+inline uint64_t access_of(const ThreadClock& clock, uint32_t thread, uint32_t flags) {
+  return uint64_t{clock.now} << 32 | uint64_t{thread} << 6 | flags;
+}
+// Whoever writes at a tick not above this is surely seen: in shared memory only the own block writes.
+inline uint32_t surely_seen(const ThreadClock& clock, uint64_t address) {
+  return address >= kShared ? clock.block_seen : race_state().launch_start;
+}
+
+// Of two reads at one tick the weaker is kept; of readers, one of another warp.
+inline void mark_read(Cell& cell, const Site& site, uint64_t mine) {
+  if (((cell.read ^ mine) & ~uint64_t{kFlagMask}) == 0) {
+    if (cell.read & kStrong) cell.read = mine;
+    return;
+  }
+  const bool other_warp = ((cell.read ^ mine) >> 11 & ((1u << 21) - 1)) != 0;
+  if (other_warp || tick_of(cell.other_read) < tick_of(cell.read)) cell.other_read = cell.read;
+  cell.read = mine;
+  cell.read_site = site_low(site);
+}
+
+inline void record_read(const ThreadClock& clock, Fiber& f, uint32_t thread, const Site& site, uint64_t address, int n,
+                        uint32_t flags) {
+  const uint64_t mine = access_of(clock, thread, flags);
+  const uint32_t seen = surely_seen(clock, address);
+  if (n < 4) return read_words(f, site, address, n, mine);
+  for (const uint64_t end = address + n; address < end; address += 4) {
+    Cell& cell = *cells(address);
+    if (tick_of(cell.write) <= seen) [[likely]]
+      mark_read(cell, site, mine);
+    else
+      read_words(f, site, address, 4, mine);
+  }
+}
+
+inline void record_write(const ThreadClock& clock, Fiber& f, uint32_t thread, const Site& site, uint64_t address, int n,
+                         uint32_t flags) {
+  const uint64_t mine = access_of(clock, thread, flags);
+  const uint32_t seen = surely_seen(clock, address);
+  if (n < 4) return write_words(f, site, address, n, mine);
+  for (const uint64_t end = address + n; address < end; address += 4) {
+    Cell& cell = *cells(address);
+    if (tick_of(cell.write) <= seen && tick_of(cell.read) <= seen && tick_of(cell.other_read) <= seen) [[likely]] {
+      cell.write = mine;
+      cell.write_site = site_low(site);
+    } else {
+      write_words(f, site, address, 4, mine);
+    }
+  }
+}
 
 // Release and acquire, on the address of one element.
 void release_fence(Fiber&, Scope);                   // later strong stores publish what was done until here

@@ -1,6 +1,7 @@
 // The order in which warps run is drawn from the seed: a round visits the resident warps in random order, some of them
 // lazily, so that they lag, and a visited warp runs its lanes until they wait, yield or end. Blocks become resident
-// little by little, and all that the device holds only if those that run get no further without them.
+// little by little, and all that the device holds only if those that run get no further without them. A lane that polls
+// is parked until a store changes what it polls, or until nobody else gets on.
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -47,9 +48,9 @@ class Run {
       l_.worked = false;
       round();
       l_.now_ns += machine().settings.round_ns;
-      const bool all_visited = stalled_;
-      stalled_ = l_.progress == before;
-      if (!stalled_) {
+      const bool all_visited = stalls_ >= kVisitAll;
+      stalls_ = l_.progress == before ? stalls_ + 1 : 0;
+      if (stalls_ == 0) {
         idle_rounds = 0;
         l_.branches = 0;
         continue;
@@ -114,12 +115,13 @@ class Run {
       const uint32_t lanes = std::min(32u, l_.threads - w * 32);
       warp.alive = warp.runnable = lanes == 32 ? ~0u : (1u << lanes) - 1;
       static constexpr uint32_t kLaziness[] = {0, 0, 0, 8, 15};
+      warp.parked = warp.skip = 0;
       warp.laziness = kLaziness[l_.random.below(std::size(kLaziness))];
       for (uint32_t lane = 0; lane < 32; ++lane) {
         Fiber& f = warp.lanes[lane];
         const uint32_t i = w * 32 + lane;
         f.wait = lane < lanes ? Wait::none : Wait::ended;
-        f.yielded = f.idle = false;
+        f.yielded = false;
         f.stopped_at = nullptr;
         f.stores.clear();
         f.copies.clear();
@@ -156,7 +158,13 @@ class Run {
     for (size_t i = 0; i < warps_.size() && !l_.aborted; ++i) {
       Warp& warp = *warps_[i];
       if (warp.alive == 0) continue;
-      if (!stalled_ && l_.random.below(16) < warp.laziness) continue;
+      if (stalls_ >= kVisitAll) {
+        warp.parked = 0;
+      } else if (warp.skip > 0) {
+        --warp.skip;
+        continue;
+      }
+      if (stalls_ == 0 && l_.random.below(16) < warp.laziness) continue;
       visit(warp);
     }
     if (l_.aborted) return;
@@ -174,19 +182,21 @@ class Run {
 
   void visit(Warp& warp) {
     for (uint32_t lane = 0; lane < 32; ++lane) warp.lanes[lane].yielded = false;
+    if ((warp.runnable & ~warp.parked) == 0) warp.parked = 0;  // its turn has come though nothing it polls changed
     uint32_t yielded = 0;
     const uint32_t first = l_.random.one_in(2) ? 0 : l_.random.below(32);
     for (uint32_t passes = 1 + l_.random.below(16); passes > 0; --passes) {
-      if ((warp.runnable & ~yielded) == 0) break;
+      if ((warp.runnable & ~warp.parked & ~yielded) == 0) break;
       for (uint32_t k = 0; k < 32; ++k) {
         const uint32_t lane = (first + k) % 32;
-        if (!((warp.runnable & ~yielded) >> lane & 1)) continue;
+        if (!((warp.runnable & ~warp.parked & ~yielded) >> lane & 1)) continue;
         resume(warp.lanes[lane]);
         if (l_.aborted) return;
         if (warp.lanes[lane].yielded) yielded |= 1u << lane;
       }
     }
-    if ((warp.runnable & ~yielded) == 0) answer_activemask(warp);
+    if ((warp.runnable & ~warp.parked & ~yielded) == 0) answer_activemask(warp);
+    if (warp.runnable != 0 && (warp.runnable & ~warp.parked) == 0) warp.skip = l_.random.below(64);
     // Whoever waits or polls lets its stores out one by one, so a store does not stay invisible for ever.
     for (uint32_t rest = warp.alive; rest != 0; rest &= rest - 1) {
       Fiber& f = warp.lanes[std::countr_zero(rest)];
@@ -249,7 +259,9 @@ class Run {
   Launch& l_;
   std::vector<uint32_t> order_;  // in which blocks become resident
   uint32_t next_ = 0;
-  bool stalled_ = false;  // the last round changed nothing: nobody may be lazy in this one
+  // Rounds that changed nothing: after one nobody may be lazy, after more even those who only poll are visited.
+  uint32_t stalls_ = 0;
+  static constexpr uint32_t kVisitAll = 3;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Block*> active_, free_;
   std::vector<Warp*> warps_;
@@ -260,7 +272,6 @@ class Run {
 
 void yield_to_scheduler(Fiber& f, const Site* where, bool idle) {
   f.yielded = true;
-  f.idle = idle;
   f.stopped_at = where;
   if (!idle) current->worked = true;
   suspend(f);
@@ -291,7 +302,7 @@ void nanosleep(Thread& t, uint32_t ns) {
 
 void exit_thread(Thread& t) {
   Fiber& f = *t.fiber;
-  drain_stores(f);
+  drain_stores_slowly(f);
   finish_async_copies(f);
   f.wait = Wait::ended;
   Warp& warp = *t.group;
@@ -424,6 +435,8 @@ int launch(const LaunchRequest& request) {
   Run run(l);
   run.run();
   end_launch_clock();
+  for (const auto& [granule, warps] : l.pollers)
+    for (uint64_t i = granule * 16; i < granule * 16 + 16; ++i) states(i)[0] &= ~kPolled;
   current = outer;
   heap().release(l.params);
   heap().release(l.workspace);

@@ -85,7 +85,15 @@ def build() -> Path:
 
         def compile_unit(source: Path) -> None:
             more = ["-O3", "-march=native"] if source.stem == "cublas" else []
-            command = [cxx(), *flags, *more, "-isystem", toolkit_include(), "-c", source]
+            command: list[str | Path] = [
+                cxx(),
+                *flags,
+                *more,
+                "-isystem",
+                toolkit_include(),
+                "-c",
+                source,
+            ]
             run([*command, "-o", work / f"{source.stem}.o"])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -113,7 +121,7 @@ def build_host(
     sources: Sequence[Path | str], arch: str = "compute_80", flags: Sequence[str] = ()
 ) -> Path:
     """The host code of .cu files as nvcc compiles it, linked against the stand-ins."""
-    base = [nvcc(), "-std=c++17", f"-arch={arch}", *flags]
+    base: list[str | Path] = [nvcc(), "-std=c++17", f"-arch={arch}", *flags]
     texts = [run([*base, "-E", source]) for source in sources]
     stand_ins = [build() / "libcudart.so.13", build() / "libcublas.so.13"]
     key = digest(*texts, *map(str, base), str(build()))

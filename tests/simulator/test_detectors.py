@@ -131,6 +131,25 @@ def test_torn_poll_gives_wrong_numbers(sim: Simulator) -> None:
     assert sum(not np.isfinite(run("wrong", seed)).all() for seed in SEEDS) >= 3
 
 
+def test_store_buffer_shows_a_missing_fence(sim: Simulator) -> None:
+    """In the numbers, with the race checker off."""
+
+    def is_right(twin: str, seed: int) -> bool:
+        flag, data, out = (
+            sim.put(np.zeros(1, np.uint32)),
+            sim.put(np.zeros(16, np.float32)),
+            sim.empty(16),
+        )
+        with sim.watch(schedule_seed=seed, races=0):
+            assert sim.launch(f"reordered_{twin}", 2, 1, flag, data, out, cooperative=True) == 0
+        return np.array_equal(out.get(), np.arange(16) + 1)
+
+    right, wrong = ([is_right(twin, seed) for seed in range(20)] for twin in ("right", "wrong"))
+    sim.set(races=1)
+    assert all(right)
+    assert not all(wrong)
+
+
 def test_use_after_free(sim: Simulator) -> None:
     a, b = ramp(sim, 64), sim.empty(64)
     address = ctypes.c_void_p(a.address)

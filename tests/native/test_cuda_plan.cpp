@@ -1,0 +1,77 @@
+// Plans of every GPU generation, as a table: the regime, its cut, its modelled time, and why a faster one was refused.
+#include "check.h"
+#include "cuda/plan.h"
+
+int main() {
+  using namespace fastrnn::cuda;
+  using fastrnn::test::check;
+  constexpr DeviceLimits kT4{75, 40, 64 << 10, true}, kA100{80, 108, 163 << 10, true}, kRtx4090{89, 128, 99 << 10, true},
+      kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false};
+  constexpr auto kForward = Direction::kForward, kBackward = Direction::kBackward;
+  constexpr auto kBlock = Regime::kBlockResident, kGrid = Regime::kGridResident, kStep = Regime::kStepwise;
+  struct Row {
+    DeviceLimits limits;
+    Precision precision;
+    Direction direction;
+    int gates;
+    int64_t N, H;
+    bool projected;
+    Regime regime;
+    int unit_blocks, columns;
+    double most_us;
+    const char* refused;  // part of what was said of another regime
+  };
+  const Row table[] = {
+      {kH100, Precision::kHalf, kForward, 4, 8, 128, false, kBlock, 1, 8, 0.6, ""},
+      {kH100, Precision::kBFloat16, kBackward, 4, 8, 64, false, kBlock, 1, 8, 0.6, ""},
+      {kH100, Precision::kBFloat16, kBackward, 4, 8, 128, false, kGrid, 8, 8, 0.8, ""},
+      {kH100, Precision::kHalf, kForward, 4, 16, 768, false, kGrid, 48, 8, 1.0, "block-resident: 768 units"},
+      {kH100, Precision::kBFloat16, kBackward, 4, 16, 768, false, kGrid, 48, 8, 2.5, "block-resident"},
+      {kH100, Precision::kBFloat16, kForward, 3, 64, 512, false, kGrid, 32, 16, 1.6, "block-resident"},
+      {kH100, Precision::kTf32, kForward, 4, 32, 1024, false, kGrid, 128, 32, 4.5, "block-resident"},
+      {kH100, Precision::kTf32, kBackward, 4, 32, 1024, false, kStep, 1, 0, 20, "has registers for 16"},
+      {kA100, Precision::kHalf, kForward, 4, 16, 768, false, kGrid, 48, 8, 1.6, "block-resident"},
+      {kRtx4090, Precision::kHalf, kForward, 4, 16, 768, false, kGrid, 48, 8, 1.5, "block-resident"},
+      {kH100, Precision::kFloat, kForward, 4, 16, 32, false, kBlock, 1, 8, 2, ""},
+      {kH100, Precision::kFloat, kForward, 3, 16, 100, false, kGrid, 7, 8, 4, "block-resident: a warp would keep"},
+      {kH100, Precision::kHalf, kForward, 4, 16, 4096, false, kStep, 1, 0, 60, "grid-resident: a warp would keep"},
+      {kH100, Precision::kHalf, kForward, 4, 4096, 768, false, kStep, 1, 0, 60, "4096 samples are more than the"},
+      {kH100, Precision::kDouble, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "float64 has no tiles"},
+      {kH100, Precision::kHalf, kForward, 4, 16, 64, true, kStep, 1, 0, 60, "a projection needs a product more"},
+      {kT4, Precision::kHalf, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "compute capability 75 is below 80"},
+      {kShared, Precision::kHalf, kForward, 4, 16, 768, false, kStep, 1, 0, 60, "no cooperative launch"},
+  };
+  for (const Row& row : table) {
+    const Plan found = plan({row.gates, 100, row.N, row.H, row.projected}, row.precision, row.direction, row.limits);
+    const bool right = found.regime == row.regime && found.unit_blocks == row.unit_blocks &&
+                       found.columns == row.columns && found.step_us <= row.most_us && found.step_us > 0 &&
+                       found.refused.find(row.refused) != std::string::npos;
+    check(right, std::string(name(found.regime)) + " " + std::to_string(found.unit_blocks) + " unit blocks, " +
+                     std::to_string(found.columns) + " columns, " + std::to_string(found.step_us) + " us: gates " +
+                     std::to_string(row.gates) + " N " + std::to_string(row.N) + " H " + std::to_string(row.H) + "\n" +
+                     found.refused);
+  }
+  // What every plan must keep to.
+  for (const DeviceLimits& limits : {kT4, kA100, kRtx4090, kH100})
+    for (const auto precision : {Precision::kHalf, Precision::kTf32, Precision::kFloat, Precision::kDouble})
+      for (const auto direction : {kForward, kBackward})
+        for (const int gates : {1, 3, 4})
+          for (const int64_t N : {0, 1, 17, 300})
+            for (const int64_t H : {1, 16, 17, 129, 700, 2000}) {
+              const Plan found = plan({gates, 1000, N, H, false}, precision, direction, limits);
+              check(found.step_us > 0 && found.steps >= 1 && found.steps <= 1000, "a plan without time or steps");
+              check(found.shared_bytes <= limits.shared_bytes_per_block, "more shared memory than there is");
+              if (found.regime == kStep) continue;
+              check(found.column_blocks * found.columns >= N, "samples without a block");
+              check(found.unit_blocks * found.units >= H, "units without a block");
+              check(found.regime == kBlock || found.blocks() <= limits.multiprocessors, "blocks that cannot be resident");
+              const int64_t depth = depth_of(precision, direction, gates, divide_up(H, kGroupUnits));
+              const int tiles = direction == kBackward ? 1 : found.units == 8 ? (gates + 1) / 2 : gates;
+              const int64_t pairs = found.regime == kBlock ? depth / 16 : divide_up(depth / 16, kWarps);
+              check(pairs <= pairs_a_warp(precision, tiles), "weights without registers");
+            }
+  check(plan({4, 10, 16, 768, false}, Precision::kHalf, kForward, kH100, "stepwise").regime == kStep, "a forced regime");
+  check(plan({4, 10, 16, 768, false}, Precision::kHalf, kForward, kH100, "block-resident").step_us < 0,
+        "a forced regime that cannot run");
+  return fastrnn::test::finish();
+}

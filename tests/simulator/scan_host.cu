@@ -1,0 +1,137 @@
+// The boundary of csrc/cuda/launch.h for tests: a scan from plain pointers to simulated device memory.
+#include <cstring>
+
+#include "cuda/launch.h"
+
+using namespace fastrnn;
+using namespace fastrnn::cuda;
+
+// As test_scan.py fills it; pointers are null where there is nothing.
+struct Call {
+  const char *cell, *regime;
+  int64_t T, N, I, H, R, groups, rows, steps;
+  int32_t reverse, tf32, bias, backward;
+  const void *x, *h_0, *c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *reset_h, *reset_c;
+  const int64_t *lengths, *step_start, *sample_start;
+  const uint8_t* reset;
+  void *y, *gates, *cells, *h_n, *c_n;
+  const void *d_y, *d_cells, *d_h_n, *d_c_n;
+  void *d_x, *d_h_0, *d_c_0, *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh, *d_weight_hr, *d_reset_h, *d_reset_c;
+};
+
+namespace {
+
+template <class T, class P>
+Matrix<T> matrix(P* data, int64_t columns) {
+  return data ? Matrix<T>{static_cast<T*>(data), columns, 1} : Matrix<T>{};
+}
+
+// A result to compare plans by: what was chosen, or an error.
+std::string text;
+
+template <class S>
+void run(const Call& call) {
+  using A = Accumulate<S>;
+  const auto& [T, N, I, H, R] = std::tie(call.T, call.N, call.I, call.H, call.R);
+  const auto sequence = [&]<class E>(auto* data, E*, int64_t columns) {
+    if (!data) return Sequence<E>{};
+    const bool rows = call.step_start || call.sample_start;
+    return Sequence<E>{static_cast<E*>(data), call.step_start, call.sample_start,
+                       rows ? columns : N * columns, columns, 1};
+  };
+  ScanParams<S> p;
+  p.input_size = I;
+  p.hidden_size = H;
+  p.output_size = R;
+  p.schedule.T = T;
+  p.schedule.N = N;
+  p.schedule.lengths = call.lengths;
+  p.schedule.rows_in_memory = call.rows;
+  p.schedule.reverse = call.reverse;
+  p.schedule.reset = matrix<const uint8_t>(call.reset, N);
+  p.weights.ih = matrix<const S>(call.weight_ih, I);
+  p.weights.hh = matrix<const S>(call.weight_hh, R);
+  if (call.bias) {
+    p.weights.bias_ih = {static_cast<const S*>(call.bias_ih), 1};
+    p.weights.bias_hh = {static_cast<const S*>(call.bias_hh), 1};
+  }
+  p.weights.hr = matrix<const S>(call.weight_hr, H);
+  p.x = sequence(call.x, static_cast<const S*>(nullptr), I);
+  p.h_0 = matrix<const S>(call.h_0, R);
+  p.c_0 = matrix<const S>(call.c_0, H);
+  p.reset_h = matrix<const S>(call.reset_h, R);
+  p.reset_c = matrix<const S>(call.reset_c, H);
+  p.y = sequence(call.y, static_cast<S*>(nullptr), R);
+  int64_t saved = 0;
+  if (!std::strcmp(call.cell, "gru") || !std::strcmp(call.cell, "lstm")) saved = 4;
+  p.gates = sequence(call.gates, static_cast<S*>(nullptr), saved * H);
+  p.cells = sequence(call.cells, static_cast<A*>(nullptr), H);
+  p.h_n = matrix<S>(call.h_n, R);
+  p.c_n = matrix<S>(call.c_n, H);
+
+  ScanGradients<S> d;
+  if (call.backward) {
+    d.y = sequence(call.d_y, static_cast<const S*>(nullptr), R);
+    d.cells = sequence(call.d_cells, static_cast<const A*>(nullptr), H);
+    d.h_n = matrix<const S>(call.d_h_n, R);
+    d.c_n = matrix<const S>(call.d_c_n, H);
+    d.x = sequence(call.d_x, static_cast<S*>(nullptr), I);
+    d.h_0 = matrix<S>(call.d_h_0, R);
+    d.c_0 = matrix<S>(call.d_c_0, H);
+    d.reset_h = matrix<S>(call.d_reset_h, R);
+    d.reset_c = matrix<S>(call.d_reset_c, H);
+    d.groups = call.groups;
+    d.weights.ih = matrix<S>(call.d_weight_ih, I);
+    d.weights.hh = matrix<S>(call.d_weight_hh, R);
+    d.weights.bias_ih = {static_cast<S*>(call.d_bias_ih), 1};
+    d.weights.bias_hh = {static_cast<S*>(call.d_bias_hh), 1};
+    d.weights.hr = matrix<S>(call.d_weight_hr, H);
+  }
+
+  cublasHandle_t blas = nullptr;
+  if (cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) throw LaunchError("no cuBLAS");
+  const Context context{nullptr, blas, call.tf32 != 0};
+  Plan plan = plan_for(call.cell, p, call.backward ? Direction::kBackward : Direction::kForward, device_limits(),
+                       context.tf32, call.regime);
+  if (call.steps > 0) plan.steps = std::min(call.steps, plan.steps);  // so that short sequences are chunks too
+  void* workspace = nullptr;
+  const int64_t bytes = call.backward ? workspace_bytes(call.cell, p, d, plan) : workspace_bytes(call.cell, p, plan);
+  if (cudaMalloc(&workspace, std::max<int64_t>(bytes, 1)) != cudaSuccess) throw LaunchError("no memory");
+  try {
+    if (call.backward)
+      launch(call.cell, p, d, plan, workspace, context);
+    else
+      launch(call.cell, p, plan, workspace, context);
+  } catch (...) {
+    cudaFree(workspace);
+    cublasDestroy(blas);
+    throw;
+  }
+  cudaFree(workspace);
+  cublasDestroy(blas);
+  text = std::string(name(plan.regime)) + " " + std::to_string(plan.unit_blocks) + " " +
+         std::to_string(plan.column_blocks) + " " + std::to_string(plan.units) + " " + std::to_string(plan.columns) +
+         " " + std::to_string(plan.steps);
+}
+
+}  // namespace
+
+// dtype: a letter of NumPy's kinds, or b for bfloat16. Null, or what went wrong.
+extern "C" const char* scan(char dtype, const Call* call) {
+  static std::string error;
+  try {
+    switch (dtype) {
+      case 'e': run<Half>(*call); break;
+      case 'b': run<BFloat16>(*call); break;
+      case 'f': run<float>(*call); break;
+      case 'd': run<double>(*call); break;
+      default: throw LaunchError("no such dtype");
+    }
+    return nullptr;
+  } catch (const LaunchError& found) {
+    error = found.what();
+    return error.c_str();
+  }
+}
+
+extern "C" const char* last_plan() { return text.c_str(); }

@@ -1,0 +1,302 @@
+"""csrc/cuda's kernels and host code, compiled by nvcc and run on the simulator, against float64.
+
+The oracle is the CPU's float64 scan, which has tests of its own against plain torch. Inputs are
+rounded to the storage type first, so that what remains is the kernels' own error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import toolchain  # noqa: E402
+
+try:
+    toolchain.nvcc()
+except toolchain.ToolNotFoundError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+import fastrnn.ops  # noqa: E402, F401
+from scan import FINALS, INPUTS, SAVED, Done, Refused, scan  # noqa: E402
+
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+KINDS: dict[str, tuple[torch.dtype, bool]] = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "float64": (torch.float64, False),
+}
+# Largest error over the largest value: sums of up to a few hundred rounded factors, over a few steps.
+TOLERANCE = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 3e-6, "tf32": 3e-3, "float64": 1e-14}
+
+
+# One case in so many is run, chosen by its parameters; all of them with FASTRNN_SIMULATOR_FULL=1.
+FRACTION = 1 if os.environ.get("FASTRNN_SIMULATOR_FULL") else 8
+
+
+def hash_of(*parameters: object) -> int:
+    return zlib.crc32(repr(parameters).encode())
+
+
+def accumulate(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+class Case:
+    """A scan's arguments, drawn from a seed."""
+
+    def __init__(
+        self,
+        cell: str,
+        kind: str,
+        T: int,
+        N: int,
+        H: int,
+        I: int = 3,  # noqa: E741
+        R: int = 0,
+        lengths: list[int] | None = None,
+        batch_sizes: list[int] | None = None,
+        offsets: list[int] | None = None,
+        resets: bool = False,
+        reset_state: bool = False,
+        bias: bool = True,
+        recompute: bool = False,
+        reverse: bool = False,
+        seed: int = 0,
+    ):
+        self.cell, self.kind, self.reverse, self.recompute = cell, kind, reverse, recompute
+        self.dtype, self.tf32 = KINDS[kind]
+        draw = torch.Generator().manual_seed(seed)
+        gates, has_c = GATES[cell], cell == "lstm"
+        out = R or H
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            found = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
+            return found.to(self.dtype)
+
+        self.rows = sum(batch_sizes) if batch_sizes else offsets[-1] if offsets else 0
+        leading = (self.rows,) if self.rows else (T, N)
+        self.leading = leading
+        self.sizes = dict(T=T, N=N, I=I, H=H, R=out, groups=1, rows=self.rows, steps=0)
+        spread = H**-0.5
+        self.inputs: dict[str, Tensor | None] = {
+            "x": normal(*leading, I),
+            "h_0": normal(N, out, scale=0.5),
+            "c_0": normal(N, H, scale=0.5) if has_c else None,
+            "weight_ih": normal(gates * H, I, scale=spread),
+            "weight_hh": normal(gates * H, out, scale=spread),
+            "bias_ih": normal(gates * H, scale=0.3) if bias else None,
+            "bias_hh": normal(gates * H, scale=0.3) if bias else None,
+            "weight_hr": normal(R, H, scale=spread) if R else None,
+            "reset_h": normal(N, out, scale=0.5) if reset_state else None,
+            "reset_c": normal(N, H, scale=0.5) if reset_state and has_c else None,
+        }
+        self.lengths = torch.tensor(lengths) if lengths is not None else None
+        self.batch_sizes = torch.tensor(batch_sizes) if batch_sizes else None
+        self.offsets = torch.tensor(offsets) if offsets else None
+        self.reset = torch.rand(T, N, generator=draw) < 0.4 if resets else None
+        self.grads = {
+            "d_y": normal(*leading, out),
+            "d_h_n": normal(N, out),
+            "d_c_n": normal(N, H) if has_c else None,
+            "d_cells": normal(*leading, H).to(accumulate(self.dtype)) if has_c else None,
+        }
+
+    def oracle(self) -> dict[str, Tensor]:
+        def wide(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.double()
+
+        tensors = [wide(self.inputs[name]) for name in INPUTS]
+        host = [self.lengths, self.batch_sizes, self.offsets, self.reset, self.reverse]
+        y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(self.cell, *tensors, *host, True)
+        grads = [wide(self.grads[name]) for name in ("d_y", "d_h_n", "d_c_n", "d_cells")]
+        found = torch.ops.fastrnn.scan_backward(
+            self.cell, *grads, *tensors, *host, y, gates, cells, (1 << len(INPUTS)) - 1
+        )
+        return {
+            **dict(zip(("y", "h_n", "c_n", "gates", "cells"), (y, h_n, c_n, gates, cells))),
+            **{f"d_{name}": gradient for name, gradient in zip(INPUTS, found, strict=True)},
+        }
+
+    def on_device(self) -> dict[str, Tensor | None]:
+        """Lengths and where rows start, as the op makes them of what the user gives."""
+        lengths, step_start, sample_start = self.lengths, None, None
+        if self.batch_sizes is not None:
+            lengths = (self.batch_sizes[:, None] > torch.arange(self.sizes["N"])).sum(0)
+            step_start = self.batch_sizes.cumsum(0) - self.batch_sizes
+        if self.offsets is not None:
+            sample_start = self.offsets[:-1].contiguous()
+            lengths = self.offsets.diff() if lengths is None else lengths
+        return {
+            **self.inputs,
+            "lengths": lengths,
+            "step_start": step_start,
+            "sample_start": sample_start,
+            "reset": self.reset,
+        }
+
+    def run(self, regime: str, steps: int = 0, backward: bool = True, **settings: Any) -> tuple[dict[str, Tensor], list[Done]]:  # fmt: skip
+        sizes = {**self.sizes, "steps": steps}
+        N, H, out = (self.sizes[name] for name in ("N", "H", "R"))
+        given, wide = self.on_device(), accumulate(self.dtype)
+        results = {
+            "y": torch.empty(*self.leading, out, dtype=self.dtype),
+            "h_n": torch.empty(N, out, dtype=self.dtype),
+        }
+        if GATES[self.cell] > 1 and not self.recompute:
+            results["gates"] = torch.empty(*self.leading, 4 * H, dtype=self.dtype)
+        if self.cell == "lstm":
+            results["c_n"] = torch.empty(N, H, dtype=self.dtype)
+            results["cells"] = torch.empty(*self.leading, H, dtype=wide)
+        common = dict(regime=regime, sizes=sizes, reverse=self.reverse, tf32=self.tf32, **settings)
+        forward = scan(self.cell, given, results, **common)
+        if not backward:
+            return forward.results, [forward]
+        saved = {name: forward.results[name] for name in SAVED if name in forward.results}
+        wanted = {
+            f"d_{name}": torch.empty_like(tensor)
+            for name in INPUTS
+            if (tensor := self.inputs[name]) is not None
+        }
+        given = {**given, **saved, **self.grads}
+        back = scan(self.cell, given, wanted, backward=True, **common)
+        return {**forward.results, **back.results}, [forward, back]
+
+
+def assert_close(case: Case, found: dict[str, Tensor]) -> None:
+    expected = case.oracle()
+    errors = {}
+    for name, tensor in found.items():
+        if name in ("gates", "cells"):  # of steps that no sample runs nothing is said
+            continue
+        reference = expected[name]
+        scale = max(1e-3, reference.abs().max().item()) if reference.numel() else 1.0
+        errors[name] = ((tensor.double() - reference).abs().max().item() if reference.numel() else 0.0) / scale  # fmt: skip
+    worst = {name: error for name, error in errors.items() if not error <= TOLERANCE[case.kind]}
+    assert not worst, f"relative errors {worst}, tolerance {TOLERANCE[case.kind]}"
+
+
+def regimes(kind: str, R: int = 0) -> tuple[str, ...]:
+    if kind == "float64" or R:
+        return ("stepwise",)
+    return ("block-resident", "grid-resident", "stepwise")
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_regime(cell: str, kind: str, reverse: bool) -> None:
+    """Lengths with zeros, resets to a state, chunks, sizes that divide nothing."""
+    for regime in regimes(kind):
+        case = Case(cell, kind, T=5, N=11, H=21, lengths=[5, 0, 3, 5, 1, 2, 4, 5, 0, 5, 3],
+                    resets=True, reset_state=True, reverse=reverse)  # fmt: skip
+        found, done = case.run(regime, steps=3)
+        assert all(each.plan.startswith(regime) for each in done)
+        assert_close(case, found)
+
+
+# Sizes that divide nothing, one of each in turn: all of H, N and T beside every cell and kind would
+# take hours, and `make test-simulator-full` runs more of them.
+SHAPES = [(9, 1, 1), (1, 17, 5), (2, 3, 83), (9, 3, 129), (2, 17, 260)]  # T, N, H
+
+
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell, kind", zip(itertools.cycle(CELLS), list(KINDS) * 4, strict=False))
+def test_odd_sizes(cell: str, kind: str, shape: tuple[int, int, int], device: str) -> None:
+    """In the regime that the plan takes, and in a persistent one where there is one."""
+    T, N, H = shape
+    if hash_of(cell, kind, shape, device) % FRACTION:
+        pytest.skip("in the full sweep")
+    for regime in ("", "grid-resident"):
+        case = Case(cell, kind, T, N, H, seed=T * N * H)
+        try:
+            found, _ = case.run(regime, device=device)
+        except Refused as why:
+            assert regime and regime in str(why)
+            continue
+        assert_close(case, found)
+
+
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_lengths_bias_or_saved_gates(cell: str, regime: str) -> None:
+    case = Case(cell, "float16", T=4, N=9, H=20, bias=False, recompute=True)
+    found, _ = case.run(regime, steps=3)
+    assert_close(case, found)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"])
+def test_projection(kind: str) -> None:
+    case = Case("lstm", kind, T=5, N=4, H=13, R=6, lengths=[5, 2, 0, 4], resets=True, reset_state=True)  # fmt: skip
+    found, _ = case.run("", steps=2)
+    assert_close(case, found)
+    with pytest.raises(Refused, match="projection"):
+        case.run("grid-resident")
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+@pytest.mark.parametrize("layout", ["packed", "jagged"])
+def test_rows(layout: str, regime: str, reverse: bool) -> None:
+    """Rows that follow each other without padding."""
+    shape: dict[str, Any] = (
+        {"batch_sizes": [4, 3, 3, 1]} if layout == "packed" else {"offsets": [0, 2, 2, 6, 9]}
+    )
+    case = Case("gru", "float32", T=4, N=4, H=18, reverse=reverse, **shape)
+    found, _ = case.run(regime, steps=3)
+    assert_close(case, found)
+
+
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+@pytest.mark.parametrize("kind", ["float16", "float32", "tf32"])
+def test_nonfinite_values_stay_in_their_sample(kind: str, regime: str) -> None:
+    """NaN, infinities and the exchange's own bit pattern, in x and h_0: no hang, and no other sample
+    sees them. NaN in padding is not seen at all."""
+    case = Case("gru", kind, T=3, N=6, H=17, lengths=[3, 3, 3, 3, 2, 3])
+    clean, _ = case.run(regime)
+    x, h_0 = case.inputs["x"], case.inputs["h_0"]
+    assert x is not None and h_0 is not None
+    x[1, 0], h_0[1], x[0, 2], h_0[3, 5] = torch.nan, torch.inf, -torch.inf, torch.nan
+    bits = torch.int16 if case.dtype.itemsize == 2 else torch.int32
+    h_0.view(bits)[3] = -1  # all ones
+    x[2, 4] = torch.nan  # past its length
+    found, _ = case.run(regime)
+    for name in ("y", "d_x"):
+        for n in (4, 5):
+            assert torch.equal(found[name][:, n], clean[name][:, n]), (name, n)
+    assert found["y"][1:, 0].isnan().all() and found["y"][0, 3].isnan().all()
+    assert found["h_n"][1].isnan().all() or not found["h_n"][1].isinf().any()
+
+
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident"])
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_schedules_do_not_change_a_bit(kind: str, regime: str) -> None:
+    case = Case("lstm", kind, T=3, N=9, H=33, lengths=[3, 1, 2, 3, 3, 0, 3, 3, 2])
+    first, _ = case.run(regime, schedule_seed=1)
+    for seed in range(2, 5):
+        again, _ = case.run(regime, schedule_seed=seed)
+        for name, tensor in first.items():
+            if name not in ("gates", "cells"):
+                assert torch.equal(tensor, again[name]), (name, seed)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", ["float16", "tf32"])
+def test_approximations_within_their_bounds(kind: str, seed: int) -> None:
+    """Special functions as inexact as PTX allows, and sums of products in any order."""
+    case = Case("lstm", kind, T=4, N=5, H=24)
+    found, _ = case.run("block-resident", numeric_seed=seed)
+    assert_close(case, found)
