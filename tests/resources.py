@@ -100,7 +100,9 @@ def _run(*command: str) -> str:
 def _demangle(names: list[str]) -> list[str]:
     done = subprocess.run(["c++filt"], input="\n".join(names), text=True, capture_output=True)
     plain = [name.replace("(anonymous namespace)::", "") for name in done.stdout.splitlines()]
-    return [re.sub(r"^void |fastrnn::(cuda::)?|\(.*\)$", "", name) for name in plain]
+    plain = [re.sub(r"^void |fastrnn::(cuda::)?", "", name) for name in plain]
+    # Without the arguments; in those of a template, "(Precision)0" is a value.
+    return [re.sub(r"(?<=>)\(.*$|^(\w+)\(.*$", r"\1", name) for name in plain]
 
 
 def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
