@@ -5,6 +5,8 @@ TORCH_DEFAULT := 2.13.0
 TORCH_OLDEST := 2.10.0
 TORCH_NEWEST := 2.15.0
 TORCH := $(TORCH_DEFAULT)
+TORCH_CUDA := 2.14.1
+ARCHS := 7.5;8.0;8.6;9.0;10.0;12.0+PTX
 PYTHON ?= python3
 ARGS :=
 ifeq ($(origin CXX),default)
@@ -14,6 +16,8 @@ endif
 # Each torch has a virtual environment of its own, so that switching between two installs nothing.
 VENV := .venv$(if $(filter-out $(TORCH_DEFAULT),$(TORCH)),-$(TORCH))
 BIN := $(VENV)/bin
+CUDA_BIN := .venv-$(TORCH_CUDA)/bin
+CUDA_READY := .venv-$(TORCH_CUDA)/.cuda-ready
 READY := $(VENV)/.ready-$(TORCH)
 DEV := $(VENV)/.dev-$(TORCH)
 BENCH := $(VENV)/.bench-$(TORCH)
@@ -33,11 +37,11 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help setup demo test test-sanitize test-native test-tsan test-neon test-abi bench wheel abi3audit lint format clean FORCE
+.PHONY: help setup demo test test-sanitize test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARGS="pytest or benchmark arguments"]'
+	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARCHS=x.y;...] [ARGS="pytest or benchmark arguments"]'
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(LIBRARY) ## make the virtual environment and build the library
@@ -80,6 +84,23 @@ wheel: $(DEV) ## dist/: the sources packed, and the wheel built from them
 	rm -rf dist
 	$(BIN)/pyproject-build --no-isolation
 
+wheel-cuda: $(CUDA_READY) ## build/cuda/: the wheel with CUDA kernels, for ARCHS, imported without a GPU (downloads several GB)
+	rm -rf build/cuda
+	USE_CUDA=1 CUDA_HOME= TORCH_CUDA_ARCH_LIST='$(ARCHS)' \
+	  $(CUDA_BIN)/pip wheel -q --no-build-isolation --no-deps -w build/cuda .
+	$(CUDA_BIN)/pip install -q --no-deps --target build/cuda/site build/cuda/*.whl
+	cd build/cuda/site && $(abspath $(CUDA_BIN))/python -c \
+	  'import fastrnn, fastrnn.library as l; assert "cuda" in l.DEVICES, l.DEVICES; print(fastrnn.__file__, l.DEVICES)'
+	@$(CUDA_BIN)/python tests/resources.py --list build/cuda/site/$(LIBRARY)
+
+resources: $(CUDA_READY) ## registers, spills, shared memory and matrix instructions of every CUDA kernel: build/cuda/resources.md
+	$(CUDA_BIN)/python tests/resources.py --arch $(subst ;, ,$(ARCHS:+PTX=)) --output build/cuda/resources.md
+
+test-gpu: setup ## the tests marked gpu on a GPU, beside cuDNN and float64: build/gpu/report.md
+	$(PYTEST) --device cuda $(ARGS)
+	if command -v compute-sanitizer >/dev/null; then \
+	  compute-sanitizer --error-exitcode 1 $(PYTEST) --device cuda -k 'test_matches_oracle and float32' tests/test_kernels.py; fi
+
 abi3audit: wheel ## check that the wheel keeps to Python's stable ABI
 	$(BIN)/abi3audit --strict --summary dist/*.whl
 
@@ -115,6 +136,15 @@ $(DEV): $(READY)
 
 $(BENCH): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]' torch==$(TORCH)
+	@touch $@
+
+# A torch for CUDA, and nvcc of the same version: its parts find each other where they are installed.
+$(CUDA_READY): pyproject.toml Makefile
+	test -x $(CUDA_BIN)/python || $(PYTHON) -m venv .venv-$(TORCH_CUDA)
+	$(CUDA_BIN)/pip install -q torch==$(TORCH_CUDA) 'setuptools>=77.0.3' ninja numpy
+	cuda=$$($(CUDA_BIN)/python -c 'import torch; print(torch.version.cuda)') && \
+	  $(CUDA_BIN)/pip install -q nvidia-cuda-nvcc==$$cuda.* nvidia-cuda-crt==$$cuda.* \
+	    nvidia-cuda-cccl==$$cuda.* nvidia-nvvm==$$cuda.*
 	@touch $@
 
 # One library serves every torch, but each torch is tested with the one it was built with.

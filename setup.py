@@ -8,6 +8,7 @@ Environment:
     CXX                   C++ compiler; unset: the first of c++, g++ that is installed
     MAX_JOBS              how many files to compile at once; unset: one per core and two more
     USE_CUDA              1: build the CUDA kernels or fail; 0: do not; unset: where possible
+    CUDA_HOME             a CUDA toolkit; unset: that of nvcc on PATH or of NVIDIA's wheels
     TORCH_CUDA_ARCH_LIST  GPU architectures to compile for
     FASTRNN_SANITIZE      sanitizers to compile in, for instance address,undefined
 """
@@ -15,12 +16,16 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
 from glob import glob
+from pathlib import Path
 
 CXX_FLAGS = "-std=c++20 -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror=return-type"
 # gcc's own headers of intrinsics say "undefined" by reading what nothing wrote.
@@ -29,6 +34,8 @@ CXX_FLAGS += " -Wno-maybe-uninitialized"
 # information: Python's own flags ask for it, and the library would be seven times as large.
 CXX_FLAGS += " -ffp-contract=off -g0"
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
+NVCC_FLAGS = "-std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fvisibility=hidden"
+NVCC_FLAGS += " -Xptxas -warn-spills"
 
 # Asks for a version too: g++ 10 takes -std=c++20 but knows only a part of it. Clang has another way
 # to compile a file for an instruction set, which csrc/cpu/isa_*.cpp do not speak yet.
@@ -59,12 +66,63 @@ def find_compiler() -> str:
     return compiler
 
 
+@dataclass
+class Toolkit:
+    """Where nvcc, the headers and the libraries are: of a CUDA toolkit, or of NVIDIA's wheels."""
+
+    root: Path  # of nvcc
+    wheels: list[Path]  # roots in site-packages, which hold what torch loads
+
+    @classmethod
+    def find(cls, site_packages: Path) -> Toolkit | None:
+        wheels = sorted(site_packages.glob("nvidia/cu[0-9]*"), reverse=True)
+        homes = [Path(home) for home in (os.environ.get("CUDA_HOME"),) if home]
+        folders = [home / "bin" for home in homes]
+        folders += [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+        folders += [root / "bin" for root in wheels] + [Path("/usr/local/cuda/bin")]
+        nvcc = shutil.which("nvcc", path=os.pathsep.join(map(str, folders)))
+        if nvcc is None:
+            return None
+        # It may be a script or a link: nvcc itself knows where it is.
+        said = subprocess.run([nvcc, "--dryrun", "x.cu"], text=True, capture_output=True).stderr
+        here = re.search(r"^#\$ _HERE_=(.*)$", said, re.MULTILINE)
+        return cls((Path(here[1]) if here else Path(nvcc).parent).parent, wheels)
+
+    def includes(self) -> list[str]:
+        # nvcc's own first: the wheels' headers need others that only come with a compiler.
+        roots = [self.root, *self.wheels]
+        return [str(root / "include") for root in roots if (root / "include").is_dir()]
+
+    def library(self, name: str) -> str | None:
+        """The path of a shared library: the one torch loads, so that the library asks for it."""
+        for root in [*self.wheels, self.root]:
+            for folder in (root / "lib64", root / "lib"):
+                if found := sorted(folder.glob(f"lib{name}.so*")):
+                    return str(found[0])
+        return None
+
+    def missing(self) -> list[str]:
+        """What the CUDA kernels need and there is not."""
+        headers = ("cuda_runtime_api.h", "crt/host_defines.h", "cublas_v2.h")
+        found = [
+            header
+            for header in headers
+            if not any((Path(folder) / header).exists() for folder in self.includes())
+        ]
+        return found + [f"lib{name}" for name in ("cudart", "cublas") if not self.library(name)]
+
+
 def why_no_cuda(
-    use_cuda: str, torch_cuda: str | None, nvcc: str | None, sources: list[str]
+    use_cuda: str,
+    torch_cuda: str | None,
+    nvcc: str | None,
+    sources: list[str],
+    parts: Sequence[str] = (),
 ) -> str | None:
     """The reason to leave the CUDA kernels out; None to build them. No GPU has to be present.
 
-    use_cuda is $USE_CUDA, torch_cuda the CUDA version of torch, nvcc the path of the compiler.
+    use_cuda is $USE_CUDA, torch_cuda the CUDA version of torch, nvcc the path of the compiler,
+    parts what of the toolkit is missing.
     """
     if use_cuda not in ("", "0", "1"):
         raise SystemExit(f"fastrnn: USE_CUDA is {use_cuda!r}, expected 0 or 1")
@@ -73,6 +131,7 @@ def why_no_cuda(
     missing = [] if sources else ["this version has no CUDA sources"]
     missing += [] if torch_cuda else ["the installed torch is a CPU build"]
     missing += [] if nvcc else ["nvcc was not found"]
+    missing += [f"{part} was not found" for part in parts]
     if missing and use_cuda == "1":
         raise SystemExit(f"fastrnn: USE_CUDA=1, but {', '.join(missing)}")
     return ", ".join(missing) or None
@@ -95,13 +154,20 @@ def library() -> dict:
         raise SystemExit("fastrnn: no ninja found. Install it: pip install ninja")
     os.environ["CXX"] = find_compiler()  # one for compiling and linking
 
-    from torch.utils import cpp_extension
-
     cuda_sources = glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
-    cuda_home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    nvcc = shutil.which("nvcc", path=f"{cuda_home}/bin{os.pathsep}{os.environ['PATH']}")
-    no_cuda = why_no_cuda(os.environ.get("USE_CUDA", ""), torch.version.cuda, nvcc, cuda_sources)
+    toolkit = Toolkit.find(Path(torch.__file__).parents[1])
+    no_cuda = why_no_cuda(
+        os.environ.get("USE_CUDA", ""),
+        torch.version.cuda,
+        toolkit and str(toolkit.root / "bin/nvcc"),
+        cuda_sources,
+        toolkit.missing() if toolkit and torch.version.cuda else (),
+    )
+    if toolkit and not no_cuda:
+        os.environ["CUDA_HOME"] = str(toolkit.root)  # read where cpp_extension is imported
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+
+    from torch.utils import cpp_extension
 
     sanitize = []
     if sanitizers := os.environ.get("FASTRNN_SANITIZE"):
@@ -111,18 +177,25 @@ def library() -> dict:
         sanitize += ["-DFASTRNN_WITHOUT_DUALS"]
     system = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # warn of our code only
 
-    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + ([] if no_cuda else cuda_sources)
-    extension = cpp_extension.CppExtension if no_cuda else cpp_extension.CUDAExtension
-    module = extension(
+    sources, macros = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"), []
+    libraries, link, nvcc_flags = [], [], NVCC_FLAGS.split()
+    if toolkit and not no_cuda:
+        sources += cuda_sources
+        system += [f"-isystem{path}" for path in toolkit.includes()]
+        nvcc_flags += [f"-isystem={path}" for path in toolkit.includes()]
+        nvcc_flags += ["--threads", os.environ.get("MAX_JOBS") or "0"]
+        macros = [("USE_CUDA", None)]  # torch's stable headers declare more then
+        libraries = ["c10_cuda", "torch_cuda"]
+        link = [toolkit.library("cudart"), toolkit.library("cublas")]  # torch has them loaded
+    module = cpp_extension.CppExtension(
         "fastrnn._C",
         sources=sorted(sources),
         include_dirs=[os.path.abspath("csrc")],
-        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # one byte 2, one byte 10
-        extra_compile_args={
-            "cxx": CXX_FLAGS.split() + system + sanitize,
-            "nvcc": ["-std=c++20", "-O3"],
-        },
-        extra_link_args=sanitize,
+        # one byte 2, one byte 10
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), *macros],
+        extra_compile_args={"cxx": CXX_FLAGS.split() + system + sanitize, "nvcc": nvcc_flags},
+        libraries=libraries,
+        extra_link_args=[*sanitize, *link],
         py_limited_api=True,  # defines Py_LIMITED_API and leaves libtorch_python out
     )
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import fastrnn
 
 from . import report
-from .cases import GATES, GROUPS, QUICK, Case, all_cases
+from .cases import DOUBLE, GATES, GROUPS, JVP, QUICK, Case, all_cases
 from .limit import Limit
 from .measure import FULL, Measurement, installed
 from .measure import QUICK as QUICK_EFFORT
@@ -26,6 +26,7 @@ from .peers import PEERS
 from .rows import Row, Run
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+GPU_DTYPES = ("float32", "bfloat16", "float16")  # of each case, on a GPU
 # torch.nn's backward over a million steps takes minutes; time is linear by then.
 LONGEST_TRAINING = 10_000
 
@@ -72,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    found.add_argument("--output", type=Path, default=Path("build/benchmarks"), help="folder")
+    found.add_argument(
+        "--output", type=Path, help="folder; default: build/benchmarks, of a GPU build/gpu"
+    )
     return found
 
 
@@ -84,8 +87,10 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
         named = [case for case in cases if case.group in args.shapes]
         given = [shape for shape in args.shapes if not isinstance(shape, str)]
         cases = named + [Case("main", cell, *shape) for cell in args.cells for shape in given]
-    if args.dtype:
-        fields = [{**vars(case), "dtype": args.dtype} for case in cases]
+    if args.device == "cuda":  # second derivatives and forward mode are for CPU yet
+        cases = [case for case in cases if case.transform not in (DOUBLE, JVP)]
+    if dtypes := [args.dtype] if args.dtype else GPU_DTYPES if args.device == "cuda" else ():
+        fields = [{**vars(case), "dtype": dtype} for case in cases for dtype in dtypes]
         cases = list(dict.fromkeys(Case(**each) for each in fields))
     return cases
 
@@ -117,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 1 <= args.threads <= available:
         parser().error(f"--threads {args.threads}: this process may use 1 to {available}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser().error("--device cuda: torch finds no GPU")
+        print("fastrnn: --device cuda: torch finds no GPU", file=sys.stderr)
+        return 2
+    args.output = args.output or Path("build/gpu" if args.device == "cuda" else "build/benchmarks")
     # Every pool, also those that cannot be told a size, gets these cores and no more.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     torch.set_num_threads(args.threads)
@@ -173,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     pictures = draw(run, args.output)
     page = args.output / "report.md"
-    page.write_text(report.markdown(run, [path.name for path in pictures]))
+    report.write_part(page, report.markdown(run, [path.name for path in pictures]))
     console.print(
         f"wrote {', '.join(str(p) for p in [args.output / 'results.json', page, *pictures])}"
     )

@@ -45,8 +45,27 @@ def relative_error(found: Results, expected: Results) -> float:
     return (sum(squares) / len(squares)) ** 0.5
 
 
+def host_seconds(run: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    run()
+    return time.perf_counter() - before
+
+
+def gpu_seconds(run: Callable[[], Any]) -> float:
+    """Between two events on the stream: the host counts where it is the slower one."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
 def take_turns(
-    runs: dict[str, Callable[[], Any]], rate: Callable[[], float] | None, effort: Effort
+    runs: dict[str, Callable[[], Any]],
+    rate: Callable[[], float] | None,
+    effort: Effort,
+    seconds_of: Callable[[Callable[[], Any]], float] = host_seconds,
 ) -> tuple[dict[str, list[float]], float | None]:
     """Seconds of every call, and the median of `rate`.
 
@@ -66,9 +85,7 @@ def take_turns(
             run()
             spent = 0.0
             while spent < effort.turn:
-                before = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - before)
+                seconds[name].append(seconds_of(run))
                 spent += seconds[name][-1]
             if rate:
                 rates.append(rate())
@@ -94,18 +111,6 @@ def peak_beyond_results(contestant: Contestant) -> int | None:
     growth = resident("VmHWM") - before
     returned = contestant.results(found)["output"]
     return max(0, growth - returned.nbytes)  # memory that was there already may serve, too
-
-
-def synchronized(run: Callable[[], Any], device: str) -> Callable[[], Any]:
-    if device == "cpu":
-        return run
-
-    def waited() -> Any:
-        found = run()
-        torch.cuda.synchronize()
-        return found
-
-    return waited
 
 
 class Measurement:
@@ -154,10 +159,12 @@ class Measurement:
                 peak = peak_beyond_results(contestant)
                 if peak is not None:
                     row.extra_bytes[name] = peak
-        runs = {name: synchronized(c.run, self.device) for name, c in contestants.items()}
+        runs = {name: contestant.run for name, contestant in contestants.items()}
         limit = self.limit
         rate = (lambda: limit.flop_rate(self.threads, case.dtype)) if limit else None
-        seconds, row.limit = take_turns(runs, rate, self.effort)
+        seconds, row.limit = take_turns(
+            runs, rate, self.effort, gpu_seconds if self.device == "cuda" else host_seconds
+        )
         row.seconds = {name: Times.of(times) for name, times in seconds.items()}
         return row
 

@@ -390,6 +390,37 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
 
 
 FASTRNN = Peer("fastrnn", "fastrnn", "fastrnn", ours)
+
+
+def flashrnn(problem: Problem, training: bool, threads: int) -> Contestant:
+    """Its fused kernel: the recurrence alone, on input products of which nobody takes the time."""
+    case = problem.case
+    names = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}
+    if problem.device != "cuda" or case.cell not in names or case.lengths or case.bidirectional:
+        raise Unsupported("one direction on a GPU, without lengths; tanh")
+    if case.layers > 1 or case.dtype not in ("bfloat16", "float16"):
+        raise Unsupported("one layer, in half types")
+    from flashrnn import flashrnn as run_flashrnn  # type: ignore[import-not-found]
+
+    gates = GATES[case.cell]
+    options: dict[str, Any] = {"device": "cuda", "dtype": case.torch_dtype}
+    products = torch.randn(case.N, case.T, gates, 1, case.H, **options, requires_grad=training)
+    weight = torch.randn(gates, 1, case.H, case.H, **options) * case.H**-0.5
+    bias = torch.randn(gates, 1, case.H, **options)
+    weight.requires_grad_(training)
+    bias.requires_grad_(training)
+    dy = problem.dy.to("cuda", case.torch_dtype).transpose(0, 1).unsqueeze(2)
+
+    def run() -> Any:
+        states, _ = run_flashrnn(
+            products, weight, bias, function=names[case.cell], backend="cuda_fused"
+        )
+        inputs = (products, weight, bias)
+        return states, torch.autograd.grad(states[0], inputs, dy) if training else ()
+
+    return Contestant(run, lambda found: {"output": found[0][0].detach()})
+
+
 PEERS = (
     Peer("torch.nn", "torch", "torch", nn),
     Peer("torch.nn, a loop over samples", "torch", "torch", nn_loop, transforms=(PER_SAMPLE,)),
@@ -398,6 +429,7 @@ PEERS = (
     Peer("ONNX Runtime", "onnxruntime", "onnxruntime", onnx_runtime),
     Peer("OpenVINO", "openvino", "openvino", openvino),
     Peer("JAX", "jax", "jax", jax_scan),
+    Peer("FlashRNN", "flashrnn", "flashrnn", flashrnn, same_problem=False, transforms=("",)),
 )
 # Our own kernels on an easier case: what half types gain, what lengths cost.
 OURSELVES = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from statistics import geometric_mean
 
 from rich import box
@@ -249,6 +251,18 @@ def markdown_table(header: list[str], cells: list[list[str]], losses: list[bool]
             "| " + " | ".join([f"**{row[0]}** (slower)" if loss else row[0], *row[1:]]) + " |"
         )
     return "\n".join(lines)
+
+
+def write_part(page: Path, part: str) -> None:
+    """Put a part, which starts with a heading "# ...", in the place of an earlier one so headed.
+
+    The tests on a GPU and the measurements there share a page.
+    """
+    heading = part.splitlines()[0]
+    there = re.split(r"^(?=# )", page.read_text(), flags=re.MULTILINE) if page.exists() else []
+    kept = [each for each in there if each.strip() and each.splitlines()[0] != heading]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(f"{each.rstrip()}\n" for each in [*kept, part]))
 
 
 def markdown(run: Run, plots: list[str]) -> str:

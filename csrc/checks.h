@@ -36,12 +36,13 @@ struct ScanInputs {
   OptionalTensor weight_hr;    // [R, H]
   OptionalTensor reset_h;      // [N, R], what a reset replaces the state by; null: zeros
   OptionalTensor reset_c;      // [N, H]
-  OptionalTensor lengths;      // [N] int64, CPU
+  OptionalTensor lengths;      // [N] int64, CPU or, beside a padded input, where that is
   OptionalTensor batch_sizes;  // [T] int64, CPU: the input is packed
   OptionalTensor offsets;      // [N + 1] int64, CPU: the input is jagged, sample n starts at row offsets[n]
   OptionalTensor reset;        // [T, N] bool
   bool reverse;
   int64_t groups;  // 0: none. Sample n is in group n % groups; a weight of a rank more has one entry for each group.
+  bool tf32;       // on a GPU, products of float32 may round their factors to TF32
 
   bool rows_input() const { return batch_sizes || offsets; }
 };
@@ -66,17 +67,25 @@ struct ScanSizes {
   CellFacts cell;
 };
 
-// Calls f.template operator()<S>() for the storage type of the tensor. Dual numbers travel as complex ones.
+// Calls f.template operator()<S>() for the storage type of the tensor.
 template <class F>
-auto dispatch_dtype(const Tensor& tensor, F&& f) {
+auto dispatch_real_dtype(const Tensor& tensor, F&& f) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return f.template operator()<float>();
     case ScalarType::Double: return f.template operator()<double>();
     case ScalarType::BFloat16: return f.template operator()<BFloat16>();
     case ScalarType::Half: return f.template operator()<Half>();
+    default: STD_TORCH_CHECK(false, "fastrnn: no kernel for dtype ", static_cast<int>(tensor.scalar_type()));
+  }
+}
+
+// Or of dual numbers, which travel as complex ones.
+template <class F>
+auto dispatch_dtype(const Tensor& tensor, F&& f) {
+  switch (tensor.scalar_type()) {
     case ScalarType::ComplexFloat: return f.template operator()<Dual<float>>();
     case ScalarType::ComplexDouble: return f.template operator()<Dual<double>>();
-    default: STD_TORCH_CHECK(false, "fastrnn: no kernel for dtype ", static_cast<int>(tensor.scalar_type()));
+    default: return dispatch_real_dtype(tensor, f);
   }
 }
 
@@ -107,6 +116,18 @@ inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, 
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(),
                   "fastrnn: ", name, " must be a contiguous int64 tensor on CPU");
   return tensor.const_data_ptr<int64_t>();
+}
+
+// Lengths of a padded input. To look at those on a GPU would wait for it: the kernels clamp them.
+inline void check_lengths(const ScanInputs& in, const ScanSizes& sizes) {
+  if (!in.lengths->is_cpu()) {
+    check_like(*in.lengths, "lengths", ScalarType::Long, in.input);
+    return check_shape<1>(*in.lengths, "lengths", {sizes.N});
+  }
+  const int64_t* lengths = check_host_vector(*in.lengths, "lengths", sizes.N);
+  for (int64_t n = 0; n < sizes.N; ++n)
+    STD_TORCH_CHECK(0 <= lengths[n] && lengths[n] <= sizes.T, "fastrnn: lengths[", n, "] is ", lengths[n],
+                    ", expected 0 <= length <= ", sizes.T);
 }
 
 // Where sample n of a jagged input begins, and how long it is.
@@ -216,12 +237,7 @@ inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
     check_like(*in.reset, "reset", ScalarType::Bool, in.input);
     check_shape<2>(*in.reset, "reset", {T, N});
   }
-  if (in.lengths && !in.offsets) {
-    const int64_t* lengths = check_host_vector(*in.lengths, "lengths", N);
-    for (int64_t n = 0; n < N; ++n)
-      STD_TORCH_CHECK(0 <= lengths[n] && lengths[n] <= T, "fastrnn: lengths[", n, "] is ", lengths[n],
-                      ", expected 0 <= length <= ", T);
-  }
+  if (in.lengths && !in.offsets) check_lengths(in, sizes);
   if (in.batch_sizes) {
     const int64_t* active = check_host_vector(*in.batch_sizes, "batch_sizes", T);
     int64_t rows = 0;

@@ -53,4 +53,11 @@ struct DropoutRule {
   }
 };
 
+// A mask of dropout has two values, and is written as their bits.
+struct MaskParams {
+  uint64_t stream;
+  uint32_t threshold;
+  uint64_t kept;  // the bits of what is kept; of what is dropped they are 0
+};
+
 }  // namespace fastrnn

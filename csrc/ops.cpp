@@ -23,19 +23,19 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "scan(str cell, Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
       "Tensor? bias_hh, Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, Tensor? batch_sizes, "
       "Tensor? offsets, Tensor? reset, bool reverse, bool save, bool recompute=False, bool all_states=False, "
-      "int groups=0) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+      "int groups=0, bool tf32=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   m.def(
       "scan_backward(str cell, Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, Tensor input, "
       "Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
       "Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
-      "Tensor? reset, bool reverse, Tensor y, Tensor gates, Tensor cells, int needs, int groups=0) -> (Tensor d_input, "
-      "Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, "
-      "Tensor d_weight_hr, Tensor d_reset_h, Tensor d_reset_c)");
+      "Tensor? reset, bool reverse, Tensor y, Tensor gates, Tensor cells, int needs, int groups=0, bool tf32=False) "
+      "-> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, "
+      "Tensor d_bias_hh, Tensor d_weight_hr, Tensor d_reset_h, Tensor d_reset_c)");
   m.def(
       "scan_choice(str cell, Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, "
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? offsets, Tensor? reset, bool reverse, bool save, bool recompute=False, "
-      "bool all_states=False, int groups=0) -> str");
+      "bool all_states=False, int groups=0, bool tf32=False) -> str");
   m.def("dropout_mask(Tensor seed, int stream, SymInt[] shape, float p, ScalarType dtype) -> Tensor");
   m.def("cpu_instruction_sets() -> str");
   m.def("cells() -> str");

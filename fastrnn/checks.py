@@ -233,20 +233,24 @@ def check_reset(reset: object, input: Tensor, shape: tuple[int, ...], name: str)
 
 
 def _values_are_known(tensor: Tensor) -> bool:
-    """Whether a tensor's values can be looked at: not while something traces or maps over it."""
+    """Whether a tensor's values can be looked at: not while something traces or maps over it, and
+    not on a GPU, for which that would wait."""
     traced = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
-    return not (traced or tensor.is_meta or torch._C._functorch.is_batchedtensor(tensor))
+    batched = torch._C._functorch.is_batchedtensor(tensor)
+    return not (traced or batched or tensor.device.type != "cpu")
 
 
 def check_lengths(lengths: object, input: Tensor, batched: bool) -> None:
     steps, batch = input.shape[:2]
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor of shape (N,), got {type(lengths).__name__}")
-    devices = ("cpu", "meta") if input.device.type == "meta" else ("cpu",)
+    on_device = "" if input.device.type == "cpu" else f" or {input.device}"
     integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    if lengths.dtype not in integers or lengths.device.type not in devices:
+    known = lengths.device.type == "cpu" or lengths.device == input.device
+    if lengths.dtype not in integers or not known:
         raise TypeError(
-            f"lengths must be an integer tensor on cpu, got {lengths.dtype} on {lengths.device}"
+            f"lengths must be an integer tensor on cpu{on_device}, got {lengths.dtype} on "
+            f"{lengths.device}"
         )
     if tuple(lengths.shape) != (batch,) and (batched or lengths.dim() > 0):
         raise ValueError(

@@ -26,11 +26,15 @@ class ScanExplanation:
         sizes: T, N, I, H, R (proj_size or H), and how many of the T * N steps were run.
         dtype: of input and weights.
         layout: ``padded``, ``packed`` or ``jagged``.
-        kernel: ``units in lanes`` or ``samples in lanes`` of a vector.
-        instruction_set: what the kernel is compiled for.
+        kernel: ``units in lanes`` or ``samples in lanes`` of a vector; on a GPU
+            ``block-resident``, ``grid-resident`` or ``stepwise``.
+        instruction_set: what the kernel is compiled for; on a GPU its architecture.
         threads: how many were asked for, and how they share a step: groups of samples times groups
-            of hidden units.
-        chunk_steps: steps whose input products are computed at once, forward and backward.
+            of hidden units. Empty on a GPU.
+        chunk_steps: steps whose input products are computed at once, forward and backward. Empty
+            on a GPU.
+        plans: on a GPU how each pass, ``forward`` and ``backward``, is cut into blocks, as
+            csrc/cuda/plan.h says, with a modelled time of a step in µs. Empty on CPU.
         saved_bytes: kept for backward: input, output, cell states and gates; 0 in inference.
         flop: of the forward products, two for a multiply-add; backward has twice as many.
         reasons: why nothing faster was chosen.
@@ -48,6 +52,7 @@ class ScanExplanation:
     saved_bytes: int
     flop: int
     reasons: list[str] = field(default_factory=list)
+    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name} {value}" for name, value in self.sizes.items())
@@ -55,10 +60,17 @@ class ScanExplanation:
         lines = [
             f"{self.cell} {self.direction}, {self.dtype}, {self.layout}: {sizes}",
             f"kernel: {self.kernel}, {self.instruction_set}",
-            f"threads: {threads['asked']}, sharing samples in {threads['sample_groups']} and "
-            f"hidden units in {threads['unit_groups']}",
         ]
-        if self.chunk_steps["forward"]:
+        lines += [
+            f"{each}: " + ", ".join(f"{name} {value}" for name, value in plan.items())
+            for each, plan in self.plans.items()
+        ]
+        if threads:
+            lines.append(
+                f"threads: {threads['asked']}, sharing samples in {threads['sample_groups']} and "
+                f"hidden units in {threads['unit_groups']}"
+            )
+        if self.chunk_steps.get("forward"):
             lines.append(
                 f"chunks: {self.chunk_steps['forward']} steps forward, "
                 f"{self.chunk_steps['backward']} backward"
@@ -133,6 +145,7 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
     text = torch.ops.fastrnn.scan_choice(*args)
     facts = dict(line.split(": ", 1) for line in text.splitlines())
     number = {key: int(value) for key, value in facts.items() if value.isdigit()}
+    plans = _plans(facts)
     sizes = {key: number[key] for key in ("T", "N", "I", "H", "R")}
     gates = CELLS[given["cell"]].gates
     products = gates * sizes["H"] * (sizes["I"] + sizes["R"])
@@ -149,23 +162,52 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
         layout="packed" if given["batch_sizes"] is not None
         else "jagged" if given["offsets"] is not None
         else "padded",
-        kernel=facts["kernel"],
+        kernel=facts["kernel"] if not plans else plans["forward"]["regime"],
         instruction_set=facts["instruction_set"],
-        threads={
+        threads={} if plans else {
             "asked": number["threads"],
             "sample_groups": number["row_groups"],
             "unit_groups": number["unit_groups"],
         },
-        chunk_steps={"forward": number["forward_chunk"], "backward": number["backward_chunk"]},
+        chunk_steps={} if plans else {
+            "forward": number["forward_chunk"], "backward": number["backward_chunk"]
+        },
         saved_bytes=sum(tensor.nbytes for tensor in kept),
         flop=2 * products * number["rows"],
-        reasons=_reasons(facts, number, given, saved_gates),
+        reasons=(_gpu_reasons(facts) if plans else _cpu_reasons(facts, number, given))
+        + _saved_reasons(saved_gates),
+        plans=plans,
     )  # fmt: skip
 
 
-def _reasons(
-    facts: dict[str, str], number: dict[str, int], given: dict[str, Any], saved_gates: Tensor
-) -> list[str]:
+def _plans(facts: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The facts whose keys are "pass.name", but for what a pass was refused."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in facts.items():
+        each, dot, name = key.partition(".")
+        if dot and name != "refused":
+            typed = value if name == "regime" else float(value) if "." in value else int(value)
+            found.setdefault(each, {})[name] = typed
+    return found
+
+
+def _gpu_reasons(facts: dict[str, str]) -> list[str]:
+    found = []
+    if facts["forced"]:
+        found.append(f"FASTRNN_CUDA_REGIME asks for {facts['forced']}")
+    for each in ("forward", "backward"):
+        refused = facts.get(f"{each}.refused", "")
+        found += [f"{each} not {reason}" for reason in refused.split(";") if reason]
+    return found
+
+
+def _saved_reasons(saved_gates: Tensor) -> list[str]:
+    if not saved_gates.numel():
+        return []
+    return [f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"]
+
+
+def _cpu_reasons(facts: dict[str, str], number: dict[str, int], given: dict[str, Any]) -> list[str]:
     found = []
     chosen, dtype = facts["instruction_set"], given["input"].dtype
     if os.environ.get("FASTRNN_CPU_ISA"):
@@ -185,8 +227,4 @@ def _reasons(
         )
     if not number["packs"] and facts["not_in_lanes"]:
         found.append("weights are packed where they are read: a single step reads them once")
-    if saved_gates.numel():
-        found.append(
-            f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"
-        )
     return found

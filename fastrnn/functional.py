@@ -100,7 +100,8 @@ def rnn(
         bidirectional: run each layer in both directions, outputs side by side.
         lengths: integer tensor (N,) on CPU, 0 to T each. Outputs at steps past a sample's length
             are 0, its final state is that of its last step (of length 0: its initial state), and
-            the reverse direction starts there.
+            the reverse direction starts there. With CUDA input they may lie there, too: then
+            nothing waits to check them, and values outside of [0, T] count as the nearest of those.
         reset: bool tensor (T, N), (N, T) if ``batch_first`` or jagged, (T,) without a batch. True
             at the first step of a segment: the forward direction replaces the state before that
             step, the reverse direction the state with which it would leave it for the step before.

@@ -82,7 +82,9 @@ class PackedLayout(Layout):
 
 
 class JaggedLayout(Layout):
-    """A jagged nested tensor (N, *, I): rows by sample."""
+    """A jagged nested tensor (N, *, I): rows by sample.
+
+    How many steps there are is read from its offsets, which waits for a GPU they lie on."""
 
     def sequence(self, y: Tensor) -> Tensor:
         return torch.nested.nested_tensor_from_jagged(

@@ -61,6 +61,12 @@ class ScanWeights(NamedTuple):
     weight_hr: Tensor | None = None  # [R, H]
 
 
+# The types of devices the ops run on; on meta they compute shapes.
+DEVICES = ("cpu", "meta") + ("cuda",) * torch._C._dispatch_has_kernel_for_dispatch_key(
+    "fastrnn::scan", "CUDA"
+)
+
+
 def cpu_instruction_sets() -> list[str]:
     """Instruction sets the CPU kernels can use on this machine, best first.
 
@@ -91,7 +97,7 @@ TENSORS = 10
 def _scan_fake(  # type: ignore[no-untyped-def]
     cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c,
     lengths, batch_sizes, offsets, reset, reverse, save, recompute=False, all_states=False,
-    groups=0,
+    groups=0, tf32=False,
 ):  # fmt: skip
     tensors = (h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c, reset)
     _check_one_device(input, tensors)
@@ -114,7 +120,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
 def _scan_backward_fake(  # type: ignore[no-untyped-def]
     cell, grad_y, grad_h_n, grad_c_n, grad_cells, input, h_0, c_0, weight_ih, weight_hh, bias_ih,
     bias_hh, weight_hr, reset_h, reset_c, lengths, batch_sizes, offsets, reset, reverse, y, gates,
-    cells, needs, groups=0,
+    cells, needs, groups=0, tf32=False,
 ):  # fmt: skip
     inputs = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c
@@ -135,11 +141,11 @@ def _scan_backward_fake(  # type: ignore[no-untyped-def]
 
 def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep what differentiates a scan; inputs are the op's arguments."""
-    cell, *tensors, reverse, save, _, all_states, groups = inputs
+    cell, *tensors, reverse, save, _, all_states, groups, tf32 = inputs
     y, _, _, gates, cells = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, y, gates, cells)
-    ctx.cell, ctx.reverse, ctx.save, ctx.groups = cell, reverse, save, groups
+    ctx.cell, ctx.reverse, ctx.save, ctx.groups, ctx.tf32 = cell, reverse, save, groups, tf32
     ctx.all_states = all_states and CELLS[cell].has_cell_state
 
 
@@ -154,7 +160,7 @@ def scan_backward_arguments(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[A
         grad_c_n = None  # of a c_n without elements; some tracers make one up
     return (
         ctx.cell, grad_y, grad_h_n, grad_c_n, grad_cells if ctx.all_states else None, *tensors,
-        ctx.reverse, y, gates, cells, needs, ctx.groups,
+        ctx.reverse, y, gates, cells, needs, ctx.groups, ctx.tf32,
     )  # fmt: skip
 
 

@@ -104,12 +104,13 @@ def _translate(
     recompute: bool = False,
     all_states: bool = False,
     groups: int = 0,
+    tf32: bool = False,
     **others: Any,
 ) -> list[Any]:
     """One call of the op, by its schema's names, in ONNX: y, h_n, c_n, gates, cells.
 
     Whatever argument is given that has no meaning here is an error, also one added to the op later.
-    ``save`` and ``recompute`` concern backward alone.
+    ``save`` and ``recompute`` concern backward alone, ``tf32`` GPUs.
     """
     unsupported = [
         _UNSUPPORTED.get(name, name) for name, value in others.items() if value is not None

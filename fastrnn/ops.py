@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastrnn.library import (
     CELLS,
+    DEVICES,
     DTYPES,
     TENSORS,
     CellFacts,
@@ -128,6 +129,11 @@ def _dual(value: Tensor | None, tangent: Tensor | None) -> Tensor | None:
     present = value if value is not None else tangent
     if present is None:
         return None
+    if present.device.type == "cuda":
+        raise NotImplementedError(
+            "fastrnn: second derivatives and forward mode have kernels for CPU alone yet; move the "
+            "module and its input there, or use torch.nn's module (fastrnn.decelerate)"
+        )
     dtype = accumulate_dtype(present.dtype)
     value = torch.zeros_like(present) if value is None else value
     tangent = torch.zeros_like(present) if tangent is None else tangent
@@ -238,7 +244,7 @@ class _ScanBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.cell, grads, tensors, rest = _split(inputs, _GRADS, TENSORS + len(_HOST))
-        ctx.reverse, _, _, _, ctx.needs, ctx.groups = rest
+        ctx.reverse, _, _, _, ctx.needs, ctx.groups, _ = rest
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads, *tensors)
         ctx.save_for_forward(*grads, *tensors)
@@ -310,11 +316,11 @@ class _ScanTangent(torch.autograd.Function):
         saved = ctx.saved_tensors
         inputs, tangents, host = saved[:TENSORS], saved[TENSORS : 2 * TENSORS], saved[2 * TENSORS :]
         y, _, _, gates, cells = _Scan.apply(
-            ctx.cell, *inputs, *host, ctx.reverse, True, False, False, ctx.groups
+            ctx.cell, *inputs, *host, ctx.reverse, True, False, False, ctx.groups, False
         )
         of_tangents = _ScanBackward.apply(
             ctx.cell, *grads, *inputs, *host, ctx.reverse, y, gates, cells,
-            _wanted(ctx, 1 + TENSORS), ctx.groups,
+            _wanted(ctx, 1 + TENSORS), ctx.groups, False,
         )  # fmt: skip
         of_inputs = _SecondOrder.apply(
             ctx.cell, *grads, *(None,) * _GRADS, *inputs, *tangents, *host, ctx.reverse,
@@ -369,8 +375,8 @@ class _SecondOrder(torch.autograd.Function):
     vmap: Any
 
 
-_SCAN_ROLES = f"-{_INPUTS}{_HOST}----G"
-_BACKWARD_ROLES = f"-SMMS{_INPUTS}{_HOST}-SSSNG"
+_SCAN_ROLES = f"-{_INPUTS}{_HOST}----G-"
+_BACKWARD_ROLES = f"-SMMS{_INPUTS}{_HOST}-SSSNG-"
 _TANGENT_ROLES = f"-{_INPUTS * 2}{_HOST}--G"
 _SECOND_ROLES = f"-SMMSSMMS{_INPUTS * 2}{_HOST}-NG"
 _GRADIENT_ROLES = "SMMDDDDDMM"
@@ -411,6 +417,15 @@ def _allow_in_graph() -> None:
 _allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _tf32_allowed() -> bool:
+    """What nn.RNN, nn.GRU and nn.LSTM follow on a GPU. (``allow_tf32`` raises after mixed use.)"""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+# torch.compile, too, takes the setting as it is when it traces.
+_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def scan(
     cell: str,
     input: Tensor,
@@ -437,7 +452,8 @@ def scan(
         c_0: (N, H), the initial cell state of an LSTM, else None.
         weights: of this layer and direction.
         reset_h, reset_c: as h_0 and c_0, what a reset replaces the state by; zeros without it.
-        lengths: (N,) int64 on CPU, the steps of each sample; all T without it.
+        lengths: (N,) int64 on CPU, the steps of each sample; all T without it. Of a padded input on
+            a GPU also there, where values outside of [0, T] count as the nearest of those.
         batch_sizes: (T,) int64 on CPU, as in a PackedSequence: the input is packed.
         offsets: (N + 1,) int64 on CPU, as in a jagged tensor: rows offsets[n] to offsets[n + 1] of
             the input are sample n, of which lengths[n] are steps.
@@ -456,32 +472,36 @@ def scan(
         NotImplementedError: on a device without a kernel; for a derivative there is no rule for.
         RuntimeError: where shapes, dtypes or devices do not fit.
     """
-    if input.device.type not in ("cpu", "meta"):
+    if input.device.type not in DEVICES:
+        here = " and ".join(device for device in DEVICES if device != "meta")
         raise NotImplementedError(
-            f"fastrnn has no kernel for device '{input.device}' in this build, only for cpu; "
+            f"fastrnn has no kernel for device '{input.device}' in this build, only for {here}; "
             "move the module and its input, or use torch.nn's module there"
         )
     tensors = (input, h_0, c_0, *weights, reset_h, reset_c)
     arguments = (cell, *tensors, lengths, batch_sizes, offsets, reset, reverse)
     has_cell_state = CELLS[cell].has_cell_state
     all_states = all_states and has_cell_state
+    tf32 = input.device.type == "cuda" and input.dtype == torch.float32 and _tf32_allowed()
     grad = torch.is_grad_enabled()
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        results = torch.ops.fastrnn.scan(*arguments, grad, recompute, all_states)
+        results = torch.ops.fastrnn.scan(*arguments, grad, recompute, all_states, 0, tf32)
     elif torch.compiler.is_compiling():
         _allow_in_graph()
-        results = _in_graph(*arguments, grad, recompute, all_states, 0)
+        results = _in_graph(*arguments, grad, recompute, all_states, 0, tf32)
     elif transforms := _transforms():
         kind = torch._C._functorch.TransformType
         if transforms.count(kind.Jvp) > 1:
             _refuse_nested_forward_mode()
         save = grad or kind.Grad in transforms
-        results = _Scan.apply(*arguments, save, recompute, all_states, 0)
+        results = _Scan.apply(*arguments, save, recompute, all_states, 0, tf32)
     elif torch.autograd.forward_ad._current_level >= 0 or (
         grad and any(t is not None and t.requires_grad for t in tensors)
     ):
-        results = _Scan.apply(*arguments, grad, recompute, all_states, 0)
+        results = _Scan.apply(*arguments, grad, recompute, all_states, 0, tf32)
     else:
-        results = _below_autograd(torch.ops.fastrnn.scan, *arguments, False, recompute, all_states)
+        results = _below_autograd(
+            torch.ops.fastrnn.scan, *arguments, False, recompute, all_states, 0, tf32
+        )
     y, h_n, c_n, _, cells = results
     return y, h_n, c_n if has_cell_state else None, cells if all_states else None

@@ -65,10 +65,11 @@ def scan(
     """:func:`fastrnn.ops.scan` on padded input, step by step."""
     step, (T, N, _) = STEPS[cell], input.shape
     h, c = h_0, c_0
+    lengths = None if lengths is None else lengths.to(input.device)
     outputs = [input.new_zeros(N, weights.weight_hh.size(1))] * T
     cells = [input.new_zeros(N, weights.weight_ih.size(0) // 4)] * T
     for t in reversed(range(T)) if reverse else range(T):
-        running = torch.ones(N, 1, dtype=torch.bool)
+        running = torch.ones(N, 1, dtype=torch.bool, device=input.device)
         if lengths is not None:
             running = (lengths > t).unsqueeze(1)
         mark = t + 1 if reverse else t

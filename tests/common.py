@@ -15,6 +15,8 @@ from fastrnn.ops import ScanWeights
 
 CELLS = tuple(ops.CELLS)
 
+DEVICE = "cpu"  # or what --device says: conftest.py sets it before a test is imported
+
 # Every instruction set in the build for this architecture; those the machine lacks are listed as skipped.
 INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "neon", "plain")
 AVAILABLE_INSTRUCTION_SETS = cpu_instruction_sets()
@@ -37,13 +39,13 @@ def make_scan(
     bias: bool = True,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None, ScanWeights]:
-    """Random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H)."""
+    """On the device under test: random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H)."""
     T, N, I, H = sizes
     generator = torch.Generator().manual_seed(seed)
     R, rows = proj_size or H, ops.CELLS[cell].gates * H
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
     def weight(*shape: int) -> Tensor:
         return normal(*shape) * H**-0.5
@@ -71,7 +73,7 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1
     """Gradients of a random linear form of the outputs, the same form for every dtype."""
     generator = torch.Generator().manual_seed(seed)
     cotangents = [
-        torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
         for output in outputs
     ]
     pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
@@ -111,8 +113,8 @@ def assert_all_close(
         finite = b[b.isfinite()].abs()
         scale = max(1.0, finite.max().item() if finite.numel() else 0.0)
         torch.testing.assert_close(
-            a.double(),
-            b.double(),
+            a.double().cpu(),
+            b.double().cpu(),
             rtol=0,
             atol=TOLERANCE[dtype] * scale,
             equal_nan=True,

@@ -1,14 +1,85 @@
-"""Fixtures of the tests."""
+"""Fixtures of the tests, and the device they run on.
+
+``--device cuda`` runs the tests marked ``gpu`` there: the same tests, on tensors that common.py and
+their own helpers put on its DEVICE.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from pathlib import Path
+
+import common
 import pytest
+import torch
 from common import AVAILABLE_INSTRUCTION_SETS, INSTRUCTION_SETS
 
+REGIMES = ("automatic", "block-resident", "grid-resident", "stepwise")
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    common.DEVICE = config.getoption("--device")
+    if common.DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            pytest.exit("fastrnn: --device cuda: torch finds no GPU", returncode=2)
+        # The tolerance of float32 is that of its products; TF32 has a test of its own.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if common.DEVICE != "cpu":
+        others = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.get_closest_marker("gpu")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "instruction_set" in metafunc.fixturenames:
+        sets = INSTRUCTION_SETS if common.DEVICE == "cpu" else REGIMES
+        metafunc.parametrize("instruction_set", sets, indirect=True)
+
+
+@pytest.fixture
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of a GPU, its counterpart: the regime. Where one cannot run a scan, the test is skipped."""
+    if common.DEVICE == "cuda":
+        if request.param != "automatic":
+            monkeypatch.setenv("FASTRNN_CUDA_REGIME", request.param)
+        return request.param
     if request.param not in AVAILABLE_INSTRUCTION_SETS:
         pytest.skip(f"this machine cannot run {request.param}")
     monkeypatch.setenv("FASTRNN_CPU_ISA", request.param)
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    try:
+        return (yield)
+    except RuntimeError as error:
+        if "what FASTRNN_CUDA_REGIME asks for cannot run this" in str(error):
+            pytest.skip(str(error).splitlines()[0])
+        raise
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if common.DEVICE != "cuda":
+        return
+    from benchmarks.report import write_part
+
+    kinds = ("passed", "failed", "error", "skipped")
+    found = {kind: terminalreporter.stats.get(kind, []) for kind in kinds}
+    lines = [
+        "# Tests on a GPU",
+        "",
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
+        + ", ".join(f"{len(reports)} {kind}" for kind, reports in found.items()),
+        "",
+        *(f"- {kind}: `{r.nodeid}`" for kind in ("failed", "error") for r in found[kind]),
+    ]
+    write_part(Path("build/gpu/report.md"), "\n".join(lines))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from common import (
     CELLS,
+    DEVICE,
     TOLERANCE,
     assert_all_close,
     gradients,
@@ -54,10 +55,11 @@ def make_options(kind: str, T: int, N: int) -> dict[str, torch.Tensor]:
     if kind != "plain":
         options["lengths"] = torch.randint(0, T + 1, (N,), generator=generator)
     if kind == "resets":
-        options["reset"] = torch.rand(T, N, generator=generator) < 0.3
+        options["reset"] = (torch.rand(T, N, generator=generator) < 0.3).to(DEVICE)
     return options
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("kind", ["plain", "lengths", "resets"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -69,6 +71,7 @@ def test_matches_oracle(instruction_set, cell, dtype, kind, reverse):
         assert_all_close(actual, expected, dtype)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("kind", ["plain", "lengths", "resets"])
 def test_projection(instruction_set, dtype, kind):
@@ -79,10 +82,20 @@ def test_projection(instruction_set, dtype, kind):
         assert_all_close(actual, expected, dtype)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("cell", CELLS)
 def test_without_bias(cell):
     actual, expected = run_both(cell, (4, 3, 5, 6), torch.float64, bias=False)
     assert_all_close(actual, expected, torch.float64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cell", CELLS)
+def test_tf32_is_as_torch_is_told(cell, monkeypatch):
+    """Rounded factors of 11 bits on a GPU, as those of float16; the CPU does not look."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    actual, expected = run_both(cell, (5, 17, 20, 64), torch.float32)
+    assert_all_close(actual, expected, torch.float16 if DEVICE == "cuda" else torch.float32)
 
 
 def packed_case(cell):
@@ -91,6 +104,7 @@ def packed_case(cell):
     return x, h, c, weights, lengths, pack_padded_sequence(x, lengths)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_packed_is_padded(cell, reverse):
@@ -114,6 +128,7 @@ def test_packed_is_padded(cell, reverse):
         assert torch.equal(a, b)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_strides(cell):
     """Transposed, sliced, expanded and reversed-layout tensors give the bits of contiguous ones."""
@@ -122,7 +137,7 @@ def test_any_strides(cell):
     def strided(t: torch.Tensor | None) -> torch.Tensor | None:
         if t is None:
             return None
-        wide = torch.full([2 * size for size in t.shape], float("nan"), dtype=t.dtype)
+        wide = t.new_full([2 * size for size in t.shape], float("nan"))
         view = wide.permute(*reversed(range(t.dim())))[
             tuple(slice(0, s) for s in reversed(t.shape))
         ]
@@ -141,6 +156,7 @@ def test_any_strides(cell):
         assert torch.equal(a, b)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("sizes", [(0, 3, 2, 4), (3, 0, 2, 4), (0, 0, 2, 4)], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_empty(cell, sizes):
@@ -149,6 +165,7 @@ def test_empty(cell, sizes):
     assert_all_close(actual, expected, torch.float64)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("cell", CELLS)
 def test_non_finite_values_stay_in_their_sample(instruction_set, cell):
     x, h, c, weights = make_scan(cell, (4, 5, 3, 7))

@@ -16,6 +16,7 @@ def setup(monkeypatch):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     spec = importlib.util.spec_from_file_location("setup", Path(__file__).parents[1] / "setup.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "setup", module)  # where its dataclass looks for itself
     spec.loader.exec_module(module)
     return module
 
@@ -53,6 +54,49 @@ def test_cuda_demanded_in_vain(setup, use_cuda, torch_cuda, nvcc, sources, expec
     with pytest.raises(SystemExit) as stop:
         setup.why_no_cuda(use_cuda, torch_cuda, nvcc, sources)
     assert stop.value.code == f"fastrnn: {expected}"
+
+
+def test_parts_of_the_toolkit_demanded_in_vain(setup):
+    parts = ["cublas_v2.h", "libcublas"]
+    expected = "cublas_v2.h was not found, libcublas was not found"
+    assert setup.why_no_cuda("", CUDA, NVCC, SOURCES, parts) == expected
+    with pytest.raises(SystemExit, match=f"^fastrnn: USE_CUDA=1, but {expected}$"):
+        setup.why_no_cuda("1", CUDA, NVCC, SOURCES, parts)
+
+
+@pytest.mark.parametrize("place", ["CUDA_HOME", "PATH", "wrapper", "wheels", "nowhere"])
+def test_toolkit(setup, monkeypatch, tmp_path, place):
+    """nvcc in its own folder, or behind a script elsewhere; it tells where it is."""
+    packages = tmp_path / "site-packages"
+    root = packages / "nvidia/cu13" if place == "wheels" else tmp_path / "cuda"
+    wheels = packages / "nvidia/cu13"
+    for folder in (root / "bin", root / "include/crt", wheels / "include", wheels / "lib"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for header in ("cuda_runtime_api.h", "crt/host_defines.h"):
+        (root / "include" / header).touch()
+    (wheels / "lib/libcudart.so.13").touch()
+    nvcc = root / "bin/nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho '#$ _HERE_={root / 'bin'}' >&2\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").symlink_to(nvcc)
+    monkeypatch.setenv(
+        "PATH", str({"PATH": root, "wrapper": tmp_path}.get(place, packages) / "bin")
+    )
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    if place == "CUDA_HOME":
+        monkeypatch.setenv("CUDA_HOME", str(root))
+    if place == "nowhere":
+        monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+        assert setup.Toolkit.find(packages) is None
+        return
+    found = setup.Toolkit.find(packages)
+    assert found.root == root
+    assert found.missing() == ["cublas_v2.h", "libcublas"]
+    (wheels / "include/cublas_v2.h").touch()
+    (wheels / "lib/libcublas.so.13").touch()
+    assert found.missing() == []
+    assert found.library("cublas") == str(wheels / "lib/libcublas.so.13")
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a compiler")

@@ -1,7 +1,7 @@
 // The mask of dropout for one instruction set.
 //
-// A mask has two values, so it is written as their bits: one kernel for each width of an element. Blocks of the
-// generator lie side by side in a plain loop, which the compiler turns into vectors.
+// One kernel for each width of an element. Blocks of the generator lie side by side in a plain loop, which the compiler
+// turns into vectors.
 #pragma once
 
 #include "dropout.h"
@@ -12,7 +12,7 @@ constexpr int64_t kBlocks = cpu::kMaskUnit / 4;
 
 // The unit of elements that starts at block `first`, a multiple of kBlocks: the upper half of the counter is one.
 template <class U>
-FASTRNN_FN void write_unit(const cpu::MaskParams& mask, uint64_t seed, uint64_t first, U* out) {
+FASTRNN_FN void write_unit(const MaskParams& mask, uint64_t seed, uint64_t first, U* out) {
   const auto [stream, threshold, kept] = mask;
   for (int64_t i = 0; i < kBlocks; ++i) {
     const PhiloxWords bits = dropout_bits(seed, stream, first | static_cast<uint32_t>(i));
@@ -22,7 +22,7 @@ FASTRNN_FN void write_unit(const cpu::MaskParams& mask, uint64_t seed, uint64_t 
 
 // Elements `begin`, a multiple of kMaskUnit, to `end`.
 template <class U>
-void write_mask(const cpu::MaskParams& mask, uint64_t seed, int64_t begin, int64_t end, U* out) {
+void write_mask(const MaskParams& mask, uint64_t seed, int64_t begin, int64_t end, U* out) {
   for (; begin + cpu::kMaskUnit <= end; begin += cpu::kMaskUnit, out += cpu::kMaskUnit)
     write_unit(mask, seed, begin / 4, out);
   if (begin == end) return;

@@ -11,6 +11,10 @@
 #include "cpu/team.h"
 #include "scan.h"
 
+namespace fastrnn {
+struct MaskParams;  // dropout.h
+}
+
 namespace fastrnn::cpu {
 
 // What the kernels would do with a scan, for people to read.
@@ -30,13 +34,6 @@ struct Kernels {
   Choice (*choice)(std::string_view cell, const ScanParams<S>&, const Team&);
 };
 
-// A mask of dropout: see DropoutRule.
-struct MaskParams {
-  uint64_t stream;
-  uint32_t threshold;
-  uint64_t kept;  // the bits of what is kept; of what is dropped they are 0
-};
-
 // Elements of a mask that a kernel writes at once.
 constexpr int64_t kMaskUnit = 64;
 
@@ -48,6 +45,16 @@ struct MaskKernels {
   Kernel<uint16_t> of_16_bits;
   Kernel<uint32_t> of_32_bits;
   Kernel<uint64_t> of_64_bits;
+
+  template <class U>
+  Kernel<U> kernel() const {
+    if constexpr (sizeof(U) == 2)
+      return of_16_bits;
+    else if constexpr (sizeof(U) == 4)
+      return of_32_bits;
+    else
+      return of_64_bits;
+  }
 };
 
 struct InstructionSet {

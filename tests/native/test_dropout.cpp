@@ -54,7 +54,7 @@ void rules() {
 template <class U>
 void masks(const cpu::InstructionSet& set, cpu::MaskKernels::Kernel<U> kernel) {
   const uint64_t seed = 0x299f31d0a4093822;
-  const cpu::MaskParams params{0x0370734413198a2e, 3u << 30, static_cast<uint64_t>(0x3ff5555555555555)};
+  const MaskParams params{0x0370734413198a2e, 3u << 30, static_cast<uint64_t>(0x3ff5555555555555)};
   for (const int64_t begin : {int64_t{0}, int64_t{1} << 34, (int64_t{1} << 34) - 2 * cpu::kMaskUnit})
     for (const int64_t size : {0, 1, 63, 64, 65, 200}) {
       std::vector<U> mask(size + 1, U{7});

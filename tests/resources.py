@@ -1,0 +1,193 @@
+"""What the CUDA kernels take of a multiprocessor, from the compiled binary: no GPU is needed.
+
+    python tests/resources.py [--arch 8.0 9.0 ...] [--output FILE]   compile csrc/cuda and tell
+    python tests/resources.py --list LIBRARY                        what a library was built for
+
+Of each kernel and architecture: registers a thread, bytes spilled, bytes of local memory (stack), static
+shared memory, and how many matrix instructions its machine code has. Exits with 1 where a resident kernel
+spills or keeps arrays in local memory, or one for half types has no matrix instruction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_PROPERTIES = re.compile(
+    r"Function properties for (\w+)\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads\n.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
+)
+_RESIDENT = re.compile(r"(block|grid)_(forward|backward)\b")
+_MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTCHMMA)\b")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel as compiled for one architecture."""
+
+    source: str
+    arch: str
+    name: str  # demangled
+    registers: int
+    spilled: int  # bytes, stores and loads
+    local: int  # bytes of the stack frame
+    shared: int  # bytes, static
+    matrix: int  # instructions
+
+    @property
+    def faults(self) -> list[str]:
+        if not _RESIDENT.match(self.name):
+            return []
+        found = []
+        if self.spilled:
+            found.append(f"spills {self.spilled} bytes")
+        if self.local:
+            found.append(f"has {self.local} bytes of local memory")
+        if re.search(r"\b(Half|BFloat16)\b", self.name) and not self.matrix and self.arch != "7.5":
+            found.append("has no matrix instruction")
+        return found
+
+
+def _setup() -> Any:
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["setup"] = module  # where its dataclass looks for itself
+    spec.loader.exec_module(module)
+    return module
+
+
+def _site_packages() -> Path:
+    spec = importlib.util.find_spec("torch")
+    return Path(spec.origin).parents[1] if spec and spec.origin else Path("nowhere")
+
+
+def toolkit() -> Any:
+    return _setup().Toolkit.find(_site_packages())
+
+
+def triton_tool(name: str) -> str | None:
+    return shutil.which(name, path=str(_site_packages() / "triton/backends/nvidia/bin"))
+
+
+def tool(name: str) -> str:
+    """cuobjdump or nvdisasm, of a CUDA toolkit or of the triton package."""
+    found = shutil.which(name) or triton_tool(name)
+    if not found:
+        raise SystemExit(f"fastrnn: no {name} found. Install it: pip install triton")
+    return found
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"fastrnn: {' '.join(command)}\n{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def _demangle(names: list[str]) -> list[str]:
+    done = subprocess.run(["c++filt"], input="\n".join(names), text=True, capture_output=True)
+    plain = [name.replace("(anonymous namespace)::", "") for name in done.stdout.splitlines()]
+    plain = [re.sub(r"^void |fastrnn::(cuda::)?", "", name) for name in plain]
+    # Without the arguments; in those of a template, "(Precision)0" is a value.
+    return [re.sub(r"(?<=>)\(.*$|^(\w+)\(.*$", r"\1", name) for name in plain]
+
+
+def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
+    """The kernels of a source, from ptxas' report and the disassembled code."""
+    kit = toolkit()
+    cubin = folder / f"{source.stem}-{arch}.cubin"
+    includes = [f"-isystem={path}" for path in kit.includes()]
+    report = _run(
+        str(kit.root / "bin/nvcc"), *_setup().NVCC_FLAGS.split(), "-Xptxas", "-v", *includes,
+        f"-I{ROOT / 'csrc'}", "-cubin", f"-arch=sm_{arch.replace('.', '')}", "-o", str(cubin),
+        str(source),
+    )  # fmt: skip
+    found = [match.groups(default="0") for match in _PROPERTIES.finditer(report)]
+    if not found:
+        return []
+    code: dict[str, int] = {}
+    name = ""
+    for line in _run(tool("cuobjdump"), "-sass", str(cubin)).splitlines():
+        if header := re.search(r"Function : (\w+)", line):
+            name = header[1]
+        elif _MATRIX.search(line):
+            code[name] = code.get(name, 0) + 1
+    names = _demangle([each[0] for each in found])
+    return [
+        Kernel(source.name, arch, plain, int(used), int(stores) + int(loads), int(stack),
+               int(shared), code.get(mangled, 0))
+        for plain, (mangled, stack, stores, loads, used, shared) in zip(names, found, strict=True)
+    ]  # fmt: skip
+
+
+def kernels(archs: list[str]) -> list[Kernel]:
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    jobs = [(source, arch) for source in sources for arch in archs]
+    workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        parts = pool.map(lambda job: compiled(*job, Path(folder)), jobs)
+        return [kernel for part in parts for kernel in part]
+
+
+def table(found: list[Kernel]) -> str:
+    lines = [
+        "| kernel | sm | registers | spilled | local | shared | matrix instructions |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for k in sorted(found, key=lambda k: (k.source, k.name, float(k.arch))):
+        lines.append(
+            f"| `{k.name}` | {k.arch} | {k.registers} | {k.spilled} | {k.local} | {k.shared} "
+            f"| {k.matrix} |"
+        )
+    return "\n".join(lines)
+
+
+def contents(library: Path) -> str:
+    """One line: the architectures a library has machine code for, and PTX."""
+    cuobjdump = tool("cuobjdump")
+    lists = {}
+    for kind, flag in (("code", "--list-elf"), ("PTX", "--list-ptx")):
+        archs = set(re.findall(r"sm_(\d+)", _run(cuobjdump, flag, str(library))))
+        lists[kind] = ", ".join(f"sm_{arch}" for arch in sorted(archs, key=int)) or "none"
+    size = library.stat().st_size / 1e6
+    return f"{library.name}, {size:.1f} MB: code for {lists['code']}; PTX for {lists['PTX']}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", metavar="X.Y", help="all the wheel is built for")
+    parser.add_argument("--output", type=Path, help="also write the table there")
+    parser.add_argument("--list", type=Path, metavar="LIBRARY", help="only tell what it holds")
+    args = parser.parse_args()
+    if args.list:
+        print(contents(args.list))
+        return 0
+    if not toolkit():
+        print("fastrnn: nvcc was not found, which make resources needs", file=sys.stderr)
+        return 2
+    found = kernels(args.arch or _setup().CUDA_ARCHITECTURES.replace("+PTX", "").split(";"))
+    print(table(found))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(table(found) + "\n")
+    faults = [f"{k.name} on {k.arch} {fault}" for k in found for fault in k.faults]
+    for fault in faults:
+        print("FAULT:", fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

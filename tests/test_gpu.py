@@ -1,0 +1,56 @@
+"""What there is to know of the CUDA build without a GPU: what is said where there is none, what kernels take."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import resources
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["pytest tests", "benchmarks"])
+def test_no_gpu_is_said_in_a_line(command):
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split(), "--device", "cuda"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    (line,) = filter(None, (done.stdout + done.stderr).splitlines())
+    assert line.endswith("fastrnn: --device cuda: torch finds no GPU")
+
+
+def kernel(name: str, **found: int) -> resources.Kernel:
+    usual = {"registers": 96, "spilled": 0, "local": 0, "shared": 0, "matrix": 8}
+    return resources.Kernel("launch.cu", "8.0", name, **(usual | found))
+
+
+def test_faults_of_kernels():
+    assert kernel("grid_forward<Lstm, Half>").faults == []
+    assert kernel("grid_forward<Lstm, Half>", matrix=0).faults == ["has no matrix instruction"]
+    assert kernel("grid_forward<Lstm, float>", matrix=0).faults == []
+    found = kernel("grid_forward<Gru, float>", spilled=8, local=16).faults
+    assert found == ["spills 8 bytes", "has 16 bytes of local memory"]
+    assert kernel("each<Half>", matrix=0, spilled=8).faults == []
+
+
+def test_resources():
+    """Of every kernel of the shipped sources, for the architectures that CI builds."""
+    toolkit = resources.toolkit()
+    if toolkit is None or toolkit.missing():
+        pytest.skip("needs nvcc and the headers of cuBLAS")
+    if not (shutil.which("cuobjdump") or resources.triton_tool("cuobjdump")):
+        pytest.skip("needs cuobjdump (pip install triton)")
+    found = resources.kernels(["8.0", "9.0"])
+    assert {k.arch for k in found} == {"8.0", "9.0"}
+    assert [f"{k.name} {k.arch} {k.faults}" for k in found if k.faults] == []
+    assert len(re.findall(r"^\| `", resources.table(found), re.MULTILINE)) == len(found)
