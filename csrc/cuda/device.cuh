@@ -235,7 +235,7 @@ struct Tile {
  private:
   FASTRNN_DEVICE static void multiply_step(Sums& sums, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
-    float(&c)[4] = sums.value;
+    float (&c)[4] = sums.value;
     if constexpr (kPrecision == Precision::kHalf)
       asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -271,8 +271,7 @@ FASTRNN_DEVICE typename Tile<kPrecision>::Weights load_weights(int pair, Weight&
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t depth = (int64_t{2} * pair + step) * 8 + j + i / 2 * 4;
-      found.word[step][i] =
-          weight_word<kPrecision>(depth, [&](int64_t k) { return weight(g + i % 2 * 8, k); });
+      found.word[step][i] = weight_word<kPrecision>(depth, [&](int64_t k) { return weight(g + i % 2 * 8, k); });
     }
   return found;
 }

@@ -73,8 +73,8 @@ struct GridProduct {
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair)
         if (pair < pairs)
-          weights[tile][pair] = load_weights<kPrecision>(
-              first_pair + pair, [&](int row, int64_t k) { return weight(tile, row, k); });
+          weights[tile][pair] =
+              load_weights<kPrecision>(first_pair + pair, [&](int row, int64_t k) { return weight(tile, row, k); });
   }
 
   FASTRNN_DEVICE float* part(int parity, int column_tiles, int column_tile) const {
@@ -232,7 +232,7 @@ struct BlockPlace {
   int first_unit, first_column;
   int column_tiles;
   int tile_words, slot_words;  // of the exchange: a column tile, a step of this block's columns
-  uint32_t* exchange;              // of this block's columns
+  uint32_t* exchange;          // of this block's columns
 
   FASTRNN_DEVICE BlockPlace(const GridArguments& grid, int64_t depth) {
     first_unit = static_cast<int>(blockIdx.x) % grid.unit_blocks * kUnits;

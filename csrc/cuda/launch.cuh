@@ -166,12 +166,13 @@ void multiply(const Context& context, int64_t M, int64_t N, int64_t K, Matrix<co
   };
   const auto operand = [](const Matrix<const S>& m, int64_t rows, int64_t columns) -> Operand {
     if (m.col_stride == 1 || columns == 1) return {CUBLAS_OP_N, std::max(m.row_stride, columns)};
-    if (m.row_stride != 1 && rows != 1) throw LaunchError("a product's factor has neither dense rows nor dense columns");
+    if (m.row_stride != 1 && rows != 1)
+      throw LaunchError("a product's factor has neither dense rows nor dense columns");
     return {CUBLAS_OP_T, std::max(m.col_stride, rows)};
   };
   const Operand left = operand(b, K, N), right = operand(a, M, K);
   const Accumulate<S> one = 1, beta = accumulate ? 1 : 0;
-  const cublasComputeType_t compute = std::is_same_v<S, double> ? CUBLAS_COMPUTE_64F
+  const cublasComputeType_t compute = std::is_same_v<S, double>   ? CUBLAS_COMPUTE_64F
                                       : !std::is_same_v<S, float> ? CUBLAS_COMPUTE_32F
                                       : context.tf32              ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                                   : CUBLAS_COMPUTE_32F_PEDANTIC;
@@ -220,8 +221,7 @@ void run_grid(const Context& context, Kernel kernel, Chunk chunk, const Plan& pl
 // The grid-resident kernel of a plan.
 template <class Cell, class S, Precision kPrecision>
 const void* grid_kernel(const Plan& plan) {
-  if (plan.direction == Direction::kBackward)
-    return reinterpret_cast<const void*>(grid_backward<Cell, S, kPrecision>);
+  if (plan.direction == Direction::kBackward) return reinterpret_cast<const void*>(grid_backward<Cell, S, kPrecision>);
   if constexpr (Cell::kGates == 4)
     if (plan.units == 8) return reinterpret_cast<const void*>(grid_forward<Cell, S, kPrecision, 8>);
   return reinterpret_cast<const void*>(grid_forward<Cell, S, kPrecision, 16>);
@@ -269,8 +269,7 @@ void forward(const ScanParams<S>& p, const Plan& plan, void* workspace, const Co
   const auto buffers = ForwardBuffers<S>::template take<Cell>(arena, p, plan);
   for_each(context, N * R, BeginForward<S>{p, p.h_0, p.reset_h, R, buffers.h});
   if (Cell::kHasCellState) for_each(context, N * H, BeginForward<S>{p, p.c_0, p.reset_c, H, buffers.c});
-  if (plan.regime == Regime::kStepwise)
-    for_each(context, N * R, Write<S>{buffers.h, R, {buffers.entering, R, 1}});
+  if (plan.regime == Regime::kStepwise) for_each(context, N * R, Write<S>{buffers.h, R, {buffers.entering, R, 1}});
   for (int64_t first = 0; first < T && N > 0; first += plan.steps) {
     const Span at = span(p, plan, first);
     if (first == 0 || !rows_only(p))
@@ -305,8 +304,8 @@ void step_backward(const Context& context, BackwardChunk<S> chunk, const Backwar
       multiply<S>(context, N, H, R, dense<S>(buffers.d_now, R), p.weights.hr, buffers.d_output);
     }
     for_each(context, N * H, BackwardCell<Cell, S>{chunk, walked, buffers.d_gh_now});
-    multiply<S>(context, N, R, Cell::kGates * H, dense<S>(buffers.d_gh_now, Cell::kGates * H), p.weights.hh,
-                buffers.h, true);
+    multiply<S>(context, N, R, Cell::kGates * H, dense<S>(buffers.d_gh_now, Cell::kGates * H), p.weights.hh, buffers.h,
+                true);
   }
 }
 
@@ -486,13 +485,13 @@ void launch(std::string_view cell, const ScanParams<S>& p, const ScanGradients<S
 }
 
 // Everything of one storage type.
-#define FASTRNN_INSTANTIATE_LAUNCH(S)                                                                                 \
-  template Plan plan_for<S>(std::string_view, const ScanParams<S>&, Direction, const DeviceLimits&, bool,             \
-                            std::string_view);                                                                        \
-  template int64_t workspace_bytes<S>(std::string_view, const ScanParams<S>&, const Plan&);                           \
-  template int64_t workspace_bytes<S>(std::string_view, const ScanParams<S>&, const ScanGradients<S>&, const Plan&);  \
-  template void launch<S>(std::string_view, const ScanParams<S>&, const Plan&, void*, const Context&);                \
-  template void launch<S>(std::string_view, const ScanParams<S>&, const ScanGradients<S>&, const Plan&, void*,        \
+#define FASTRNN_INSTANTIATE_LAUNCH(S)                                                                                \
+  template Plan plan_for<S>(std::string_view, const ScanParams<S>&, Direction, const DeviceLimits&, bool,            \
+                            std::string_view);                                                                       \
+  template int64_t workspace_bytes<S>(std::string_view, const ScanParams<S>&, const Plan&);                          \
+  template int64_t workspace_bytes<S>(std::string_view, const ScanParams<S>&, const ScanGradients<S>&, const Plan&); \
+  template void launch<S>(std::string_view, const ScanParams<S>&, const Plan&, void*, const Context&);               \
+  template void launch<S>(std::string_view, const ScanParams<S>&, const ScanGradients<S>&, const Plan&, void*,       \
                           const Context&);
 
 }  // namespace fastrnn::cuda

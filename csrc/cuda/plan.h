@@ -1,8 +1,8 @@
-// Plan: which regime runs a scan, and how it is cut into blocks. Choosing is not launching: a pure function of sizes and
-// limits, so that a table of tests covers every GPU without one.
+// Plan: which regime runs a scan, and how it is cut into blocks. Choosing is not launching: a pure function of sizes
+// and limits, so that a table of tests covers every GPU without one.
 //
-// Time is a model (its constants: Machine). What a resident kernel can hold is not: a warp keeps kFragments fragments of
-// 16 gate rows each in registers for the whole sequence, and the kernels are compiled for exactly that many.
+// Time is a model (its constants: Machine). What a resident kernel can hold is not: a warp keeps kFragments fragments
+// of 16 gate rows each in registers for the whole sequence, and the kernels are compiled for exactly that many.
 #pragma once
 
 #include <algorithm>
@@ -88,11 +88,12 @@ struct Plan {
   int units = 0;          // of a block
   int columns = 0;        // of a block: samples, a multiple of kTileColumns
   int threads = 0;
-  int64_t shared_bytes = 0;    // of a block
-  int64_t exchange_bytes = 0;  // of a step, in the exchange buffer
-  int64_t steps = 0;           // that one launch walks
-  double step_us = 0;          // modelled
-  std::string refused;         // "regime: reason" of each one that cannot run it, a line each
+  int64_t shared_bytes = 0;        // of a block
+  int64_t exchange_bytes = 0;      // of a step, in the exchange buffer
+  int64_t steps = 0;               // that one launch walks
+  double step_us = 0;              // modelled
+  int64_t dependent_products = 0;  // of a warp in a step: matrix instructions that wait for each other
+  std::string refused;             // "regime: reason" of each one that cannot run it, a line each
 
   int blocks() const { return unit_blocks * column_blocks; }
 };
@@ -175,11 +176,12 @@ class Planner {
     plan.column_blocks = static_cast<int>(divide_up(std::max<int64_t>(1, sizes_.N), kTileColumns));
     plan.threads = static_cast<int>(groups_ * kLanes);
     plan.shared_bytes = 2 * depth * kTileColumns * 4;
+    plan.dependent_products = depth / 8;
     const double waves = static_cast<double>(divide_up(plan.column_blocks, std::max(1, limits_.multiprocessors)));
     const double fma = groups_ * tiles(16) * 16.0 * depth * (precision_is_half() ? 2 : 1) * kTileColumns;
     const double wavefronts = groups_ * depth * kTileColumns * 4 / 128.0;
-    plan.step_us = waves * us(std::max(fma / fma_a_clock(), wavefronts) + depth / 8.0 * machine_.mma_cycles +
-                              machine_.barrier_cycles + kCellCycles);
+    plan.step_us = waves * us(std::max(fma / fma_a_clock(), wavefronts) +
+                              plan.dependent_products * machine_.mma_cycles + machine_.barrier_cycles + kCellCycles);
     return plan;
   }
 
@@ -214,11 +216,13 @@ class Planner {
       return refuse(regime, std::to_string(plan.shared_bytes) + " bytes of shared memory are more than a block's " +
                                 std::to_string(limits_.shared_bytes_per_block));
     plan.exchange_bytes = plan.column_blocks * plan.columns * depth * 4;
+    plan.dependent_products = 2 * pairs;
     const double fma = tiles(units) * 16.0 * depth * (precision_is_half() ? 2 : 1) * plan.columns;
     const double l2_us = static_cast<double>(plan.exchange_bytes) * plan.unit_blocks / (machine_.l2_tb_s * 1e6);
     const double wavefronts = static_cast<double>(plan.shared_bytes) / 128;  // written once, read once, of one half
     plan.step_us = std::max(us(std::max(fma / fma_a_clock(), wavefronts)), l2_us) +
-                   us(machine_.poll_cycles + 2.0 * pairs * machine_.mma_cycles + machine_.barrier_cycles + kCellCycles);
+                   us(machine_.poll_cycles + plan.dependent_products * machine_.mma_cycles + machine_.barrier_cycles +
+                      kCellCycles);
     return plan;
   }
 

@@ -34,13 +34,13 @@ struct ForwardChunk : Chunk<S> {
 template <class S>
 struct BackwardChunk : Chunk<S> {
   ScanGradients<S> gradients;
-  const S* h_previous = nullptr;           // [rows, R], the state before each step
-  const S* gates = nullptr;                // [rows, kSaved * H], saved or computed again
-  int64_t gates_first_row = 0;             // of `gates`
-  S* d_gx = nullptr;                       // [rows, G * H]
-  S* d_gh = nullptr;                       // [rows, G * H], d_gx itself unless the cell splits them
-  Accumulate<S>* d_reset_h = nullptr;      // [N, R], null: not wanted
-  Accumulate<S>* d_reset_c = nullptr;      // [N, H]
+  const S* h_previous = nullptr;       // [rows, R], the state before each step
+  const S* gates = nullptr;            // [rows, kSaved * H], saved or computed again
+  int64_t gates_first_row = 0;         // of `gates`
+  S* d_gx = nullptr;                   // [rows, G * H]
+  S* d_gh = nullptr;                   // [rows, G * H], d_gx itself unless the cell splits them
+  Accumulate<S>* d_reset_h = nullptr;  // [N, R], null: not wanted
+  Accumulate<S>* d_reset_c = nullptr;  // [N, H]
   // Of a projected h: the gradient of o * tanh(c), which a product made. Null: h and dh are the cell's own.
   const Accumulate<S>* d_output = nullptr;  // [N, H]
 };
@@ -58,7 +58,7 @@ FASTRNN_FN int64_t time_after(const Schedule& schedule, int64_t t) { return sche
 
 // The state is replaced before step t.
 FASTRNN_FN bool resets(const Schedule& schedule, int64_t t, int64_t n) {
-  if (!schedule.reset) return false;
+  if (!schedule.reset || t < 0) return false;  // no step comes before the first
   const int64_t mark = schedule.reverse ? t + 1 : t;
   return runs(schedule, mark, n) && schedule.reset(mark, n) != 0;
 }
@@ -208,8 +208,7 @@ struct BackwardInputs {
   FASTRNN_DEVICE static A previous_c(const ScanParams<S>& scan, int64_t t, int64_t n, int64_t unit) {
     if (resets(scan.schedule, t, n)) return at(scan.reset_c, n, unit);
     const int64_t before = time_before(scan.schedule, t);
-    if (cuda::runs(scan.schedule, before, n))
-      return scan.cells.data[row_of(scan, before, n) * scan.hidden_size + unit];
+    if (cuda::runs(scan.schedule, before, n)) return scan.cells.data[row_of(scan, before, n) * scan.hidden_size + unit];
     return at(scan.c_0, n, unit);
   }
 };
@@ -222,7 +221,8 @@ FASTRNN_DEVICE void take_reset(Accumulate<S>& d, Accumulate<S>* d_reset, int64_t
 }
 
 // A step of a unit, backward. d_state: in the gradient of the state that entered the step after this one, out that of
-// the state before this one, without what flows through gh. d_gh: what W_hh multiplies, 0 where the sample does not run.
+// the state before this one, without what flows through gh. d_gh: what W_hh multiplies, 0 where the sample does not
+// run.
 template <class Cell, class S>
 FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit,
                             const BackwardInputs<Cell, S>& inputs, UnitState<S>& d_state,

@@ -65,8 +65,8 @@ struct FinishBackward {
 
 // --- a step ------------------------------------------------------------------------------------------
 
-// Element [n, unit]. `entering` is what the next step's product multiplies. With a projection `entering` is o * tanh(c),
-// H wide, and Project does the rest.
+// Element [n, unit]. `entering` is what the next step's product multiplies. With a projection `entering` is o *
+// tanh(c), H wide, and Project does the rest.
 template <class Cell, class S>
 struct ForwardCell {
   ForwardChunk<S> chunk;

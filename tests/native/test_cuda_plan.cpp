@@ -5,8 +5,8 @@
 int main() {
   using namespace fastrnn::cuda;
   using fastrnn::test::check;
-  constexpr DeviceLimits kT4{75, 40, 64 << 10, true}, kA100{80, 108, 163 << 10, true}, kRtx4090{89, 128, 99 << 10, true},
-      kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false};
+  constexpr DeviceLimits kT4{75, 40, 64 << 10, true}, kA100{80, 108, 163 << 10, true},
+      kRtx4090{89, 128, 99 << 10, true}, kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false};
   constexpr auto kForward = Direction::kForward, kBackward = Direction::kBackward;
   constexpr auto kBlock = Regime::kBlockResident, kGrid = Regime::kGridResident, kStep = Regime::kStepwise;
   struct Row {
@@ -64,13 +64,15 @@ int main() {
               if (found.regime == kStep) continue;
               check(found.column_blocks * found.columns >= N, "samples without a block");
               check(found.unit_blocks * found.units >= H, "units without a block");
-              check(found.regime == kBlock || found.blocks() <= limits.multiprocessors, "blocks that cannot be resident");
+              check(found.regime == kBlock || found.blocks() <= limits.multiprocessors,
+                    "blocks that cannot be resident");
               const int64_t depth = depth_of(precision, direction, gates, divide_up(H, kGroupUnits));
               const int tiles = direction == kBackward ? 1 : found.units == 8 ? (gates + 1) / 2 : gates;
               const int64_t pairs = found.regime == kBlock ? depth / 16 : divide_up(depth / 16, kWarps);
               check(pairs <= pairs_a_warp(precision, tiles), "weights without registers");
             }
-  check(plan({4, 10, 16, 768, false}, Precision::kHalf, kForward, kH100, "stepwise").regime == kStep, "a forced regime");
+  check(plan({4, 10, 16, 768, false}, Precision::kHalf, kForward, kH100, "stepwise").regime == kStep,
+        "a forced regime");
   check(plan({4, 10, 16, 768, false}, Precision::kHalf, kForward, kH100, "block-resident").step_us < 0,
         "a forced regime that cannot run");
   return fastrnn::test::finish();

@@ -16,8 +16,9 @@ from module import build_module, compile_ptx
 from simulator import DeviceArray, Report, Simulator, build_host, simulator
 from torch import Tensor
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}")
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", f"-I{HERE / 'include'}")
 DTYPES = {
     torch.float16: ("e", "half"),
     torch.bfloat16: ("b", "bfloat16"),

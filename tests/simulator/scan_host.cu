@@ -37,8 +37,8 @@ void run(const Call& call) {
   const auto sequence = [&]<class E>(auto* data, E*, int64_t columns) {
     if (!data) return Sequence<E>{};
     const bool rows = call.step_start || call.sample_start;
-    return Sequence<E>{static_cast<E*>(data), call.step_start, call.sample_start,
-                       rows ? columns : N * columns, columns, 1};
+    return Sequence<E>{static_cast<E*>(data),        call.step_start, call.sample_start,
+                       rows ? columns : N * columns, columns,         1};
   };
   ScanParams<S> p;
   p.input_size = I;

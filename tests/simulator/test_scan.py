@@ -6,7 +6,6 @@ rounded to the storage type first, so that what remains is the kernels' own erro
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import zlib
@@ -39,7 +38,7 @@ KINDS: dict[str, tuple[torch.dtype, bool]] = {
     "float64": (torch.float64, False),
 }
 # Largest error over the largest value: sums of up to a few hundred rounded factors, over a few steps.
-TOLERANCE = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 3e-6, "tf32": 3e-3, "float64": 1e-14}
+TOLERANCE = {"float16": 4e-3, "bfloat16": 5e-2, "float32": 3e-6, "tf32": 3e-3, "float64": 1e-14}
 
 
 # One case in so many is run, chosen by its parameters; all of them with FASTRNN_SIMULATOR_FULL=1.
@@ -214,7 +213,8 @@ SHAPES = [(9, 1, 1), (1, 17, 5), (2, 3, 83), (9, 3, 129), (2, 17, 260)]  # T, N,
 
 @pytest.mark.parametrize("device", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cell, kind", zip(itertools.cycle(CELLS), list(KINDS) * 4, strict=False))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_odd_sizes(cell: str, kind: str, shape: tuple[int, int, int], device: str) -> None:
     """In the regime that the plan takes, and in a persistent one where there is one."""
     T, N, H = shape

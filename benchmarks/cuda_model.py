@@ -1,0 +1,120 @@
+"""The modelled step time of the CUDA kernels: ``python -m benchmarks.cuda_model``. No GPU is used.
+
+The simulator runs the compiled kernels and counts what a step costs; fixed constants of each GPU
+turn the counts into a time. It is a model, not a measurement: max(issue of matrix products, of
+instructions, shared-memory wavefronts, L2 bytes over the bandwidth), then the chain of what waits
+for what: a word stored until it is seen, the dependent products of a warp, the barrier, the cell.
+Published times of cuDNN and FlashRNN are those of FlashRNN's figure head_dim--lstm.svg.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "simulator"))
+
+from test_scan import Case
+
+CELL_CYCLES = 100
+STEPS = (2, 4)  # what a step costs is the difference: loading weights is not the recurrence's
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    device: str  # as the simulator names it
+    clock_ghz: float
+    l2_tb_s: float
+    half_fma: float  # a clock and multiprocessor
+    tf32_fma: float
+    float_fma: float
+    poll_cycles: float = 900
+    barrier_cycles: float = 30
+    mma_cycles: float = 33
+
+
+GPUS = (
+    Gpu("H100 SXM", "sm_90", 1.75, 5.5, 1024, 512, 128),
+    Gpu("A100", "sm_80", 1.41, 3.5, 1024, 512, 64),
+    Gpu("RTX 4090", "sm_89", 2.5, 5.0, 512, 128, 128),
+)
+# cell, kind, N, H, aim forward and backward on an H100 in us, what is published of others
+SHAPES = (
+    ("lstm", "float16", 16, 768, 1.0, 2.5, "cuDNN 1.96 forward, about 3 backward"),
+    ("lstm", "bfloat16", 16, 768, 1.0, 2.5, "FlashRNN 4.76 forward, 8.5 backward"),
+    ("gru", "bfloat16", 64, 512, 1.6, None, ""),
+    ("lstm", "tf32", 32, 1024, 4.5, None, ""),
+    ("lstm", "float16", 8, 128, None, None, ""),
+)
+
+
+def step_counts(cell: str, kind: str, N: int, H: int, device: str, backward: bool):  # type: ignore[no-untyped-def]
+    """Counters of one step: of all blocks, and of the busiest one; and the plan."""
+    runs = []
+    for steps in STEPS:
+        case = Case(cell, kind, T=steps, N=N, H=H, I=1)
+        _, done = case.run("", backward=backward, device=device, races=0)
+        launches = [each for each in done[-1].report.launches if "_resident" in each.kernel or "grid_" in each.kernel or "block_" in each.kernel]  # fmt: skip
+        runs.append((launches[-1] if launches else None, done[-1].plan))
+    (first, _), (second, plan) = runs
+    if first is None or second is None:
+        return None, None, plan
+    apart = STEPS[1] - STEPS[0]
+
+    def difference(a: dict[str, int], b: dict[str, int]) -> dict[str, float]:
+        return {name: (b[name] - a[name]) / apart for name in a}
+
+    return difference(first.total, second.total), difference(first.busiest, second.busiest), plan
+
+
+def row(gpu: Gpu, cell: str, kind: str, N: int, H: int, backward: bool) -> dict[str, object]:
+    total, busiest, plan = step_counts(cell, kind, N, H, gpu.device, backward)
+    regime, _, _, units, columns, _, planned, dependent = plan.split()
+    found: dict[str, object] = {"GPU": gpu.name, "shape": f"{cell} {kind} N {N} H {H}",
+                                "pass": "backward" if backward else "forward", "regime": regime}  # fmt: skip
+    if total is None or busiest is None:
+        return {**found, "step, us": f"{float(planned):.2f} (launches)"}
+    products = busiest["mma_half"] / gpu.half_fma + busiest["mma_tf32"] / gpu.tf32_fma
+    issue = busiest["instructions"] / 32 / 4
+    wavefronts = busiest["shared_wavefronts"]
+    l2_bytes = 32 * (total["global_load_sectors"] + total["global_store_sectors"]) - total["repolled_bytes"]  # fmt: skip
+    l2_us = l2_bytes / (gpu.l2_tb_s * 1e6)
+    exchange = regime == "grid-resident"
+    chain = gpu.poll_cycles * exchange + int(dependent) * gpu.mma_cycles + gpu.barrier_cycles + CELL_CYCLES  # fmt: skip
+    us = 1e-3 / gpu.clock_ghz
+    throughput = max(products * us, issue * us, wavefronts * us, l2_us)
+    return {
+        **found,
+        "units x columns": f"{units} x {columns}",
+        "instructions": f"{issue * 4:.0f}",
+        "wavefronts": f"{wavefronts:.0f}",
+        "L2 KB": f"{l2_bytes / 1e3:.0f}",
+        "round trips": int(exchange),
+        "floor, us": f"{chain * us:.2f}",
+        "step, us": f"{throughput + chain * us:.2f}",
+    }
+
+
+def main() -> None:
+    rows = []
+    for cell, kind, N, H, aim_forward, aim_backward, published in SHAPES:
+        for backward, aim in ((False, aim_forward), (True, aim_backward)):
+            for gpu in GPUS if aim else GPUS[:1]:
+                found = row(gpu, cell, kind, N, H, backward)
+                found["aim on H100"] = aim or ""
+                found["published (measured)"] = published if not backward else ""
+                rows.append(found)
+                print(found, flush=True)
+    names = list(dict.fromkeys(name for each in rows for name in each))
+    lines = ["| " + " | ".join(names) + " |", "|" + "-|" * len(names)]
+    lines += ["| " + " | ".join(str(each.get(name, "")) for name in names) + " |" for each in rows]
+    report = Path("build/benchmarks/cuda_model.md")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("A model, not a measurement.\n\n" + "\n".join(lines) + "\n")
+    print(report.read_text())
+
+
+if __name__ == "__main__":
+    main()
