@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "simulator"))
 
-from test_scan import Case
+from test_scan import Case  # type: ignore[import-not-found]
 
 CELL_CYCLES = 100
 STEPS = (2, 4)  # what a step costs is the difference: loading weights is not the recurrence's
@@ -56,8 +56,12 @@ def step_counts(cell: str, kind: str, N: int, H: int, device: str, backward: boo
     for steps in STEPS:
         case = Case(cell, kind, T=steps, N=N, H=H, I=1)
         _, done = case.run("", backward=backward, device=device, races=0)
-        launches = [each for each in done[-1].report.launches if "_resident" in each.kernel or "grid_" in each.kernel or "block_" in each.kernel]  # fmt: skip
-        runs.append((launches[-1] if launches else None, done[-1].plan))
+        resident = [
+            each
+            for each in done[-1].report.launches
+            if "grid_" in each.kernel or "block_" in each.kernel
+        ]
+        runs.append((resident[-1] if resident else None, done[-1].plan))
     (first, _), (second, plan) = runs
     if first is None or second is None:
         return None, None, plan
@@ -72,17 +76,23 @@ def step_counts(cell: str, kind: str, N: int, H: int, device: str, backward: boo
 def row(gpu: Gpu, cell: str, kind: str, N: int, H: int, backward: bool) -> dict[str, object]:
     total, busiest, plan = step_counts(cell, kind, N, H, gpu.device, backward)
     regime, _, _, units, columns, _, planned, dependent = plan.split()
-    found: dict[str, object] = {"GPU": gpu.name, "shape": f"{cell} {kind} N {N} H {H}",
-                                "pass": "backward" if backward else "forward", "regime": regime}  # fmt: skip
+    found: dict[str, object] = {
+        "GPU": gpu.name,
+        "shape": f"{cell} {kind} N {N} H {H}",
+        "pass": "backward" if backward else "forward",
+        "regime": regime,
+    }
     if total is None or busiest is None:
         return {**found, "step, us": f"{float(planned):.2f} (launches)"}
     products = busiest["mma_half"] / gpu.half_fma + busiest["mma_tf32"] / gpu.tf32_fma
     issue = busiest["instructions"] / 32 / 4
     wavefronts = busiest["shared_wavefronts"]
-    l2_bytes = 32 * (total["global_load_sectors"] + total["global_store_sectors"]) - total["repolled_bytes"]  # fmt: skip
+    sectors = total["global_load_sectors"] + total["global_store_sectors"]
+    l2_bytes = 32 * sectors - total["repolled_bytes"]
     l2_us = l2_bytes / (gpu.l2_tb_s * 1e6)
     exchange = regime == "grid-resident"
-    chain = gpu.poll_cycles * exchange + int(dependent) * gpu.mma_cycles + gpu.barrier_cycles + CELL_CYCLES  # fmt: skip
+    chain = int(dependent) * gpu.mma_cycles + gpu.barrier_cycles + CELL_CYCLES
+    chain += gpu.poll_cycles * exchange
     us = 1e-3 / gpu.clock_ghz
     throughput = max(products * us, issue * us, wavefronts * us, l2_us)
     return {

@@ -123,7 +123,9 @@ def scan(
     arrays: dict[str, DeviceArray] = {}
     for name, tensor in given.items():
         if tensor is not None:
-            arrays[name] = put(sim, tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor)
+            arrays[name] = put(
+                sim, tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+            )
     for name, tensor in results.items():
         dtype: Any = np.int16 if tensor.dtype == torch.bfloat16 else tensor.numpy().dtype
         arrays[name] = sim.empty(tuple(tensor.shape), dtype)

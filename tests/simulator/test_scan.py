@@ -18,15 +18,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import toolchain  # noqa: E402
+import toolchain
 
 try:
     toolchain.nvcc()
 except toolchain.ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-import fastrnn.ops  # noqa: E402, F401
-from scan import FINALS, INPUTS, SAVED, Done, Refused, scan  # noqa: E402
+from scan import INPUTS, SAVED, Done, Refused, scan
+
+import fastrnn.ops  # noqa: F401
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
@@ -63,7 +64,7 @@ class Case:
         T: int,
         N: int,
         H: int,
-        I: int = 3,  # noqa: E741
+        I: int = 3,
         R: int = 0,
         lengths: list[int] | None = None,
         batch_sizes: list[int] | None = None,
@@ -88,7 +89,9 @@ class Case:
         self.rows = sum(batch_sizes) if batch_sizes else offsets[-1] if offsets else 0
         leading = (self.rows,) if self.rows else (T, N)
         self.leading = leading
-        self.sizes = dict(T=T, N=N, I=I, H=H, R=out, groups=1, rows=self.rows, steps=0)
+        self.sizes = {
+            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": 1, "rows": self.rows, "steps": 0,
+        }  # fmt: skip
         spread = H**-0.5
         self.inputs: dict[str, Tensor | None] = {
             "x": normal(*leading, I),
@@ -125,7 +128,9 @@ class Case:
             self.cell, *grads, *tensors, *host, y, gates, cells, (1 << len(INPUTS)) - 1
         )
         return {
-            **dict(zip(("y", "h_n", "c_n", "gates", "cells"), (y, h_n, c_n, gates, cells))),
+            "y": y,
+            "h_n": h_n,
+            "c_n": c_n,
             **{f"d_{name}": gradient for name, gradient in zip(INPUTS, found, strict=True)},
         }
 
@@ -159,7 +164,8 @@ class Case:
         if self.cell == "lstm":
             results["c_n"] = torch.empty(N, H, dtype=self.dtype)
             results["cells"] = torch.empty(*self.leading, H, dtype=wide)
-        common = dict(regime=regime, sizes=sizes, reverse=self.reverse, tf32=self.tf32, **settings)
+        common: dict[str, Any] = {"regime": regime, "sizes": sizes, "reverse": self.reverse}
+        common |= {"tf32": self.tf32, **settings}
         forward = scan(self.cell, given, results, **common)
         if not backward:
             return forward.results, [forward]
