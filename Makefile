@@ -37,7 +37,7 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help setup demo test test-sanitize test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help setup demo test test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -58,6 +58,9 @@ test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
 	$(PYTEST) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
 	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
+
+test-simulator-full: setup ## the CUDA kernels on the simulator, every case
+	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) tests/simulator $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true

@@ -25,8 +25,7 @@ struct WarpProduct {
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair)
         if (pair < pairs)
-          weights[tile][pair] =
-              load_weights<kPrecision>(pair, [&](int row, int64_t k) { return weight(tile, row, k); });
+          weights[tile][pair] = load_weights<kPrecision>(pair, [&](int row, int k) { return weight(tile, row, k); });
   }
 
   FASTRNN_DEVICE void run(const uint32_t* words, float (&product)[kTiles][4]) const {
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1) block_forward(const __grid_consta
   const int words = static_cast<int>(depth_words<kPrecision>(blockDim.x / kLanes)) * kTileColumns;
   uint32_t* const h = reinterpret_cast<uint32_t*>(shared);
   clear(h, 2 * words);
-  const Product product(words / (16 * kTileColumns), [&](int gate, int row, int64_t k) -> float {
+  const Product product(words / (16 * kTileColumns), [&](int gate, int row, int k) -> float {
     const int64_t unit = mine.first_unit + row;
     return unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;
   });
@@ -128,12 +127,13 @@ __global__ void __launch_bounds__(kThreads, 1) block_backward(const __grid_const
   const int64_t H = scan.hidden_size;
   const LaneCells mine;
   const int groups = blockDim.x / kLanes;
-  const int64_t padded = int64_t{groups} * kGroupUnits;
+  const int padded = groups * kGroupUnits;
   const int words = static_cast<int>(depth_words<kPrecision>(groups * Cell::kGates)) * kTileColumns;
   uint32_t* const d_gates = reinterpret_cast<uint32_t*>(shared);
   clear(d_gates, 2 * words);
-  const Product product(words / (16 * kTileColumns), [&](int, int row, int64_t k) -> float {
-    const int64_t gate = k / padded, from = k % padded, to = mine.first_unit + row;
+  const Product product(words / (16 * kTileColumns), [&](int, int row, int k) -> float {
+    const int gate = k / padded, from = k % padded;
+    const int64_t to = mine.first_unit + row;
     return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;
   });
   BackwardInputs<Cell, S> inputs[kCells];

@@ -254,7 +254,7 @@ struct Tile {
 
 // The word that `depth` is the index of, of a row of weights; weight(k) is the factor k, 0 past the last.
 template <Precision kPrecision, class Weight>
-FASTRNN_DEVICE uint32_t weight_word(int64_t depth, Weight&& weight) {
+FASTRNN_DEVICE uint32_t weight_word(int depth, Weight&& weight) {
   if constexpr (kHalfWords<kPrecision>)
     return factor<kPrecision>(weight(2 * depth)) | factor<kPrecision>(weight(2 * depth + 1)) << 16;
   else
@@ -270,8 +270,8 @@ FASTRNN_DEVICE typename Tile<kPrecision>::Weights load_weights(int pair, Weight&
   for (int step = 0; step < 2; ++step)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t depth = (int64_t{2} * pair + step) * 8 + j + i / 2 * 4;
-      found.word[step][i] = weight_word<kPrecision>(depth, [&](int64_t k) { return weight(g + i % 2 * 8, k); });
+      const int depth = (2 * pair + step) * 8 + j + i / 2 * 4;
+      found.word[step][i] = weight_word<kPrecision>(depth, [&](int k) { return weight(g + i % 2 * 8, k); });
     }
   return found;
 }

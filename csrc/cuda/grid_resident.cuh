@@ -74,7 +74,7 @@ struct GridProduct {
       for (int pair = 0; pair < kPairs; ++pair)
         if (pair < pairs)
           weights[tile][pair] =
-              load_weights<kPrecision>(first_pair + pair, [&](int row, int64_t k) { return weight(tile, row, k); });
+              load_weights<kPrecision>(first_pair + pair, [&](int row, int k) { return weight(tile, row, k); });
   }
 
   FASTRNN_DEVICE float* part(int parity, int column_tiles, int column_tile) const {
@@ -258,8 +258,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t H = scan.hidden_size;
   const int groups = grid.unit_blocks * kUnits / kGroupUnits;
   const BlockPlace<kUnits> place(grid, depth_words<kPrecision>(groups));
-  const Product product(groups, reinterpret_cast<float*>(shared), [&](int tile, int row, int64_t k) -> float {
-    const int64_t unit = place.first_unit + Rows::unit(row);
+  const Product product(groups, reinterpret_cast<float*>(shared), [&](int tile, int row, int k) -> float {
+    const int unit = place.first_unit + Rows::unit(row);
     const int gate = Rows::gate(tile, row);
     return gate < Cell::kGates && unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;
   });
@@ -324,9 +324,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t H = scan.hidden_size;
   const int groups = grid.unit_blocks;  // of one gate
   const BlockPlace<kUnits> place(grid, depth_words<kPrecision>(groups * Cell::kGates));
-  const int64_t padded = int64_t{groups} * kGroupUnits;
-  const Product product(groups * Cell::kGates, reinterpret_cast<float*>(shared), [&](int, int row, int64_t k) -> float {
-    const int64_t gate = k / padded, from = k % padded, to = place.first_unit + row;
+  const int padded = groups * kGroupUnits;
+  const Product product(groups * Cell::kGates, reinterpret_cast<float*>(shared), [&](int, int row, int k) -> float {
+    const int gate = k / padded, from = k % padded, to = place.first_unit + row;
     return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;
   });
 

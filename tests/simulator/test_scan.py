@@ -43,7 +43,7 @@ TOLERANCE = {"float16": 4e-3, "bfloat16": 5e-2, "float32": 3e-6, "tf32": 3e-3, "
 
 
 # One case in so many is run, chosen by its parameters; all of them with FASTRNN_SIMULATOR_FULL=1.
-FRACTION = 1 if os.environ.get("FASTRNN_SIMULATOR_FULL") else 8
+FRACTION = 1 if os.environ.get("FASTRNN_SIMULATOR_FULL") else 2
 
 
 def hash_of(*parameters: object) -> int:
@@ -249,7 +249,7 @@ def test_projection(kind: str) -> None:
     case = Case("lstm", kind, T=5, N=4, H=13, R=6, lengths=[5, 2, 0, 4], resets=True, reset_state=True)  # fmt: skip
     found, _ = case.run("", steps=2)
     assert_close(case, found)
-    with pytest.raises(Refused, match="projection"):
+    with pytest.raises(Refused, match="float64" if kind == "float64" else "projection"):
         case.run("grid-resident")
 
 
@@ -290,7 +290,7 @@ def test_nonfinite_values_stay_in_their_sample(kind: str, regime: str) -> None:
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident"])
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 def test_schedules_do_not_change_a_bit(kind: str, regime: str) -> None:
-    case = Case("lstm", kind, T=3, N=9, H=33, lengths=[3, 1, 2, 3, 3, 0, 3, 3, 2])
+    case = Case("lstm", kind, T=3, N=9, H=30, lengths=[3, 1, 2, 3, 3, 0, 3, 3, 2])
     first, _ = case.run(regime, schedule_seed=1)
     for seed in range(2, 5):
         again, _ = case.run(regime, schedule_seed=seed)
