@@ -75,7 +75,7 @@ def step_counts(cell: str, kind: str, N: int, H: int, device: str, backward: boo
 
 def row(gpu: Gpu, cell: str, kind: str, N: int, H: int, backward: bool) -> dict[str, object]:
     total, busiest, plan = step_counts(cell, kind, N, H, gpu.device, backward)
-    regime, _, _, units, columns, _, planned, dependent = plan.split()
+    regime, _, _, units, columns, _, dependent, planned = plan.split()
     found: dict[str, object] = {
         "GPU": gpu.name,
         "shape": f"{cell} {kind} N {N} H {H}",

@@ -82,7 +82,7 @@ def host() -> ctypes.CDLL:
 @dataclass
 class Done:
     results: dict[str, Tensor]
-    plan: str  # regime, unit blocks, column blocks, units, columns, steps
+    plan: str  # regime, unit and column blocks, units, columns, steps, dependent products, us
     report: Report
 
 

@@ -110,9 +110,11 @@ void run(const Call& call) {
   }
   cudaFree(workspace);
   cublasDestroy(blas);
-  text = std::string(name(plan.regime)) + " " + std::to_string(plan.unit_blocks) + " " +
-         std::to_string(plan.column_blocks) + " " + std::to_string(plan.units) + " " + std::to_string(plan.columns) +
-         " " + std::to_string(plan.steps);
+  text = std::string(name(plan.regime));
+  for (const int64_t part : {int64_t{plan.unit_blocks}, int64_t{plan.column_blocks}, int64_t{plan.units},
+                             int64_t{plan.columns}, plan.steps, plan.dependent_products})
+    text += " " + std::to_string(part);
+  text += " " + std::to_string(plan.step_us);
 }
 
 }  // namespace
