@@ -290,7 +290,8 @@ template <int Bytes>
 void poll(Thread& t, const Site& site, uint64_t address, int n) {
   Fiber& f = *t.fiber;
   t.counters[static_cast<int>(Counter::polls)] += 1;
-  Fiber::Poll& last = f.polls[address / 16 % 16];
+  // Neighbours have places of their own, and so have words a warp's vectors apart.
+  Fiber::Poll& last = f.polls[(address / 16 + address / 512) % 16];
   uint64_t value = 0, high = 0;
   std::memcpy(&value, bytes(address), std::min(n, 8));
   if (n == 16) std::memcpy(&high, bytes(address + 8), 8);
@@ -520,7 +521,8 @@ void* atomic_begin(Thread& t, const Site& site, Space space, uint64_t address, i
   t.counters[static_cast<int>(Counter::atomics)] += 1;
   const bool releases = order == Order::release || order == Order::acq_rel;
   if (releases || is_buffered(f, address, size)) drain_stores(f);
-  Fiber::Poll& last = f.polls[address / 16 % 16];
+  // Neighbours have places of their own, and so have words a warp's vectors apart.
+  Fiber::Poll& last = f.polls[(address / 16 + address / 512) % 16];
   uint64_t value = 0;
   std::memcpy(&value, bytes(address), size);
   if (last.address == address && last.value == value) yield_to_scheduler(f, &site, true);  // a lock that stays taken

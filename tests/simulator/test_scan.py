@@ -159,11 +159,12 @@ class Case:
             "y": torch.empty(*self.leading, out, dtype=self.dtype),
             "h_n": torch.empty(N, out, dtype=self.dtype),
         }
-        if GATES[self.cell] > 1 and not self.recompute:
+        if GATES[self.cell] > 1 and backward and not self.recompute:
             results["gates"] = torch.empty(*self.leading, 4 * H, dtype=self.dtype)
         if self.cell == "lstm":
             results["c_n"] = torch.empty(N, H, dtype=self.dtype)
-            results["cells"] = torch.empty(*self.leading, H, dtype=wide)
+            if backward:
+                results["cells"] = torch.empty(*self.leading, H, dtype=wide)
         common: dict[str, Any] = {"regime": regime, "sizes": sizes, "reverse": self.reverse}
         common |= {"tf32": self.tf32, **settings}
         forward = scan(self.cell, given, results, **common)
