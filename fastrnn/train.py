@@ -143,8 +143,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 def add_config_options(
     parser: argparse.ArgumentParser, names: Container[str] | None = None
 ) -> None:
-    """An option for each field of `Config`, or for some; one not given is absent, its default is the
-    data's."""
+    """An option for each field of `Config`, or for some of them.
+
+    One not given is absent: its default is the data's.
+    """
 
     def add(name: str, about: str, **keywords: Any) -> None:
         if names is not None and name not in names:

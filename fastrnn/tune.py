@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def search_with_ray(
         "none": lambda: None,
     }[args.pruner]()
     searcher = optuna_search(
-        space=lambda trial: suggest(trial, space),
+        space=partial(suggest, space=space),  # it is pickled
         metric="loss",
         mode="min",
         sampler=study.sampler,
@@ -218,11 +219,12 @@ def open_study(args: argparse.Namespace, space: Space, given: Mapping[str, Any])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback
             storage = optuna.storages.RDBStorage(
                 url,
                 heartbeat_interval=GRACE // 4,
                 grace_period=GRACE,
-                failed_trial_callback=optuna.storages.RetryFailedTrialCallback(max_retry=2),
+                heartbeat_stale_trial_callback=retry(max_retry=2),
             )
             study = optuna.create_study(
                 storage=storage,

@@ -407,15 +407,14 @@ def fit(
     """
     comparing = len(trainers) > 1
     accuracy_name = trainers[0].task.accuracy_name
-    first = trainers[0].processes.first
-    if save is not None:
-        if first:
-            clear(save)
-        trainers[0].processes.wait()
-        save_checkpoint(save, trainers)
     test: dict[str, float] = {}
     watch = Watch(trainers, save, save_every)
     with watch.signals():
+        if save is not None:
+            if trainers[0].processes.first:
+                clear(save)
+            trainers[0].processes.wait()
+            save_checkpoint(save, trainers)
         for trainer in trainers:
             if comparing:
                 say(trainer.implementation)
