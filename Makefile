@@ -130,7 +130,7 @@ $(READY): pyproject.toml Makefile
 	@$(PYTHON) -Bc 'import setup; setup.find_compiler()'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install torch==$(TORCH) 'setuptools>=77.0.3' ninja
-	$(BIN)/pip install -q --no-build-isolation -e '.[test,train]' torch==$(TORCH)
+	$(BIN)/pip install -q --no-build-isolation -e '.[test,ray]' torch==$(TORCH)
 	@touch $@
 
 $(DEV): $(READY)

@@ -3,7 +3,7 @@
 Drop-in replacements for torch.nn's: the same signatures, parameter names and numbers.
 """
 
-from fastrnn import functional, onnx
+from fastrnn import data, functional, onnx
 from fastrnn.accelerate import Report, accelerate, decelerate
 from fastrnn.explanation import Explanation, ScanExplanation, explain
 from fastrnn.functional import AllStates, detach_state
@@ -25,6 +25,7 @@ __all__ = [
     "ScanExplanation",
     "accelerate",
     "cpu_instruction_sets",
+    "data",
     "decelerate",
     "detach_state",
     "explain",

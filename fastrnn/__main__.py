@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fastrnn import train
+from fastrnn import train, tune
 from fastrnn.datasets import UsageError
+from fastrnn.training import processes
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -24,13 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m fastrnn", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="command", required=True)
     train.add_commands(commands)
+    tune.add_command(commands)
     try:
         args = parser.parse_args(argv)
         status: int = args.run(args)
     except UsageError as error:
+        if os.environ.get("RANK", "0") != "0":  # of several processes, the first says it
+            return 2
         parser.error(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        processes.end()
     return status
 
 

@@ -6,7 +6,8 @@ Sequences stay padded and carry their lengths: the layers take both, so nothing 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -21,13 +22,33 @@ class UsageError(Exception):
     """Something the user can put right; its text is one line that says what and where."""
 
 
-def require(module: str) -> Any:
-    """Import a module of the optional extra ``train``, or say how to get it."""
+CLASSIFICATION, REGRESSION, NEXT_STEP = KINDS = ("classification", "regression", "next-step")
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def blaming(options: str) -> Iterator[None]:
+    """Name the options that asked for more memory, or for another file, than can be had."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        raise UsageError(f"{options}: {first_line(error) or type(error).__name__}") from error
+
+
+def require(module: str, extra: str = "train") -> Any:
+    """Import a module of an optional extra, or say how to get it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        raise UsageError(f"{missing} is not installed: pip install 'fastrnn[train]'") from error
+        raise UsageError(f"{missing} is not installed: pip install 'fastrnn[{extra}]'") from error
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,7 @@ class Sequences(Dataset["Sequences"]):
     """Labelled sequences, padded to one length; a batch of them is a `Sequences` again."""
 
     x: Tensor  # (N, T, input_size)
-    labels: Tensor  # (N,), int64
+    labels: Tensor  # (N,), int64: classes; (N, K): numbers; (N, 0): each step's next one
     lengths: Tensor | None = None  # (N,), int64, on the CPU; None: all T steps are valid
 
     def __len__(self) -> int:
@@ -46,7 +67,8 @@ class Sequences(Dataset["Sequences"]):
         return Sequences(self.x[index], self.labels[index], lengths)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Sequences:
-        return replace(self, x=self.x.to(device, dtype), labels=self.labels.to(device))
+        labels = self.labels.to(device, dtype if self.labels.is_floating_point() else None)
+        return replace(self, x=self.x.to(device, dtype), labels=labels)
 
 
 @dataclass(frozen=True)
@@ -55,15 +77,31 @@ class Task:
 
     train: Sequences
     test: Sequences
-    num_classes: int
+    num_classes: int = 0
+    kind: str = CLASSIFICATION
+    validation: Sequences | None = None
 
     @property
     def held_out(self) -> bool:
         return self.test is not self.train
 
     @property
+    def measured(self) -> Sequences:
+        """What the accuracy is measured on after each epoch; no test set if there is a choice."""
+        return self.test if self.validation is None else self.validation
+
+    @property
     def accuracy_name(self) -> str:
-        return "Held-out accuracy" if self.held_out else "Accuracy"
+        name = "accuracy" if self.kind == CLASSIFICATION else "RMSE"
+        if self.validation is not None:
+            return f"Validation {name}"
+        return f"Held-out {name}" if self.held_out else name[0].upper() + name[1:]
+
+    @property
+    def output_size(self) -> int:
+        if self.kind == NEXT_STEP:
+            return self.input_size
+        return self.num_classes if self.kind == CLASSIFICATION else self.train.labels.size(1)
 
     @property
     def input_size(self) -> int:
@@ -72,7 +110,22 @@ class Task:
     def to(self, device: torch.device, dtype: torch.dtype) -> Task:
         train = self.train.to(device, dtype)
         test = self.test.to(device, dtype) if self.held_out else train
-        return replace(self, train=train, test=test)
+        validation = None if self.validation is None else self.validation.to(device, dtype)
+        return replace(self, train=train, test=test, validation=validation)
+
+    def with_validation(self, share: float, seed: int) -> Task:
+        """Keep a share of the training samples apart, of each class alike."""
+        count = len(self.train)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        if self.train.labels.dim() == 1:
+            order = order[self.train.labels[order].argsort(stable=True)]
+        marks = (torch.arange(count + 1, dtype=torch.float64) * share).floor().diff() > 0
+        apart, kept = order[marks].sort()[0].tolist(), order[~marks].sort()[0].tolist()
+        if not apart or not kept:
+            raise UsageError(f"--validation {share}: {len(apart)} of {count} training samples")
+        train = self.train[kept]
+        test = self.test if self.held_out else train
+        return replace(self, train=train, test=test, validation=self.train[apart])
 
 
 def tutorial(num_samples: int, seq_length: int) -> Task:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +18,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import fastrnn
-from fastrnn import datasets, train
+from fastrnn import datasets
 from fastrnn.__main__ import main
+from fastrnn.train import silent
+from fastrnn.training import checkpoint, loop, report
+from fastrnn.training import model as models
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -32,7 +38,7 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short warm-ups, and one thread: on a busy machine two would wait for each other."""
-    monkeypatch.setattr(train, "WARM_UP_SECONDS", 1e-9)
+    monkeypatch.setattr(loop, "WARM_UP_SECONDS", 1e-9)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,11 +57,11 @@ def document(capsys: pytest.CaptureFixture[str]) -> Callable[[str], dict[str, An
     return run
 
 
-def small_run(implementation: str = "fastrnn", **options: Any) -> train.Trainer:
+def small_run(implementation: str = "fastrnn", **options: Any) -> loop.Trainer:
     """Three epochs of a small tutorial task."""
-    config = train.config_for("tutorial", **{"num_samples": 60, "epochs": 3, **options})
-    trainer = train.Trainer(config, implementation)
-    train.fit([trainer], train.silent)
+    config = models.config_for("tutorial", **{"num_samples": 60, "epochs": 3, **options})
+    trainer = loop.Trainer(config, implementation)
+    loop.fit([trainer], silent)
     return trainer
 
 
@@ -116,7 +122,7 @@ class TutorialModel(nn.Module):
         return self.linear(output[:, -1, :])
 
 
-@pytest.mark.parametrize("implementation", train.LAYERS)
+@pytest.mark.parametrize("implementation", models.LAYERS)
 def test_default_is_the_tutorial(implementation: str) -> None:
     torch.manual_seed(7)
     x = torch.rand(1000, 10, 1)
@@ -131,7 +137,7 @@ def test_default_is_the_tutorial(implementation: str) -> None:
         optimizer.step()
         expected.append(loss.item())
 
-    trainer = train.Trainer(train.config_for("tutorial", seed=7), implementation)
+    trainer = loop.Trainer(models.config_for("tutorial", seed=7), implementation)
     for _ in range(20):
         trainer.run_epoch()
     assert trainer.config.epochs == 100
@@ -160,15 +166,15 @@ def test_japanese_vowels_are_learnt(document: Callable[[str], dict[str, Any]]) -
     assert result["runs"]["fastrnn"]["final_accuracy"] >= 0.93
 
 
-@pytest.mark.parametrize("implementation", train.LAYERS)
-@pytest.mark.parametrize("cell", train.CELLS)
+@pytest.mark.parametrize("implementation", models.LAYERS)
+@pytest.mark.parametrize("cell", models.CELLS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_padding_is_never_seen(implementation: str, cell: str, bidirectional: bool) -> None:
-    config = train.config_for("japanese-vowels", cell=cell, bidirectional=bidirectional)
+    config = models.config_for("japanese-vowels", cell=cell, bidirectional=bidirectional)
     samples = datasets.japanese_vowels().train[list(range(0, 270, 30))].to("cpu", torch.float32)
     padding = torch.arange(samples.x.size(1)) >= samples.lengths[:, None]
     other = replace(samples, x=samples.x.masked_fill(padding[..., None], 1e3))
-    model = train.Trainer(config, implementation).model
+    model = loop.Trainer(config, implementation).model
     gradients = []
     for batch in (samples, other):
         loss = nn.functional.cross_entropy(model(batch.x, batch.lengths), batch.labels)
@@ -177,15 +183,15 @@ def test_padding_is_never_seen(implementation: str, cell: str, bidirectional: bo
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", train.LAYERS)
-@pytest.mark.parametrize("cell", train.CELLS)
+@pytest.mark.parametrize("implementation", models.LAYERS)
+@pytest.mark.parametrize("cell", models.CELLS)
 def test_classifier_reads_the_last_layer_from_both_ends(implementation: str, cell: str) -> None:
-    config = train.config_for(
+    config = models.config_for(
         "japanese-vowels", cell=cell, num_layers=2, bidirectional=True, hidden_size=3
     )
-    model = train.Trainer(config, implementation).model
-    layer: nn.RNNBase = getattr(nn, train.CELLS[cell][0])(
-        12, 3, 2, batch_first=True, bidirectional=True, **train.CELLS[cell][1]
+    model = loop.Trainer(config, implementation).model
+    layer: nn.RNNBase = getattr(nn, models.CELLS[cell][0])(
+        12, 3, 2, batch_first=True, bidirectional=True, **models.CELLS[cell][1]
     )
     layer.load_state_dict(model.rnn.state_dict())
     x, length = torch.rand(1, 9, 12), 7
@@ -227,8 +233,13 @@ def test_batches_are_shuffled_every_epoch() -> None:
     samples = datasets.Sequences(torch.zeros(60, 1, 1), torch.arange(60))
 
     def epochs(batch_size: int | None) -> list[list[int]]:
-        loader = train.batches(samples, batch_size, torch.Generator().manual_seed(0))
-        return [torch.cat([batch.labels for batch in loader]).tolist() for _ in range(2)]
+        config = models.config_for("tutorial", batch_size=batch_size)
+        sampler = loop.sampler_for(samples, config, loop.Processes())
+        batches, found = loop.loader(samples, sampler), []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            found.append(torch.cat([batch.labels for batch in batches]).tolist())
+        return found
 
     in_order = list(range(60))
     first, second = epochs(25)
@@ -248,22 +259,29 @@ def test_last_batch_counts_by_its_size() -> None:
 
 
 def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = train.Trainer._train, iter(range(epochs))
+    original, calls = loop.Trainer._train, iter(range(epochs))
 
-    def interrupted(self: train.Trainer) -> float:
+    def interrupted(self: loop.Trainer) -> float:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(train.Trainer, "_train", interrupted)
+    monkeypatch.setattr(loop.Trainer, "_train", interrupted)
 
 
 def learnt(path: str) -> dict[str, Any]:
-    """The runs in a checkpoint, apart from the measured times."""
-    runs: dict[str, Any] = torch.load(path, weights_only=True)["runs"]
+    """The runs in a checkpoint, their tensors too, apart from the measured times."""
+    folder, document = checkpoint.read_checkpoint(Path(path))
+    runs: dict[str, Any] = document["runs"]
     for run in runs.values():
         del run["history"]["seconds"]
-    return runs
+    dcp_to_torch_save(folder, "whole.tensors")
+    tensors = torch.load("whole.tensors", weights_only=True)
+    Path("whole.tensors").unlink()
+    for run in tensors.values():
+        for group in run.get("optimizer", {"param_groups": []})["param_groups"]:
+            del group["params"]  # names
+    return {name: {**run, "tensors": tensors[name]} for name, run in runs.items()}
 
 
 @pytest.mark.parametrize(
@@ -281,71 +299,67 @@ def test_interrupted_run_continues_to_the_same_bits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["train", "--epochs", "5", *options.split()]
-    assert main([*command, "--save", "whole.pt"]) == 0
+    assert main([*command, "--save", "whole"]) == 0
     with monkeypatch.context() as patch:
         interrupt_after(epochs_before, patch)
-        assert main([*command, "--save", "part.pt"]) == 130
-    assert "--resume part.pt" in capsys.readouterr().err
-    done = {name: len(run["history"]["loss"]) for name, run in learnt("part.pt").items()}
+        assert main([*command, "--save", "part"]) == 130
+    assert "--resume part" in capsys.readouterr().err
+    done = {name: len(run["history"]["loss"]) for name, run in learnt("part").items()}
     assert 0 < sum(done.values()) < 5 * len(done)
 
-    assert main([*command, "--resume", "part.pt", "--save", "part.pt"]) == 0
-    torch.testing.assert_close(learnt("part.pt"), learnt("whole.pt"), rtol=0, atol=0)
-    assert sorted(path.name for path in Path().iterdir()) == ["part.pt", "whole.pt"]
+    assert main([*command, "--resume", "part", "--save", "part"]) == 0
+    torch.testing.assert_close(learnt("part"), learnt("whole"), rtol=0, atol=0)
+    assert sorted(path.name for path in Path().iterdir()) == ["part", "whole"]
 
 
 def test_finished_run_goes_on_to_more_epochs() -> None:
     command = ["train", "--num-samples", "60", "--batch-size", "25"]
-    assert main([*command, "--epochs", "6", "--save", "six.pt"]) == 0
-    assert main([*command, "--epochs", "4", "--save", "four.pt"]) == 0
-    assert main([*command, "--epochs", "6", "--save", "more.pt", "--resume", "four.pt"]) == 0
-    torch.testing.assert_close(learnt("more.pt"), learnt("six.pt"), rtol=0, atol=0)
+    assert main([*command, "--epochs", "6", "--save", "six"]) == 0
+    assert main([*command, "--epochs", "4", "--save", "four"]) == 0
+    assert main([*command, "--epochs", "6", "--save", "more", "--resume", "four"]) == 0
+    torch.testing.assert_close(learnt("more"), learnt("six"), rtol=0, atol=0)
 
 
 def test_resume_needs_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
     """What was saved says what to train, and goes on being saved."""
     command = ["train", "--num-samples", "60", "--cell", "gru", "--epochs"]
-    assert main([*command, "6", "--save", "six.pt"]) == 0
-    assert main([*command, "4", "--save", "run.pt"]) == 0
-    assert main(["train", "--resume", "run.pt", "--epochs", "6"]) == 0
-    torch.testing.assert_close(learnt("run.pt"), learnt("six.pt"), rtol=0, atol=0)
+    assert main([*command, "6", "--save", "six"]) == 0
+    assert main([*command, "4", "--save", "run"]) == 0
+    assert main(["train", "--resume", "run", "--epochs", "6"]) == 0
+    torch.testing.assert_close(learnt("run"), learnt("six"), rtol=0, atol=0)
     capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
-        main([*command, "1", "--save", "run.pt"])
-    assert "--save run.pt: exists; --resume run.pt continues it" in capsys.readouterr().err
-    torch.testing.assert_close(learnt("run.pt"), learnt("six.pt"), rtol=0, atol=0)
+        main([*command, "1", "--save", "run"])
+    assert "--save run: exists; --resume run continues it" in capsys.readouterr().err
+    torch.testing.assert_close(learnt("run"), learnt("six"), rtol=0, atol=0)
 
 
-def test_failed_save_keeps_the_old_file(
+def contents(folder: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_failed_save_keeps_the_old_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, written = torch.save, []
+    assert main(["train", "--epochs", "2", "--save", "run"]) == 0
+    before = contents("run")
+    assert len(list(Path("run").iterdir())) == 1
 
-    def recording_save(document: object, path: Path) -> None:
-        written.append(path.name)
-        original(document, path)
-
-    monkeypatch.setattr(torch, "save", recording_save)
-    assert main(["train", "--epochs", "2", "--save", "run.pt"]) == 0
-    assert len(written) == 3 and "run.pt" not in written
-    before = Path("run.pt").read_bytes()
-
-    def fill_the_disk(document: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fill_the_disk(descriptor: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", fill_the_disk)
+    monkeypatch.setattr(os, "fsync", fill_the_disk)
     with pytest.raises(SystemExit, match="2"):
-        main(["train", "--epochs", "3", "--resume", "run.pt"])
-    assert "--save run.pt: No space left on device" in capsys.readouterr().err
-    assert Path("run.pt").read_bytes() == before
-    assert list(Path().iterdir()) == [Path("run.pt")]
+        main(["train", "--epochs", "3", "--resume", "run"])
+    err = capsys.readouterr().err
+    assert "--save run: No space left on device" in err and err.count("\n") == 1
+    assert contents("run") == before and list(Path().iterdir()) == [Path("run")]
 
 
 # --- Comparison ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", train.CELLS)
+@pytest.mark.parametrize("cell", models.CELLS)
 def test_implementations_agree_in_float64(
     cell: str, document: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -370,7 +384,7 @@ def test_disagreement_shows_where_round_off_alone_may_differ(
     def wrong_rnn(*args: Any, **keywords: Any) -> nn.RNN:
         return nn.RNN(*args, **{**keywords, "nonlinearity": "relu"})
 
-    monkeypatch.setitem(train.LAYERS, "fastrnn", SimpleNamespace(RNN=wrong_rnn))
+    monkeypatch.setitem(models.LAYERS, "fastrnn", SimpleNamespace(RNN=wrong_rnn))
     assert main(["train", "--compare", "--epochs", "3", *options.split()]) == status
     out, err = capsys.readouterr()
     assert ("differ by a relative" in err) == (status == 1)
@@ -385,26 +399,26 @@ def test_disagreement_shows_where_round_off_alone_may_differ(
 def test_largest_relative_difference(
     ours: list[float], theirs: list[float], difference: float
 ) -> None:
-    found = train.largest_relative_difference(ours, theirs)
+    found = report.largest_relative_difference(ours, theirs)
     assert found == pytest.approx(difference, nan_ok=True)
-    comparison = train.Comparison(1.0, found, must_agree=True)
+    comparison = report.Comparison(1.0, found, must_agree=True)
     assert comparison.disagrees == (difference != 0)
 
 
 def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
-    def taking(seconds: float) -> Callable[[train.Trainer], float]:
-        def run(self: train.Trainer) -> float:
+    def taking(seconds: float) -> Callable[[loop.Trainer], float]:
+        def run(self: loop.Trainer) -> float:
             nonlocal now
             now += seconds
             return 0.5
 
         return run
 
-    monkeypatch.setattr(train.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(train.Trainer, "_train", taking(1))
-    monkeypatch.setattr(train.Trainer, "_accuracy", taking(10))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(loop.Trainer, "_train", taking(1))
+    monkeypatch.setattr(loop.Trainer, "evaluate", lambda self, samples: (0.0, taking(10)(self)))
     assert small_run().history.seconds == [1, 1, 1]
 
 
@@ -412,9 +426,9 @@ def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_has_no_nan() -> None:
-    history = train.History([math.nan], [0.5], [1.0])
-    result = train.Result(train.config_for("tutorial"), "Accuracy", {"fastrnn": history})
-    assert train.as_document(result)["runs"]["fastrnn"]["loss"] == [None]
+    history = report.History([math.nan], [0.5], [1.0])
+    result = report.Result(models.config_for("tutorial"), "Accuracy", {"fastrnn": history})
+    assert report.as_document(result)["runs"]["fastrnn"]["loss"] == [None]
 
 
 @pytest.mark.parametrize("options", ["", "--compare"])
@@ -434,18 +448,18 @@ def test_progress_bar_on_a_terminal_only(
     assert main(command) == 0
     terminal = capsys.readouterr()
     assert "10/10" in terminal.err and terminal.out == plain.out
-    monkeypatch.setattr(train, "find_spec", lambda name: None)  # tqdm is not installed
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)  # tqdm is not installed
     assert main(command) == 0
     assert capsys.readouterr() == plain
 
 
 def test_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for defaults in train.DEFAULTS.values():
+    for defaults in models.DEFAULTS.values():
         monkeypatch.setitem(defaults, "epochs", 2)
     assert main(["demo", "--plot", "both.png"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     header = rows.index(
-        ["task", "cell", "dtype", "epochs", *train.LAYERS, *train.LAYERS, "ratio", "difference"]
+        ["task", "cell", "dtype", "epochs", *models.LAYERS, *models.LAYERS, "ratio", "difference"]
     )
     assert [row[:4] for row in rows[header + 1 : -1]] == [
         ["tutorial", "rnn", "float32", "2"],
@@ -486,15 +500,15 @@ BAD_OPTIONS = {
     "--data japanese-vowels --seq-length 5": "--seq-length: the size of japanese-vowels is fixed",
     "--plot absent/loss.png": "--plot: 'absent/loss.png': there is no folder 'absent'",
     "--plot loss.jpeg": "--plot: 'loss.jpeg' does not end in .png",
-    "--save absent/run.pt": "--save: 'absent/run.pt': there is no folder 'absent'",
-    "--save .": "--save: '.' is a folder",
-    "--resume absent.pt": "--resume absent.pt: no such file",
-    "--resume text.pt": "--resume text.pt: damaged, or no checkpoint",
-    "--resume cut.pt": "--resume cut.pt: damaged, or no checkpoint",
-    "--resume other.pt": "--resume other.pt: damaged, or no checkpoint",
-    "--resume good.pt --cell lstm": "--resume good.pt: saved with --cell rnn, not lstm",
-    "--resume good.pt --hidden-size 6": "--resume good.pt: saved with --hidden-size 5, not 6",
-    "--resume good.pt --epochs 1": "--resume good.pt: saved after 2 epochs, more than --epochs 1",
+    "--save absent/run": "--save: 'absent/run': there is no folder 'absent'",
+    "--save .": "--save: '.' is a folder with something else in it",
+    "--resume absent": "--resume absent: no such folder",
+    "--resume text": "--resume text: no checkpoint in it",
+    "--resume cut": "--resume cut: damaged, or no checkpoint",
+    "--resume other": "--resume other: damaged, or no checkpoint",
+    "--resume good --cell lstm": "--resume good: saved with --cell rnn, not lstm",
+    "--resume good --hidden-size 6": "--resume good: saved with --hidden-size 5, not 6",
+    "--resume good --epochs 1": "--resume good: saved after 2 epochs, more than --epochs 1",
     "--epoch 3": "unrecognized arguments: --epoch 3",
 }
 
@@ -503,18 +517,22 @@ BAD_OPTIONS = {
 def test_bad_input_is_one_line_and_status_2(
     options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "--epochs", "2", "--save", "good.pt", "--json"]) == 0
-    Path("cut.pt").write_bytes(Path("good.pt").read_bytes()[:-2000])
-    Path("text.pt").write_text("no checkpoint")
-    torch.save({"weights": torch.zeros(3)}, "other.pt")
-    files = {path: path.read_bytes() for path in Path().iterdir()}
+    assert main(["train", "--epochs", "2", "--save", "good", "--json"]) == 0
+    shutil.copytree("good", "cut")
+    for path in Path("cut").rglob("*.distcp"):
+        path.write_bytes(path.read_bytes()[:-2000])
+    shutil.copytree("good", "other")
+    next(Path("other").rglob("run.json")).write_text('{"weights": 3}')
+    Path("text").mkdir()
+    Path("text/notes").write_text("no checkpoint")
+    files = contents(".")
     capsys.readouterr()
 
-    monkeypatch.setattr(train.Trainer, "run_epoch", lambda self: pytest.fail("it trains"))
+    monkeypatch.setattr(loop.Trainer, "run_epoch", lambda self: pytest.fail("it trains"))
     with pytest.raises(SystemExit) as exit_info:
         main(["train", "--epochs", "5", *options.split()])
     assert exit_info.value.code == 2
     out, err = capsys.readouterr()
     assert out == "" and BAD_OPTIONS[options] in err
     assert err.count("\n") == 1 and err.startswith("python -m fastrnn")
-    assert {path: path.read_bytes() for path in Path().iterdir()} == files
+    assert contents(".") == files

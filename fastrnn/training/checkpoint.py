@@ -1,0 +1,166 @@
+"""Checkpoints: a folder of them, each written aside and put in place by one rename.
+
+Whoever looks, after a kill at any moment too, finds whole checkpoints only. Tensors are written by
+torch.distributed.checkpoint, so several processes write and read their shards; what is not a tensor
+is in a JSON file beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrnn.datasets import UsageError, blaming, option
+from fastrnn.training.model import Config
+
+if TYPE_CHECKING:
+    from fastrnn.training.loop import Trainer
+
+FORMAT = "fastrnn-train-2"
+DOCUMENT = "run.json"
+PREFIX, ASIDE = "step-", ".tmp"
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder."""
+    return max(folder.glob(f"{PREFIX}*[0-9]"), default=None) if folder.is_dir() else None
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed run left half written."""
+    for rest in folder.glob(f"{PREFIX}*{ASIDE}"):
+        shutil.rmtree(rest)
+
+
+def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
+    """Write a checkpoint of all processes, and then remove the ones before it."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    processes = trainers[0].processes
+    name = f"{PREFIX}{sum(trainer.step for trainer in trainers):012d}"
+    path, aside = folder / name, folder / (name + ASIDE)
+    document = {
+        "format": FORMAT,
+        "config": vars(trainers[0].config),
+        "processes": processes.world,
+        "runs": {trainer.implementation: trainer.progress() for trainer in trainers},
+    }
+    with blaming(f"--save {folder}"):
+        try:
+            if processes.first:
+                aside.mkdir(parents=True, exist_ok=True)
+            processes.wait()
+            tensors = {trainer.implementation: trainer.tensors() for trainer in trainers}
+            with warnings.catch_warnings():  # that it is one process
+                warnings.simplefilter("ignore")
+                save(tensors, checkpoint_id=aside, no_dist=processes.world == 1)
+            if processes.first:
+                with (aside / DOCUMENT).open("w") as file:
+                    json.dump(document, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.exists():  # the same step, saved again at the end of its epoch
+                    path.rename(folder / f"{PREFIX}old{ASIDE}")
+                aside.rename(path)
+                _sync(folder)
+                for other in folder.glob(f"{PREFIX}*"):
+                    if other != path:
+                        _remove(other)
+        except BaseException as error:
+            if processes.first:
+                shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, CheckpointException):  # no Exception: the cause is one
+                raise OSError(str(next(iter(error.failures.values()))[0])) from error
+            raise
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    """A checkpoint in removal is none any more."""
+    if not checkpoint.name.endswith(ASIDE):
+        checkpoint = checkpoint.rename(checkpoint.with_name(checkpoint.name + ASIDE))
+    shutil.rmtree(checkpoint)
+
+
+def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint, and what it says of the run."""
+    path = latest(folder)
+    if path is None:
+        what = "no checkpoint in it" if folder.exists() else "no such folder"
+        raise UsageError(f"--resume {folder}: {what}")
+    try:
+        document: dict[str, Any] = json.loads((path / DOCUMENT).read_text())
+        if document["format"] == FORMAT:
+            return path, document
+    except Exception as error:  # a damaged file can raise anything
+        raise UsageError(f"--resume {folder}: damaged, or no checkpoint of this command") from error
+    raise UsageError(f"--resume {folder}: its format is {document['format']}, not {FORMAT}")
+
+
+def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """The saved options. Only more epochs may be asked for: others would not give the result of an
+    uninterrupted run."""
+    saved = document["config"]
+    for name, wanted in given.items():
+        fixed = name != "epochs" or saved["schedule"] == "cosine"
+        if fixed and saved[name] != wanted:
+            raise UsageError(
+                f"--resume {path}: saved with {option(name)} {saved[name]}, not {wanted}"
+            )
+    try:
+        config = Config(**{**saved, **given})
+        done = max(len(run["history"]["loss"]) for run in document["runs"].values())
+    except Exception as error:
+        raise UsageError(f"--resume {path}: damaged, or no checkpoint of this command") from error
+    if done > config.epochs:
+        raise UsageError(
+            f"--resume {path}: saved after {done} epochs, more than --epochs {config.epochs}"
+        )
+    return config
+
+
+def restore(
+    folder: Path, path: Path, document: Mapping[str, Any], trainers: Sequence[Trainer]
+) -> None:
+    """Continue where the runs stopped; a trainer whose run is not there starts anew."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    saved = [trainer for trainer in trainers if trainer.implementation in document["runs"]]
+    try:
+        metadata = FileSystemReader(path).read_metadata().state_dict_metadata
+        tensors = {}
+        for trainer in saved:
+            run = document["runs"][trainer.implementation]
+            tensors[trainer.implementation] = trainer.tensors(of=run, world=document["processes"])
+        for trainer in saved:
+            for name, tensor in tensors[trainer.implementation]["model"].items():
+                found: Any = metadata[f"{trainer.implementation}.model.{name}"]
+                size = found.size
+                if size != tensor.shape:
+                    raise UsageError(
+                        f"--resume {folder}: {name} is {tuple(size)} in it, {tuple(tensor.shape)} "
+                        f"in this model"
+                    )
+        with warnings.catch_warnings():  # that it is one process
+            warnings.simplefilter("ignore")
+            one = trainers[0].processes.world == 1
+            load(tensors, checkpoint_id=path, no_dist=one)
+        for trainer in saved:
+            trainer.load(document["runs"][trainer.implementation], tensors[trainer.implementation])
+    except UsageError:
+        raise
+    except (Exception, CheckpointException) as error:  # a damaged file can raise anything
+        raise UsageError(f"--resume {folder}: damaged, or no checkpoint of this command") from error

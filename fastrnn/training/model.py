@@ -1,0 +1,194 @@
+"""What is trained: its configuration, the model, and the losses of the three kinds of task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastrnn
+from fastrnn.data import length_mask
+from fastrnn.datasets import (
+    CLASSIFICATION,
+    NEXT_STEP,
+    Sequences,
+    Task,
+    UsageError,
+    blaming,
+    japanese_vowels,
+    option,
+    tutorial,
+)
+from fastrnn.files import read_task
+
+LAYERS: dict[str, ModuleType] = {"fastrnn": fastrnn, "torch.nn": nn}
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the layer's class, its own arguments
+    "rnn": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
+    "gru": ("GRU", {}),
+    "lstm": ("LSTM", {}),
+}
+DTYPES = ("float32", "float64")
+TUTORIAL, VOWELS = "tutorial", "japanese-vowels"
+DEFAULTS: dict[str, dict[str, Any]] = {
+    TUTORIAL: {
+        "cell": "rnn",
+        "hidden_size": 5,
+        "epochs": 100,
+        "lr": 0.01,
+        "num_samples": 1000,
+        "seq_length": 10,
+    },
+    VOWELS: {
+        "cell": "lstm",
+        "hidden_size": 64,
+        "epochs": 30,
+        "lr": 0.005,
+        "batch_size": 32,
+    },
+}
+FILE_DEFAULTS = DEFAULTS[VOWELS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that the result depends on."""
+
+    data: str
+    cell: str
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    batch_size: int | None = None  # None: all samples at once
+    epochs: int
+    lr: float
+    clip_grad_norm: float | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    validation: float = 0.0  # share of the training samples to choose by, taken from training
+    group_by_length: bool = False
+    clip_grad_value: float | None = None
+    on_nan: str = "stop"
+    schedule: str = "constant"
+    patience: int | None = None
+    amp: str | None = None
+    compile: bool = False
+    fsdp: bool = False
+    task: str | None = None  # of the user's data; None: what its labels suggest
+    num_samples: int = 0  # these two: size of the tutorial's data, 0 for data of a fixed size
+    seq_length: int = 0
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether implementations differ by round-off only: each has its own dropout masks."""
+        return self.dtype == "float64" and self.dropout == 0
+
+
+class SequenceModel(nn.Module):
+    """A recurrent layer, whichever library has it, into a linear layer: of the final states, or of
+    every step where the next one is predicted."""
+
+    def __init__(self, layers: ModuleType, config: Config, task: Task) -> None:
+        super().__init__()
+        class_name, arguments = CELLS[config.cell]
+        self.kind = task.kind
+        self.num_directions = 2 if config.bidirectional else 1
+        self.rnn = getattr(layers, class_name)(
+            task.input_size,
+            config.hidden_size,
+            num_layers=config.num_layers,
+            batch_first=True,
+            dropout=config.dropout,
+            bidirectional=config.bidirectional,
+            **arguments,
+        )
+        self.linear = nn.Linear(self.num_directions * config.hidden_size, task.output_size)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if self.kind == NEXT_STEP:
+            steps: Tensor = self.linear(self.rnn(x)[0])
+            return steps  # (N, T, input_size)
+        last_layer = final_states(self.rnn, x, lengths)[-self.num_directions :]
+        logits: Tensor = self.linear(last_layer.transpose(0, 1).flatten(start_dim=1))
+        return logits  # (N, num_classes), or (N, targets)
+
+
+def final_states(layer: nn.Module, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """h_n of every layer and direction, each sample's at its own last step.
+
+    Variable lengths are all that the implementations differ in. `torch.nn` gets a packed batch, and
+    its outputs stay packed: nobody reads them, and unpacking would only cost it time.
+    """
+    if lengths is None:
+        _, state = layer(x)
+    elif isinstance(layer, nn.RNNBase):
+        _, state = layer(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    else:
+        _, state = layer(x, lengths=lengths)
+    h_n: Tensor = state[0] if isinstance(state, tuple) else state  # LSTM: (h_n, c_n)
+    return h_n  # (num_layers * num_directions, N, hidden_size)
+
+
+def load_task(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
+    num_samples, seq_length = config.num_samples, config.seq_length
+    if config.data == VOWELS:
+        task = japanese_vowels()
+    elif config.data == TUTORIAL:
+        with blaming(f"--num-samples {num_samples}, --seq-length {seq_length}"):
+            task = tutorial(num_samples, seq_length)
+    else:
+        task = read_task(Path(config.data), config.task)
+    if task.kind == NEXT_STEP and config.bidirectional:
+        raise UsageError("--bidirectional: the next step is predicted from the past alone")
+    if config.validation > 0:
+        task = task.with_validation(config.validation, config.seed)
+    num_train = len(task.train)
+    if config.batch_size is not None and config.batch_size > num_train:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: there are {num_train} training samples"
+        )
+    with blaming(f"--data {config.data}"):
+        return task.to(device, dtype)
+
+
+def loss_sum(kind: str, output: Tensor, batch: Sequences) -> tuple[Tensor, int]:
+    """The sum of the losses, and of how many samples, or predicted steps."""
+    if kind == NEXT_STEP:
+        output, target = output[:, :-1], batch.x[:, 1:]
+        if batch.lengths is not None:
+            mask = length_mask(
+                batch.lengths.to(output.device) - 1, output.size(1), batch_first=True
+            )
+            output, target = output[mask], target[mask]
+        output, target = output.flatten(0, -2), target.flatten(0, -2)
+    else:
+        target = batch.labels
+    if kind == CLASSIFICATION:
+        return cross_entropy(output, target, reduction="sum"), len(target)
+    return mse_loss(output, target, reduction="sum") / output.size(-1), len(target)
+
+
+def config_for(data: str, **given: Any) -> Config:
+    """The data set's defaults, but for what was given."""
+    defaults = DEFAULTS.get(data, FILE_DEFAULTS)
+    if "task" in given and data in DEFAULTS:
+        raise UsageError(f"--task: {data} is a classification")
+    for name in ("num_samples", "seq_length"):
+        if name in given and name not in defaults:
+            raise UsageError(f"{option(name)}: the size of {data} is fixed")
+    config = Config(data=data, **{**defaults, **given})
+    if config.dropout > 0 and config.num_layers == 1:
+        raise UsageError("--dropout acts between layers: it needs --num-layers 2 or more")
+    if config.amp is not None and config.dtype != "float32":
+        raise UsageError(f"--amp {config.amp}: the weights are float32, not --dtype {config.dtype}")
+    if config.fsdp and config.amp == "fp16":
+        raise UsageError("--fsdp --amp fp16: shards cannot agree on a loss scale; take --amp bf16")
+    return config

@@ -1,0 +1,245 @@
+"""What a training gave: histories, their comparison, JSON, pictures, tables."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrnn.datasets import blaming, require
+from fastrnn.training.model import LAYERS, Config
+
+LOSS_TOLERANCE = 1e-6  # relative, in float64: far above round-off, far below a wrong formula
+DISAGREEMENT = 1  # exit status
+
+
+@dataclass
+class History:
+    """One value an epoch."""
+
+    loss: list[float] = field(default_factory=list)  # mean over the training samples
+    accuracy: list[float] = field(default_factory=list)
+    # after the epoch, of samples kept apart; for numbers the root of the mean squared error
+    seconds: list[float] = field(default_factory=list)  # of training alone
+    validation_loss: list[float] = field(default_factory=list)  # with --validation
+
+    @property
+    def epochs(self) -> int:
+        return len(self.loss)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """fastrnn beside `torch.nn`."""
+
+    speed_ratio: float  # torch.nn's training time over fastrnn's
+    largest_loss_difference: float  # relative to the larger of the two losses
+    must_agree: bool
+
+    @property
+    def disagrees(self) -> bool:
+        agrees = self.largest_loss_difference <= LOSS_TOLERANCE  # NaN does not
+        return self.must_agree and not agrees
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training: a history for each implementation."""
+
+    config: Config
+    accuracy_name: str
+    histories: dict[str, History]
+    test: dict[str, float] = field(default_factory=dict)  # measured once, with --validation
+
+    @property
+    def compared(self) -> bool:
+        return self.histories.keys() == LAYERS.keys()
+
+    @property
+    def comparison(self) -> Comparison:
+        ours, theirs = (self.histories[name] for name in LAYERS)
+        return Comparison(
+            speed_ratio=theirs.total_seconds / ours.total_seconds,
+            largest_loss_difference=largest_relative_difference(ours.loss, theirs.loss),
+            must_agree=self.config.reproducible,
+        )
+
+
+def largest_relative_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """NaN if a value is not finite."""
+    x, y = torch.tensor([a, b], dtype=torch.float64)
+    scale = torch.maximum(x.abs(), y.abs()).clamp(min=sys.float_info.min)
+    return float(((x - y).abs() / scale).max())
+
+
+def summary(result: Result) -> str:
+    comparison, where = result.comparison, hardware(result.config)
+    times = ", ".join(f"{name} {h.total_seconds:.3f} s" for name, h in result.histories.items())
+    return (
+        f"Training time ({where}, after warm-up, without evaluation): {times}, "
+        f"ratio {comparison.speed_ratio:.2f}\n"
+        f"Largest loss difference: {comparison.largest_loss_difference:.1e} relative"
+    )
+
+
+def hardware(config: Config) -> str:
+    threads = torch.get_num_threads()
+    on_cpu = f"{threads} thread{'s' if threads > 1 else ''}"
+    return on_cpu if config.device == "cpu" else config.device
+
+
+def as_document(result: Result) -> dict[str, Any]:
+    """The result as JSON has it."""
+    document: dict[str, Any] = {
+        "config": asdict(result.config),
+        "threads": torch.get_num_threads(),
+        "accuracy": result.accuracy_name,
+        "runs": {
+            name: {**asdict(h), "final_accuracy": h.accuracy[-1], "total_seconds": h.total_seconds}
+            for name, h in result.histories.items()
+        },
+    }
+    if result.test:
+        document["test"] = result.test
+    if result.compared:
+        comparison = result.comparison
+        document["comparison"] = {**asdict(comparison), "disagrees": comparison.disagrees}
+    finite: dict[str, Any] = without_nan(document)
+    return finite
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- Plot ---------------------------------------------------------------------------------------
+
+INK, PALE = "#22303c", "#d9dee3"
+LINES: dict[str, dict[str, Any]] = {  # the second is thin and lies on the first: both are seen
+    "fastrnn": {"color": "#f0653a", "linewidth": 4},
+    "torch.nn": {"color": INK, "linewidth": 1.3, "dashes": (4, 3)},
+}
+THEME: dict[str, Any] = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": PALE,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
+    "grid.color": PALE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def plot(path: Path, results: Sequence[Result]) -> None:
+    """One row a result: loss, accuracy and, where two implementations were trained, their times."""
+    matplotlib, figure = require("matplotlib"), require("matplotlib.figure")
+    with matplotlib.rc_context(THEME):
+        page = figure.Figure(figsize=(13, 4.3 * len(results)), layout="constrained")
+        rows = page.subfigures(len(results), 1, squeeze=False)[:, 0]
+        for row, result in zip(rows, results, strict=True):
+            row.suptitle(headline(result.config), x=0.012, ha="left", fontsize=15, weight="bold")
+            loss, accuracy, *times = row.subplots(1, 3 if result.compared else 2)
+            plot_curves(loss, accuracy, result)
+            if times:
+                plot_times(times[0], result)
+        with blaming(f"--plot {path}"):
+            page.savefig(path, dpi=150)  # without pyplot: Agg draws it, no display is needed
+
+
+def headline(config: Config) -> str:
+    cell = config.cell.upper()
+    return f"{config.data}: {cell}, {config.hidden_size} hidden units, {config.dtype}"
+
+
+def plot_curves(loss: Any, accuracy: Any, result: Result) -> None:
+    numbers = "RMSE" in result.accuracy_name
+    scale, unit = (1, "") if numbers else (100, " %")
+    for name, history in result.histories.items():
+        epochs = range(1, history.epochs + 1)
+        style = LINES[name] | ({"marker": "o"} if history.epochs == 1 else {})
+        loss.plot(epochs, history.loss, label=name, **style)
+        accuracy.plot(epochs, [scale * value for value in history.accuracy], **style)
+    values = [value for history in result.histories.values() for value in history.loss]
+    decades = min(values) > 0 and max(values) > 10 * min(values)
+    loss.set(
+        ylabel="Mean squared error" if numbers else "Cross-entropy (nats)",
+        yscale="log" if decades else "linear",
+    )
+    loss.set_title("Training loss")
+    loss.legend(loc="upper right")
+    accuracy.set(ylabel="Root of mean squared error" if numbers else "Classified correctly (%)")
+    final = result.histories["fastrnn"].accuracy[-1]
+    accuracy.set_title(f"{result.accuracy_name}: {scale * final:.{4 if numbers else 1}f}{unit}")
+    for axes in (loss, accuracy):
+        axes.set(xlabel="Epoch")
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(visible=True)
+
+
+def plot_times(axes: Any, result: Result) -> None:
+    names = list(result.histories)
+    seconds = [history.total_seconds for history in result.histories.values()]
+    bars = axes.barh(names, seconds, height=0.4, color=[LINES[name]["color"] for name in names])
+    axes.bar_label(bars, fmt="%.2f s", padding=6)
+    axes.set_title(f"Training time: {result.comparison.speed_ratio:.1f} times as fast")
+    axes.set_xlabel(f"Seconds on {hardware(result.config)}")
+    axes.invert_yaxis()
+    axes.margins(x=0.18, y=0.25)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def table(results: Iterable[Result]) -> str:
+    """The closing table of the demo."""
+    row = "{:<16} {:<5} {:<8} {:>6}  {:>8} {:>8}  {:>8} {:>8}  {:>5}  {:>12}".format
+    lines = [
+        row("", "", "", "", "accuracy", "", "seconds", "", "speed", "largest loss"),
+        row("task", "cell", "dtype", "epochs", *LAYERS, *LAYERS, "ratio", "difference"),
+    ]
+    for result in results:
+        config, comparison = result.config, result.comparison
+        histories = [result.histories[name] for name in LAYERS]
+        task = (config.data, config.cell, config.dtype, config.epochs)
+        accuracy = [f"{history.accuracy[-1]:.4f}" for history in histories]
+        seconds = [f"{history.total_seconds:.3f}" for history in histories]
+        ratio = f"{comparison.speed_ratio:.2f}"
+        difference = f"{comparison.largest_loss_difference:.1e}"
+        lines.append(row(*task, *accuracy, *seconds, ratio, difference))
+    return "\n".join(lines)
+
+
+def exit_status(results: Iterable[Result]) -> int:
+    """Where round-off alone may differ, more than that is a failure."""
+    status = 0
+    for result in results:
+        if result.compared and result.comparison.disagrees:
+            difference = result.comparison.largest_loss_difference
+            print(
+                f"{result.config.data}: the losses of fastrnn and torch.nn differ by a relative "
+                f"{difference:.1e}, more than {LOSS_TOLERANCE:.0e}",
+                file=sys.stderr,
+            )
+            status = DISAGREEMENT
+    return status

@@ -1,0 +1,201 @@
+"""`python -m fastrnn tune`: the space, the search, what it leaves behind, killed workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastrnn import tune
+from fastrnn.__main__ import main
+from fastrnn.train import read_config
+
+optuna = pytest.importorskip("optuna")
+
+SMALL = "--num-samples 60 --epochs 6 --sampler-seed 0"
+SPACE = '[cell]\nchoices = ["rnn", "gru"]\n[num_layers]\nlow = 1\nhigh = 2\n[lr]\nlow = 0.001\nhigh = 0.1\nlog = true\n[dropout]\nlow = 0.0\nhigh = 0.4\n[clip_grad_norm]\nchoices = ["", 1.0]\n'
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("space.toml").write_text(SPACE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def search(trials, *options):
+    command = [
+        "tune",
+        *SMALL.split(),
+        "--space",
+        "space.toml",
+        "--trials",
+        str(trials),
+        "--out",
+        "out",
+        *options,
+    ]
+    return main(command)
+
+
+def study():
+    return optuna.load_study(study_name=tune.STUDY, storage="sqlite:///out/study.db")
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_search_leaves_table_pictures_and_configuration(pruner, capsys):
+    assert search(8, "--pruner", pruner) == 0
+    out = capsys.readouterr().out
+    assert "8 trials, " in out and "Accuracy: " in out  # of the refit
+    names = {path.name for path in Path("out").iterdir()}
+    pictures = {f"{n}.{s}" for n in ("history", "importances", "parallel") for s in ("png", "html")}
+    assert names == pictures | {"study.db", "best.toml"}
+    assert all(
+        (Path("out") / p).read_bytes()[:4] == b"\x89PNG" for p in pictures if p.endswith("png")
+    )
+
+    best = tune.best_trials(study(), 6)[0]
+    assert main(["train", "--config", "out/best.toml", "--json"]) == 0
+    repeated = json.loads(capsys.readouterr().out)["runs"]["fastrnn"]
+    assert repeated["validation_loss"][-1] == best.value
+    assert read_config(Path("out/best.toml"))["cell"] == best.params["cell"]
+
+
+def test_interrupted_search_continues(monkeypatch, capsys):
+    original, calls = tune.run_epochs, iter(range(3))
+
+    def interrupted(config, report):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return original(config, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "run_epochs", interrupted)
+        assert search(6) == 130
+    before = [trial.params for trial in study().trials[:3]]
+    assert search(6, "--no-test") == 0
+    after = study().trials
+    assert [trial.params for trial in after[:3]] == before
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in after) == 6
+    assert search(6, "--no-test") == 0 and len(study().trials) == len(
+        after
+    )  # there is no more to do
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        search(6, "--seed", "3")
+    assert "its trials had another options" in capsys.readouterr().err
+
+
+def test_divergence_costs_one_trial(monkeypatch):
+    original, calls = tune.run_epochs, iter(range(100))
+
+    def diverging(config, report):
+        if next(calls) == 1:
+            raise tune.Diverged("step 1")
+        return original(config, report)
+
+    monkeypatch.setattr(tune, "run_epochs", diverging)
+    assert search(4, "--no-test", "--pruner", "none") == 0
+    assert [trial.state.name for trial in study().trials] == [
+        "COMPLETE",
+        "PRUNED",
+        "COMPLETE",
+        "COMPLETE",
+    ]
+
+
+def test_default_space_is_valid():
+    space = tune.read_space(tune.SPACE)
+    asked = {
+        "cell",
+        "hidden_size",
+        "num_layers",
+        "lr",
+        "batch_size",
+        "dropout",
+        "clip_grad_norm",
+        "schedule",
+    }
+    assert asked <= space.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[colour]\nchoices = [1]", "[colour]: unknown; expected some of amp, batch_size"),
+        ("[epochs]\nlow = 1\nhigh = 2", "[epochs]: unknown"),
+        ("[lr]\nlow = 2.0\nhigh = 1.0", "[lr]: "),
+        ("[lr]\nlow = -1.0\nhigh = 1.0", "[lr]: argument --lr: '-1.0' is not a positive number"),
+        ("[lr]\nlow = 1.0", "[lr]: "),
+        ("[cell]\nchoices = ['transformer']", "[cell]: argument --cell: invalid choice"),
+        ("lr = 3", "[lr]: expected a table"),
+        ("[lr", "--space space.toml: "),
+        ("", "nothing to search through"),
+    ],
+)
+def test_bad_space_is_named(text, message, capsys):
+    Path("space.toml").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        search(2)
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+    assert [path.name for path in Path().iterdir()] == ["space.toml"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "2"], "--workers: it needs --ray"),
+        (["--validation", "0"], "--validation 0: "),
+        (["--data", "absent.csv"], "--data: invalid choice: 'absent.csv'"),
+        (["--storage", "nonsense://x"], "--storage nonsense://x: "),
+    ],
+)
+def test_bad_options(options, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        search(2, *options)
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+def kill_one_worker(killed):
+    """SIGKILL to the first Ray worker seen at a trial."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                name = path.read_bytes()
+            except OSError:
+                continue
+            if name.startswith(b"ray::ImplicitFunc.train"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                killed.append(name)
+                return
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Ray
+def test_ray_on_two_workers_one_of_which_is_killed(monkeypatch):
+    pytest.importorskip("ray.tune")
+    monkeypatch.setenv("PYTHONPATH", str(Path(tune.__file__).parents[1]))
+    killed: list = []
+    killer = threading.Thread(target=kill_one_worker, args=(killed,))
+    killer.start()
+    assert (
+        search(4, "--ray", "--workers", "2", "--no-test", "--pruner", "none", "--epochs", "60") == 0
+    )
+    killer.join()
+    assert killed
+    assert [trial.state.name for trial in study().trials] == ["COMPLETE"] * 4
+    assert Path("out/best.toml").exists() and "ray" in sys.modules
