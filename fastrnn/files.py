@@ -32,20 +32,14 @@ from fastrnn.datasets import (
 def read_task(path: Path, kind: str | None) -> Task:
     """The task of ``--data``; a folder holds train.npz or train.csv, and maybe a test file."""
     if not path.is_dir():
-        train, labels = _read(path)
-        kind = kind or _kind(labels)
-        samples, classes = _labelled(path, train, labels, kind, None)
-        return Task(samples, samples, len(classes or ()), kind)
+        return _task_of_file(path, kind)[0]
     parts = {part: _part(path, part) for part in ("train", "test")}
     if parts["train"] is None:
         raise UsageError(f"--data {path}: there is no train.npz or train.csv in it")
-    task = read_task(parts["train"], kind)
+    task, classes = _task_of_file(parts["train"], kind)
     if parts["test"] is None:
         return task
     test, labels = _read(parts["test"])
-    classes = None
-    if task.kind == CLASSIFICATION:
-        classes = _classes(_read(parts["train"])[1])
     samples, _ = _labelled(parts["test"], test, labels, task.kind, classes)
     for what, a, b in (
         ("features", samples.x.size(-1), task.input_size),
@@ -54,6 +48,14 @@ def read_task(path: Path, kind: str | None) -> Task:
         if a != b:
             raise UsageError(f"--data {parts['test']}: {a} {what}, {b} in {parts['train'].name}")
     return replace(task, test=samples)
+
+
+def _task_of_file(path: Path, kind: str | None) -> tuple[Task, list[Any] | None]:
+    """The task that trains and tests on one file, and the classes there are."""
+    samples, labels = _read(path)
+    kind = kind or _kind(labels)
+    samples, classes = _labelled(path, samples, labels, kind, None)
+    return Task(samples, samples, len(classes or ()), kind), classes
 
 
 def _part(folder: Path, part: str) -> Path | None:
