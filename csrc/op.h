@@ -91,7 +91,6 @@ inline ScanResults new_results(const ScanInputs& in, const ScanSizes& sizes, con
   const auto [save, recompute, all_states] = flags;
   const bool has_c = sizes.cell.has_cell_state;
   const ScalarType dtype = in.input.scalar_type();
-  const Tensor none = empty_like_dtype(in.input, {0});
   const auto maybe = [&](bool wanted, int64_t columns, ScalarType kind, bool seen) {
     return wanted ? new_sequence(in, sizes, columns, kind, seen)
                   : torch::stable::new_empty(in.input, std::vector<int64_t>{0}, kind);
