@@ -31,16 +31,15 @@ class Gpu:
     l2_tb_s: float
     half_fma: float  # a clock and multiprocessor
     tf32_fma: float
-    float_fma: float
     poll_cycles: float = 900
     barrier_cycles: float = 30
     mma_cycles: float = 33
 
 
 GPUS = (
-    Gpu("H100 SXM", "sm_90", 1.75, 5.5, 1024, 512, 128),
-    Gpu("A100", "sm_80", 1.41, 3.5, 1024, 512, 64),
-    Gpu("RTX 4090", "sm_89", 2.5, 5.0, 512, 128, 128),
+    Gpu("H100 SXM", "sm_90", 1.75, 5.5, 1024, 512),
+    Gpu("A100", "sm_80", 1.41, 3.5, 1024, 512),
+    Gpu("RTX 4090", "sm_89", 2.5, 5.0, 512, 128),
 )
 # cell, kind, N, H, aim forward and backward on an H100 in us, what is published of others
 SHAPES = (

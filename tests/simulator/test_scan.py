@@ -191,7 +191,7 @@ def assert_close(case: Case, found: dict[str, Tensor]) -> None:
         scale = max(1e-3, reference.norm().item())
         errors[name] = (tensor.double() - reference).norm().item() / scale
     tolerance = TOLERANCE[case.kind]
-    if case.cell == "rnn_relu":
+    if case.cell == "rnn_relu" and case.kind not in ("float32", "float64"):
         tolerance *= 8  # a value that rounding moves across 0 takes its gradient along
     worst = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not worst, f"relative errors {worst}, tolerance {tolerance}"
