@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from fastrnn.__main__ import main
 from fastrnn.training import checkpoint
+from fastrnn.training.loop import Stopped, Trainer
+from fastrnn.training.model import config_for
 
 OPTIONS = "--cell gru --num-layers 2 --dropout 0.3 --num-samples 60 --batch-size 7 --epochs 6"
 OPTIONS += " --schedule cosine --clip-grad-norm 1 --validation 0.2 --patience 50"
@@ -89,8 +91,8 @@ def undisturbed(tmp_path_factory) -> dict:
 
 def assert_same(folder: Path, undisturbed: dict) -> None:
     torch.testing.assert_close(result_of(folder), undisturbed, rtol=0, atol=0)
-    names = [path.name for path in (folder / "run").iterdir()]
-    assert names == ["step-000000000042"]  # nothing half written is left
+    whole = checkpoint.latest(folder / "run")
+    assert list((folder / "run").iterdir()) == [whole]  # nothing half written is left
 
 
 def test_killed_at_random_moments(tmp_path, undisturbed):
@@ -123,15 +125,15 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
 @pytest.mark.slow
 def test_killed_at_every_file_operation_of_a_write(tmp_path, undisturbed):
     """A few operations later in every run: in the end each kind of operation was the last one once."""
-    kills = 0
+    kills, saved = 0, False
     for kill_at in range(1, 200):
         exit_code = ended(start(tmp_path, kill_at))
         if exit_code == 0:
             break
         assert exit_code == -signal.SIGKILL
         kills += 1
-        whole = list((tmp_path / "run").glob("step-*[0-9]")) if (tmp_path / "run").exists() else []
-        assert len(whole) <= 2 and (whole or kills < 20)
+        assert checkpoint.latest(tmp_path / "run") or not saved  # it never goes again
+        saved = checkpoint.latest(tmp_path / "run") is not None
     assert kills >= 20
     assert_same(tmp_path, undisturbed)
 
@@ -148,6 +150,28 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, undisturbed):
     assert 0 < document["runs"]["fastrnn"]["step"] < 42
     assert ended(start(tmp_path)) == 0
     assert_same(tmp_path, undisturbed)
+
+
+def test_what_a_resumed_run_saves_first_is_what_it_read(tmp_path):
+    """Within an epoch too, where dropout's generator has gone on."""
+    config = config_for("tutorial", num_samples=60, batch_size=7, num_layers=2, dropout=0.3)
+    trainer = Trainer(config, "fastrnn")
+
+    def after_step():
+        if trainer.step == 3:
+            checkpoint.save_checkpoint(tmp_path / "run", [trainer])
+            raise Stopped(signal.SIGTERM)
+
+    trainer.after_step = after_step
+    with pytest.raises(Stopped):
+        trainer.run_epoch()
+    found = result_of(tmp_path)
+    path, document = checkpoint.read_checkpoint(tmp_path / "run")
+    resumed = Trainer(config, "fastrnn")
+    checkpoint.restore(tmp_path / "run", path, document, [resumed])
+    checkpoint.save_checkpoint(tmp_path / "run", [resumed])
+    assert checkpoint.latest(tmp_path / "run") != path
+    torch.testing.assert_close(result_of(tmp_path), found, rtol=0, atol=0)
 
 
 def test_another_shape_is_named(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Checkpoints: a folder of them, each written aside and put in place by one rename.
 
-Whoever looks, after a kill at any moment too, finds whole checkpoints only. Tensors are written by
+Whoever looks, after a kill at any moment too, finds whole checkpoints only, and from the first one
+on never none: they are numbered, so that none takes the place of another. Tensors are written by
 torch.distributed.checkpoint, so several processes write and read their shards; what is not a tensor
 is in a JSON file beside them.
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fastrnn-train-2"
 DOCUMENT = "run.json"
-PREFIX, ASIDE = "step-", ".tmp"
+PREFIX, ASIDE = "checkpoint-", ".tmp"
 
 
 def latest(folder: Path) -> Path | None:
@@ -43,7 +44,9 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     processes = trainers[0].processes
-    name = f"{PREFIX}{sum(trainer.step for trainer in trainers):012d}"
+    before = latest(folder) if processes.first else None
+    number = 0 if before is None else int(before.name.removeprefix(PREFIX)) + 1
+    name = f"{PREFIX}{int(processes.sum([number])[0]):09d}"
     path, aside = folder / name, folder / (name + ASIDE)
     document = {
         "format": FORMAT,
@@ -65,8 +68,6 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
                     json.dump(document, file)
                     file.flush()
                     os.fsync(file.fileno())
-                if path.exists():  # the same step, saved again at the end of its epoch
-                    path.rename(folder / f"{PREFIX}old{ASIDE}")
                 aside.rename(path)
                 _sync(folder)
                 for other in folder.glob(f"{PREFIX}*"):

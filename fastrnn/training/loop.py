@@ -155,6 +155,7 @@ class Trainer:
             self.batch += 1
             self.step += 1
             self.seconds += time.perf_counter() - self.since
+            self.random_state = random_state(self.device)
             self.after_step()
             self.since = time.perf_counter()
         if self.skipped == len(self.sampler):
@@ -266,8 +267,7 @@ class Trainer:
         if self.optimizer.state if of is None else of["optimized"]:
             found["optimizer"] = get_optimizer_state_dict(self.model, self.optimizer)
         if self.processes.rank < (world or self.processes.world):
-            now = random_state(self.device) if of is None and self.batch else self.random_state
-            found["random"] = {f"{self.processes.rank}": dict(now)}
+            found["random"] = {f"{self.processes.rank}": dict(self.random_state)}
         if of is None and self.best:
             found["best"] = self.best
         elif of is not None and of["best"]:
