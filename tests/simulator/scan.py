@@ -7,23 +7,23 @@ import functools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from module import build_module, compile_ptx
-from simulator import DeviceArray, Report, Simulator, build_host, simulator
+from kernels import LAZY, launch_code, ptx
+from module import build, build_module
+from ptx import Module, parse
+from simulator import DeviceArray, Report, Simulator, simulator
 from torch import Tensor
+from translate import kernels, translate_kernel
 
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
-FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", f"-I{HERE / 'include'}")
-DTYPES = {
-    torch.float16: ("e", "half"),
-    torch.bfloat16: ("b", "bfloat16"),
-    torch.float32: ("f", "float"),
-    torch.float64: ("d", "double"),
+# The file of csrc/cuda for it, and its C++ type.
+STORAGE = {
+    torch.float16: ("half", "Half"),
+    torch.bfloat16: ("bfloat16", "BFloat16"),
+    torch.float32: ("float", "float"),
+    torch.float64: ("double", "double"),
 }
 SIZES = ("T", "N", "I", "H", "R", "groups", "rows", "steps")
 FLAGS_OF_CALL = ("reverse", "tf32", "bias", "backward")
@@ -49,32 +49,33 @@ class Call(ctypes.Structure):
     ]
 
 
-@functools.cache
-def kernels(unit: str) -> Path:
-    """The kernels of a storage type, translated."""
-    return build_module(ptx(unit))
+def load_kernels(unit: str) -> None:
+    if not LAZY:
+        simulator().load(build_module(ptx(unit)))
+        return
+    module = parse(ptx(unit))
+    assert not any(variable.space in ("global", "const") for variable in module.variables)
+    modules.append(module)
+    simulator().on_missing_kernel(provide)
+
+
+modules: list[Module] = []
+
+
+def provide(name: str) -> None:
+    """Translate a kernel of the modules, and load it."""
+    for module in modules:
+        if name in kernels(module):
+            simulator().load(build([translate_kernel(module, kernels(module)[name])]))
 
 
 @functools.cache
-def ptx(unit: str) -> str:
-    return compile_ptx(CSRC / "cuda" / f"launch_{unit}.cu", flags=FLAGS)
-
-
-@functools.cache
-def host() -> ctypes.CDLL:
-    """All kernels, and the unchanged host code that launches them."""
-    units = [unit for _, unit in DTYPES.values()]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(ptx, units))
-    sim = simulator()
-    for unit in units:
-        sim.load(kernels(unit))
-    sources = [
-        *(CSRC / "cuda" / f"launch_{unit}.cu" for unit in units),
-        CSRC / "cuda" / "limits.cpp",
-        Path(__file__).with_name("scan_host.cu"),
-    ]
-    library = sim.load(build_host(sources, flags=FLAGS))
+def host(unit: str, storage: str) -> ctypes.CDLL:
+    """A storage type's kernels, and the unchanged host code that launches them."""
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(launch_code, unit, storage)
+        load_kernels(unit)
+        library = simulator().load(built.result())
     library.scan.restype = library.last_plan.restype = ctypes.c_char_p
     return library
 
@@ -116,10 +117,10 @@ def scan(
     **settings: int,
 ) -> Done:
     """Inputs and what backward reads by name; results as tensors of the shapes and dtypes wanted."""
-    library, sim = host(), simulator()
-    sim.set_device(device)
-    x = given["x"]
+    x, sim = given["x"], simulator()
     assert x is not None
+    library = host(*STORAGE[x.dtype])
+    sim.set_device(device)
     arrays: dict[str, DeviceArray] = {}
     for name, tensor in given.items():
         if tensor is not None:
@@ -138,7 +139,7 @@ def scan(
         setattr(call, name, array.address)
     exact = {"schedule_seed": 0, "numeric_seed": 0, "races": 1}  # settings outlive a watch
     with sim.watch(**exact | settings) as report:
-        error = library.scan(ctypes.c_char(DTYPES[x.dtype][0].encode()), ctypes.byref(call))
+        error = library.scan(ctypes.byref(call))
     if error is not None:
         raise Refused(error.decode())
     return Done(

@@ -119,17 +119,11 @@ void run(const Call& call) {
 
 }  // namespace
 
-// dtype: a letter of NumPy's kinds, or b for bfloat16. Null, or what went wrong.
-extern "C" const char* scan(char dtype, const Call* call) {
+// Of one storage type, which the compiler is told. Null, or what went wrong.
+extern "C" const char* scan(const Call* call) {
   static std::string error;
   try {
-    switch (dtype) {
-      case 'e': run<Half>(*call); break;
-      case 'b': run<BFloat16>(*call); break;
-      case 'f': run<float>(*call); break;
-      case 'd': run<double>(*call); break;
-      default: throw LaunchError("no such dtype");
-    }
+    run<FASTRNN_STORAGE>(*call);
     return nullptr;
   } catch (const LaunchError& found) {
     error = found.what();

@@ -20,7 +20,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,6 +277,12 @@ class Simulator:
         """A translated module or host code linked against libcudart.so.13. A module must come before
         the host code that launches its kernels."""
         return ctypes.CDLL(str(library), mode=ctypes.RTLD_LOCAL)
+
+    def on_missing_kernel(self, provide: Callable[[str], None]) -> None:
+        """Called with the name of a kernel that is launched and was not loaded; loads it, or does not."""
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+        self._provide = prototype(lambda name: provide(name.decode()))  # kept as long as the engine
+        self.library.fastrnn_simulator_on_missing_kernel(self._provide)
 
     def check(self, error: int) -> None:
         if error != 0:

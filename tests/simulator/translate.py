@@ -388,7 +388,9 @@ class FunctionTranslator:
 
     def site(self) -> str:
         s = self.source
-        entry = f"{{{quoted(self.kernel.entry.name)}, {s.ptx_line}, {quoted(s.file)}, {s.line}, {quoted(s.text)}}}"
+        # Counted from the kernel's first one: a change elsewhere in the module leaves it as it is.
+        line = s.ptx_line - self.kernel.entry.source.ptx_line + 1
+        entry = f"{{{quoted(self.kernel.entry.name)}, {line}, {quoted(s.file)}, {s.line}, {quoted(s.text)}}}"
         if not self.sites or self.sites[-1] != entry:
             self.sites.append(entry)
         return f"{self.sites_name}[{len(self.sites) - 1}]"
@@ -1247,8 +1249,13 @@ def translate_globals(module: ptx.Module) -> str:
     return "\n".join([*lines, ""])
 
 
+def kernels(module: ptx.Module) -> dict[str, ptx.Function]:
+    """The kernels that are defined there, by name."""
+    return {f.name: f for f in module.functions.values() if f.is_entry and f.body is not None}
+
+
 def translate(text: str) -> dict[str, str]:
     """PTX -> name of the kernel: C++; the module's variables come under the empty name."""
     module = ptx.parse(text)
-    entries = [f for f in module.functions.values() if f.is_entry and f.body is not None]
-    return {"": translate_globals(module), **{f.name: translate_kernel(module, f) for f in entries}}
+    translated = {name: translate_kernel(module, f) for name, f in kernels(module).items()}
+    return {"": translate_globals(module), **translated}

@@ -1,0 +1,36 @@
+"""csrc/cuda as the simulator takes it: kernels and launch code, of the checkout or of a changed copy."""
+
+import functools
+import os
+from pathlib import Path
+
+from module import compile_ptx
+from simulator import build_host
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+# Copies, of which kernels are translated as they are needed.
+KERNELS = Path(os.environ.get("FASTRNN_SIMULATOR_KERNELS", CSRC))
+LAUNCH = Path(os.environ.get("FASTRNN_SIMULATOR_LAUNCH", CSRC))
+LAZY = "FASTRNN_SIMULATOR_KERNELS" in os.environ
+
+
+def flags(csrc: Path) -> tuple[str, ...]:
+    return ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{csrc}", f"-I{HERE / 'include'}")
+
+
+@functools.cache
+def ptx(unit: str, csrc: Path = KERNELS) -> str:
+    """Of a storage type's kernels; names of sources do not tell where the checkout lies."""
+    text = compile_ptx(csrc / "cuda" / f"launch_{unit}.cu", flags=flags(csrc))
+    return text.replace(f"{csrc}/", "csrc/")
+
+
+def launch_code(unit: str, storage: str) -> Path:
+    """The unchanged host code of a storage type, and the boundary for tests."""
+    sources = [
+        LAUNCH / "cuda" / f"launch_{unit}.cu",
+        LAUNCH / "cuda" / "limits.cpp",
+        HERE / "scan_host.cu",
+    ]
+    return build_host(sources, flags=(*flags(LAUNCH), f"-DFASTRNN_STORAGE={storage}"))

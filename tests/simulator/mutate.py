@@ -1,0 +1,402 @@
+"""Breaks the CUDA kernels and their launch code, one place at a time, and asks the suite whether it sees that.
+
+    python tests/simulator/mutate.py                     # every site; hours on two cores
+    python tests/simulator/mutate.py --sample 20 --seed 1
+    python tests/simulator/mutate.py --list
+
+Each operator finds all its sites by the text of the sources. A mutant is a copy of csrc/ with one of
+them changed; tests/simulator/test_scan.py runs on it, its quicker tests first, until one fails. What
+the compiler turns into the same PTX is no mutant, and what it refuses is none either. Each survivor
+must be explained in SURVIVORS, or the command ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kernels import CSRC, HERE, ptx
+from module import BuildError
+
+ROOT = CSRC.parent
+
+KERNELS = [
+    f"cuda/{name}.cuh" for name in ("device", "step", "block_resident", "grid_resident", "stepwise")
+]
+LAUNCH = ["cuda/launch.cuh", "cuda/plan.h"]
+CELLS = [f"cells/{name}.h" for name in ("elman", "gru", "lstm")]
+FILES = [*KERNELS, *LAUNCH, *CELLS]
+
+# What of test_scan.py is run, one after the other until something fails.
+STAGES = (
+    "float16 and not bfloat16",
+    "rows or projection and not bfloat16",
+    "every_regime and (float64 or tf32 or gru and float32)",
+    "odd_sizes and (tf32 or float32) and (gru or lstm)",
+)
+SECONDS = 600  # of a stage
+SAME_CODE = ("half", "float", "double")  # units whose PTX says whether a mutant is one
+
+# Survivors, by operator and the line they change, and why no test can see them.
+SURVIVORS: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    operator: str
+    file: str
+    start: int  # what is replaced, in the file's text
+    end: int
+    text: str
+
+    def line(self, source: str) -> int:
+        return source.count("\n", 0, self.start) + 1
+
+    def describe(self, source: str) -> str:
+        before = " ".join(source[self.start : self.end].split())
+        return f"{self.operator}: {self.file}:{self.line(source)}: {before} -> {self.text or 'nothing'}"
+
+    def context(self, source: str) -> tuple[str, str]:
+        """What SURVIVORS names it by."""
+        first = source.rfind("\n", 0, self.start) + 1
+        last = source.find("\n", self.end)
+        return self.operator, source[first:last].strip()
+
+
+# --- reading C++ ---------------------------------------------------------------------------------
+
+
+def blank_comments(source: str) -> str:
+    """Comments as spaces, so that places stay the same."""
+    return re.sub(r"//[^\n]*", lambda m: " " * len(m[0]), source)
+
+
+def closing(source: str, at: int) -> int:
+    """Where the bracket at `at` is closed."""
+    pairs = {"(": ")", "[": "]", "{": "}"}
+    depth = 0
+    for i in range(at, len(source)):
+        if source[i] == source[at]:
+            depth += 1
+        elif source[i] == pairs[source[at]]:
+            depth -= 1
+            if depth == 0:
+                return i
+    raise ValueError(f"bracket at {at} is not closed")
+
+
+def arguments(source: str, at: int) -> list[tuple[int, int]]:
+    """Places of the arguments in the parentheses at `at`."""
+    end, found, start, depth = closing(source, at), [], at + 1, 0
+    for i in range(at + 1, end + 1):
+        if source[i] in "([{":
+            depth += 1
+        elif source[i] in ")]}" and i < end:
+            depth -= 1
+        if i == end or (source[i] == "," and depth == 0):
+            found.append((start + len(source[start:i]) - len(source[start:i].lstrip()), i))
+            start = i + 1
+    return found
+
+
+# --- operators -----------------------------------------------------------------------------------
+#
+# Each yields (start, end, replacement) of a source without comments.
+
+Site = tuple[int, int, str]
+
+
+def drop_barrier(source: str) -> Iterator[Site]:
+    for m in re.finditer(r"__sync(threads|warp)\(\);", source):
+        yield *m.span(), ";"
+
+
+def weaken_order(source: str) -> Iterator[Site]:
+    """Of an access, its scope and its order; of an asm statement, what keeps it in its place."""
+    for m in re.finditer(r"\b(ld|st)\.relaxed\.gpu", source):
+        yield *m.span(), f"{m[1]}.relaxed.cta"
+        yield *m.span(), f"{m[1]}.weak"
+    for m in re.finditer(r"asm volatile", source):
+        yield *m.span(), "asm"
+    for m in re.finditer(r'\s*:\s*"memory"', source):
+        yield *m.span(), ""
+
+
+# Functions whose argument of that number is an index.
+INDEXED = {"word_index": 0, "vector_index": 0, "hh": 0, "reset": 0, "slot": 0, "part": 0, "to": 0, "d_initial": 0,
+           "matrix": 0, "at": 1, "row_of": 1}  # fmt: skip
+POINTERS = r"\b(words|slot|parts|exchange|chunk\.gx|sums|h|d_gates|\w+\.data|data)\s\+\s"
+
+
+def shift_index(source: str) -> Iterator[Site]:
+    """The next element is taken, or the next row of a matrix."""
+    for m in re.finditer(r"[\w)\]](\[)", source):
+        start, end = m.start(1), closing(source, m.start(1))
+        inside = source[start + 1 : end]
+        before = re.search(r"(\S+)?\s*[\w.]*$", source[max(0, start - 80) : start])
+        head = source[source.rfind("\n", 0, start) + 1 : start].strip()
+        declares = re.search(r"(\b(?!return\b|else\b)\w+|>)[&*]* \w+(\[[^]]*\])*$", head) or re.search(r"\(&\w+\)(\[[^]]*\])*$", head)  # fmt: skip
+        if not inside.strip() or declares or before is None:
+            continue
+        yield start + 1, end, f"({inside}) + 1"
+    for m in re.finditer(r"\b(\w+)(\()", source):
+        if m[1] not in INDEXED or re.search(
+            r"\b(int|int64_t|uint32_t|float|auto|S>|Accumulate<S>)\*? $", source[: m.start()]
+        ):
+            continue
+        places = arguments(source, m.start(2))
+        if len(places) > INDEXED[m[1]]:
+            start, end = places[INDEXED[m[1]]]
+            if source[start:end].strip() and not re.match(
+                r"(const|int|int64_t) ", source[start:end]
+            ):
+                yield start, end, f"({source[start:end]}) + 1"
+    for m in re.finditer(POINTERS, source):
+        yield *m.span(), f"{m[1]} + 1 + "
+
+
+def shrink_buffer(source: str) -> Iterator[Site]:
+    """Half of a buffer, or of what of it is cleared or filled; a row less of a shared array."""
+    for m in re.finditer(r"\b(?:arena\.take<\w+>|clear|for_each|cudaMemsetAsync)(\()", source):
+        places = arguments(source, m.start(1))
+        which = 2 if "Memset" in m[0] else 0 if "take" in m[0] else 1
+        if (
+            len(places) > which
+            and source[places[which][0]] != " "
+            and "int" not in source[slice(*places[which])]
+        ):
+            start, end = places[which]
+            if not re.match(r"(auto|int64_t|const) ", source[start:end]):
+                yield start, end, f"({source[start:end]}) / 2"
+    for m in re.finditer(r"\.(?:shared|exchange)_bytes = ([^;]+);", source):
+        yield *m.span(1), f"({m[1]}) / 2"
+    for m in re.finditer(r"__shared__ [^;\[]*\[([^]]+)\]", source):
+        if m[1].strip():
+            yield *m.span(1), f"{m[1]} - 1"
+
+
+def swap_gates(source: str) -> Iterator[Site]:
+    """The second and the third in a loop over gates; neighbours where a cell names them."""
+    for m in re.finditer(r"\bgate\b", source):
+        line = source[source.rfind("\n", 0, m.start()) + 1 : source.find("\n", m.start())]
+        if re.search(r"for \(|int gate\b(?! =)", line) or re.match(r"\s*=[^=]", source[m.end() :]):
+            continue
+        yield *m.span(), "(gate == 1 ? 2 : gate == 2 ? 1 : gate)"
+    for m in re.finditer(r"\b(gx|gh|saved|d_gx|d_gh)\[(\d)\]", source):
+        yield m.start(2), m.end(2), {"0": "1", "1": "0", "2": "1", "3": "2"}[m[2]]
+    for m in re.finditer(
+        r"[\[{](\w+|d_gx\[0\]), (\w+|d_gx\[1\])(?=, [^\]}]*[\]}](?: = saved)?;)", source
+    ):
+        yield m.start(1), m.end(2), f"{m[2]}, {m[1]}"
+
+
+ZERO = r"(?:0\.f|0|A\(0\)|Accumulate<S>\(0\)|store<S>\(0\)|A\{\}|V\{\})"
+
+
+def drop_canonicalisation(source: str) -> Iterator[Site]:
+    """A NaN keeps its bits; what is not there, or does not run, is not made 0."""
+    for m in re.finditer(r"value != value \? 0x7fffffff : bits", source):
+        yield *m.span(), "bits"
+    for m in re.finditer(rf" \? ((?:[^?:;]|::)+?) : {ZERO}(?=[;,)}}\]])", source):
+        start, depth = m.start(), 0
+        while depth >= 0 and not (
+            depth == 0 and re.match(r"(= |return |[,{;]\s+)", source[start:])
+        ):
+            start -= 1
+            depth += (source[start] in ")]}") - (source[start] in "([{" and depth >= 0)
+        start += len(re.match(r"(= |return |[,{;]\s+|[(\[{])", source[start:])[0])  # type: ignore[index]
+        yield start, m.end(), m[1]
+    for m in re.finditer(r"(?<=[;{)\s])[\w.\[\]]+(?: = [\w.\[\]]+)* = (?:0|false|A\(0\));", source):
+        if not re.search(
+            r"\b(int|int64_t|float|uint32_t|bool|auto|A|Accumulate<S>|double|char|size_t) $",
+            source[: m.start()],
+        ):
+            yield *m.span(), ";"
+
+
+def drop_guard(source: str) -> Iterator[Site]:
+    """What a condition keeps out is let in."""
+    for m in re.finditer(r"\bif (\()", source):
+        end = closing(source, m.start(1)) + 1
+        rest = re.match(r"\s*(return\b[^;]*;|break;|continue;)?", source[end:])
+        assert rest
+        if rest[1]:
+            yield m.start(), end + rest.end(), ";"
+        elif not re.match(r"\s*constexpr", source[m.start() + 2 :]):
+            yield m.start(), end, "if (true)"
+
+
+OPERATORS = {
+    "drop a barrier": (drop_barrier, KERNELS),
+    "weaken an order or scope": (weaken_order, KERNELS),
+    "shift an index": (shift_index, [*KERNELS, "cuda/launch.cuh"]),
+    "shrink a buffer": (shrink_buffer, [*KERNELS, *LAUNCH]),
+    "swap gates": (swap_gates, [*KERNELS, *CELLS]),
+    "drop a canonicalisation": (drop_canonicalisation, KERNELS),
+    "drop a guard": (drop_guard, KERNELS),
+}
+
+
+def mutants() -> list[Mutant]:
+    """All of them, in the order of operators and sources."""
+    found = []
+    for operator, (sites, files) in OPERATORS.items():
+        for file in files:
+            source = blank_comments((CSRC / file).read_text())
+            found += [Mutant(operator, file, *site) for site in sorted(set(sites(source)))]
+    return found
+
+
+# --- running them --------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    mutant: str
+    operator: str
+    result: str  # caught, survived, same code, not compiled
+    by: str = ""  # the test that failed, or why it survived
+
+
+@functools.cache
+def code(csrc: Path, unit: str) -> str:
+    """A unit's PTX without places in sources."""
+    return re.sub(r"^\s*\.(loc|file)\b.*\n|//.*", "", ptx(unit, csrc), flags=re.M)
+
+
+def run(mutant: Mutant | None) -> Outcome:
+    """Of a mutant, or of the sources as they are."""
+    with tempfile.TemporaryDirectory(prefix="fastrnn-mutant-") as folder:
+        csrc = Path(folder) / "csrc"
+        shutil.copytree(CSRC, csrc)
+        environment = {**os.environ, "FASTRNN_SIMULATOR_KERNELS": str(CSRC), "OMP_NUM_THREADS": "1"}
+        if mutant is None:
+            return judged("the sources as they are", "", environment)
+        source = (csrc / mutant.file).read_text()
+        (csrc / mutant.file).write_text(source[: mutant.start] + mutant.text + source[mutant.end :])
+        what = mutant.describe(source)
+        if mutant.file in LAUNCH:
+            environment["FASTRNN_SIMULATOR_LAUNCH"] = str(csrc)
+        else:
+            environment["FASTRNN_SIMULATOR_KERNELS"] = str(csrc)
+            try:
+                if all(code(csrc, unit) == code(CSRC, unit) for unit in SAME_CODE):
+                    return Outcome(what, mutant.operator, "same code")
+            except BuildError:
+                return Outcome(what, mutant.operator, "not compiled")
+        outcome = judged(what, mutant.operator, environment)
+        if outcome.result == "survived":
+            outcome.by = SURVIVORS.get(mutant.context(source), "")
+        return outcome
+
+
+def judged(what: str, operator: str, environment: dict[str, str]) -> Outcome:
+    for stage in STAGES:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--no-header",
+            "-rf",
+            "-p",
+            "no:cacheprovider",
+        ]
+        command += [str(HERE / "test_scan.py"), "-k", stage]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(what, operator, "caught", f"no end: {stage}")
+        said = done.stdout + done.stderr
+        if "BuildError" in said:
+            return Outcome(what, operator, "not compiled")
+        if "TranslationError" in said or "PtxError" in said or "kernel without translation" in said:
+            raise RuntimeError(f"{what}: not translated\n{said}")
+        if done.returncode < 0:
+            return Outcome(what, operator, "caught", f"signal {-done.returncode}: {stage}")
+        if done.returncode == 1:
+            failed = re.search(r"^FAILED \S*?::(.*)$", said, re.M)
+            return Outcome(what, operator, "caught", failed[1][:200] if failed else said[-200:])
+        if done.returncode != 0:
+            raise RuntimeError(f"{what}: pytest ended with {done.returncode}\n{said}")
+    return Outcome(what, operator, "survived")
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    lines = [
+        "| operator | mutants | caught | survived | same code | not compiled |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for operator in [*OPERATORS, ""]:
+        of = [o for o in outcomes if not operator or o.operator == operator]
+        count = Counter(o.result for o in of)
+        real = count["caught"] + count["survived"]
+        share = f" ({count['caught'] / real:.1%})" if real else ""
+        lines.append(
+            f"| {operator or 'all'} | {real} | {count['caught']}{share} | {count['survived']} "
+            f"| {count['same code']} | {count['not compiled']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print the sites, run nothing")
+    parser.add_argument("--sample", type=int, metavar="N", help="so many, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--operator", choices=OPERATORS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "mutation.jsonl",
+                        help="one line a mutant; what is there already is not run again")  # fmt: skip
+    arguments = parser.parse_args()
+    chosen = [m for m in mutants() if arguments.operator in (None, m.operator)]
+    random.Random(arguments.seed).shuffle(chosen)
+    chosen = chosen[: arguments.sample]
+    sources = {file: (CSRC / file).read_text() for file in FILES}
+    if arguments.list:
+        for mutant in sorted(chosen, key=lambda m: (m.operator, m.file, m.start)):
+            print(mutant.describe(sources[mutant.file]))
+        print(
+            table([Outcome("", m.operator, "caught") for m in chosen]).replace("caught", "sites", 1)
+        )
+        return 0
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.touch()
+    done = [Outcome(**json.loads(line)) for line in arguments.output.read_text().splitlines()]
+    names = {outcome.mutant for outcome in done}
+    todo = [m for m in chosen if m.describe(sources[m.file]) not in names]
+    unchanged = run(None)
+    if unchanged.result != "survived":
+        print(f"the suite fails on the sources as they are: {unchanged.by}", file=sys.stderr)
+        return 2
+    with ThreadPoolExecutor(arguments.jobs) as pool, arguments.output.open("a") as file:
+        for outcome in pool.map(run, todo):
+            print(f"{outcome.result}: {outcome.mutant}  {outcome.by}", flush=True)
+            file.write(json.dumps(asdict(outcome)) + "\n")
+            file.flush()
+            done.append(outcome)
+    print(table(done))
+    unexplained = [o for o in done if o.result == "survived" and not o.by]
+    for outcome in unexplained:
+        print(f"survived, not explained: {outcome.mutant}", file=sys.stderr)
+    return int(bool(unexplained))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
