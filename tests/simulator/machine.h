@@ -89,6 +89,7 @@ struct Fiber {
   struct Poll {
     uint64_t address, value;
   } polls[16];
+  uint32_t next_poll;
   ThreadClock clock;
   std::vector<BufferedStore> stores;
   std::vector<AsyncCopy> copies;

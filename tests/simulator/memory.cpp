@@ -286,12 +286,25 @@ template <int Bytes>
   return t.shared_base + offset;
 }
 
+// What a thread read there before, if it is among the latest addresses; else the place for it, in turn.
+Fiber::Poll& last_poll(Fiber& f, uint64_t address) {
+  constexpr uint32_t kPolls = std::extent_v<decltype(Fiber::polls)>;
+  for (uint32_t i = 0; i < kPolls; ++i) {  // who polls several asks for them in the same order
+    Fiber::Poll& found = f.polls[(f.next_poll + i) % kPolls];
+    if (found.address != address) continue;
+    f.next_poll = (f.next_poll + i + 1) % kPolls;
+    return found;
+  }
+  Fiber::Poll& found = f.polls[f.next_poll];
+  f.next_poll = (f.next_poll + 1) % kPolls;
+  return found;
+}
+
 // Yields where a thread waits for another one: at an address where it has read the same before.
 void poll(Thread& t, const Site& site, uint64_t address, int n) {
   Fiber& f = *t.fiber;
   t.counters[static_cast<int>(Counter::polls)] += 1;
-  // Neighbours have places of their own, and so have words a warp's vectors apart.
-  Fiber::Poll& last = f.polls[(address / 16 + address / 512) % 16];
+  Fiber::Poll& last = last_poll(f, address);
   uint64_t value = 0, high = 0;
   std::memcpy(&value, bytes(address), std::min(n, 8));
   if (n == 16) std::memcpy(&high, bytes(address + 8), 8);
@@ -521,8 +534,7 @@ void* atomic_begin(Thread& t, const Site& site, Space space, uint64_t address, i
   t.counters[static_cast<int>(Counter::atomics)] += 1;
   const bool releases = order == Order::release || order == Order::acq_rel;
   if (releases || is_buffered(f, address, size)) drain_stores(f);
-  // Neighbours have places of their own, and so have words a warp's vectors apart.
-  Fiber::Poll& last = f.polls[(address / 16 + address / 512) % 16];
+  Fiber::Poll& last = last_poll(f, address);
   uint64_t value = 0;
   std::memcpy(&value, bytes(address), size);
   if (last.address == address && last.value == value) yield_to_scheduler(f, &site, true);  // a lock that stays taken

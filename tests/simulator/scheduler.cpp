@@ -128,6 +128,7 @@ class Run {
         f.copy_group = 0;
         f.trace.clear();
         std::fill(std::begin(f.polls), std::end(f.polls), Fiber::Poll{});
+        f.next_poll = 0;
         Thread& t = f.thread;
         t.tid[0] = i % size[0], t.tid[1] = i / size[0] % size[1], t.tid[2] = i / size[0] / size[1];
         std::copy(size, size + 3, t.ntid);
