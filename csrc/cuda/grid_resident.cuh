@@ -243,7 +243,7 @@ struct BlockPlace {
     slot_words = tile_words * column_tiles;
     exchange = grid.exchange + grid.slots * column_block * slot_words;
   }
-  FASTRNN_DEVICE uint32_t* slot(int64_t index) const { return exchange + index * slot_words; }
+  FASTRNN_DEVICE uint32_t* slot(int index) const { return exchange + index * slot_words; }
 };
 
 template <class Cell, class S, Precision kPrecision, int kUnits>
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   ForwardInputs<Cell, S> inputs[kItems];
   UnitState<S> state[kItems];
 
-  const auto send = [&](int64_t slot, int item) {
+  const auto send = [&](int slot, int item) {
     uint32_t* words = place.slot(slot) + mine.tile(item) * place.tile_words;
     publish<kPrecision>(state[item].h, unit % kGroupUnits, [&](int word, uint32_t bits) {
       const int depth = unit / kGroupUnits * kGroupWords<kPrecision> + word;
@@ -286,7 +286,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     inputs[item].fetch(chunk, chunk.first, sample(item), unit);
     send(0, item);
   }
-  for (int64_t step = 0; step < chunk.steps; ++step) {
+  const int steps = static_cast<int>(chunk.steps);
+  for (int step = 0; step < steps; ++step) {
     product.run(place.slot(step), place.tile_words, place.column_tiles, step % 2);
     __syncthreads();
 #pragma unroll
@@ -298,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         gh[gate] = product.sum(step % 2, place.column_tiles, mine.tile(item), Rows::tile_of(gate),
                                Rows::value_of(gate, mine.share));
       advance(chunk, chunk.first + step, sample(item), unit, inputs[item], bias, gh, state[item]);
-      if (step + 1 < chunk.steps) send(step + 1, item);
+      if (step + 1 < steps) send(step + 1, item);
       inputs[item].fetch(chunk, chunk.first + step + 1, sample(item), unit);
     }
   }
@@ -331,24 +332,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 
   const Ownership<kUnits> mine;
-  const int unit = place.first_unit + mine.unit;
+  int unit = place.first_unit + mine.unit;
   const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
   BackwardInputs<Cell, S> inputs[kItems];
   UnitState<S> d_state[kItems];
   uint32_t ran = 0;  // a bit an item
-  const int64_t last = chunk.first + chunk.steps - 1;
+  const int steps = static_cast<int>(chunk.steps);
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
     if (mine.tile(item) >= place.column_tiles) break;
     d_state[item] = enter<Cell>(chunk, sample(item), unit);
-    inputs[item].fetch(chunk, last, sample(item), unit);
+    inputs[item].fetch(chunk, chunk.first + steps - 1, sample(item), unit);
   }
-  for (int64_t step = 0; step < chunk.steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
+    // Else the addresses of every item and gate are computed once for all steps, in registers that weights need.
+    asm volatile("" : "+r"(unit));
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
       if (mine.tile(item) >= place.column_tiles) break;
       float d_gh[Cell::kGates];
-      retreat(chunk, last - step, sample(item), unit, inputs[item], d_state[item], d_gh);
+      retreat(chunk, chunk.first + steps - 1 - step, sample(item), unit, inputs[item], d_state[item], d_gh);
       ran = inputs[item].runs ? ran | 1u << item : ran & ~(1u << item);
       uint32_t* words = place.slot(step) + mine.tile(item) * place.tile_words;
 #pragma unroll
@@ -358,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           const int depth = group * kGroupWords<kPrecision> + word;
           store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
         });
-      inputs[item].fetch(chunk, last - step - 1, sample(item), unit);
+      inputs[item].fetch(chunk, chunk.first + steps - step - 2, sample(item), unit);
     }
     product.run(place.slot(step), place.tile_words, place.column_tiles, step % 2);
     __syncthreads();

@@ -71,6 +71,8 @@ int fastrnn_simulator_set(const char* name, uint64_t value) {
     s.idle_rounds = value;
   } else if (key == "branch_limit") {
     s.branch_limit = value;
+  } else if (key == "lost_blocks") {
+    s.lost_blocks = value;
   } else {
     return 1;
   }

@@ -40,6 +40,7 @@ struct Settings {
   uint64_t round_ns = 100;                // what %globaltimer gains in a scheduling round
   uint64_t idle_rounds = 1000;            // nothing but polling for so long is a livelock
   uint64_t branch_limit = 1'000'000'000;  // backward branches without progress
+  uint64_t lost_blocks = 0;               // of a cooperative launch, that never start
 };
 
 struct Finding {
@@ -135,6 +136,7 @@ struct LaunchRequest {
 struct Launch {
   LaunchRequest request;
   uint32_t threads, warps, blocks;  // a block's threads and warps; the grid's blocks
+  uint32_t started;                 // of the blocks
   uint64_t params, workspace;       // device addresses
   uint32_t shared_bytes, resident;
   Random random;          // of the schedule

@@ -137,8 +137,9 @@ def scan(
     call.bias = given.get("bias_ih") is not None
     for name, array in arrays.items():
         setattr(call, name, array.address)
-    exact = {"schedule_seed": 0, "numeric_seed": 0, "races": 1}  # settings outlive a watch
-    with sim.watch(**exact | settings) as report:
+    # Settings outlive a watch.
+    usual = {"schedule_seed": 0, "numeric_seed": 0, "races": 1, "round_ns": 100, "lost_blocks": 0}
+    with sim.watch(**usual | settings) as report:
         error = library.scan(ctypes.byref(call))
     if error is not None:
         raise Refused(error.decode())

@@ -42,8 +42,8 @@ class Run {
     total_.fill(0);
     uint32_t wanted = l_.request.cooperative ? l_.resident : 1u << l_.random.below(4);
     uint64_t idle_rounds = 0;
-    while (!l_.aborted && (next_ < l_.blocks || !active_.empty())) {
-      while (active_.size() < std::min(wanted, l_.resident) && next_ < l_.blocks) admit();
+    while (!l_.aborted && (next_ < l_.started || !active_.empty())) {
+      while (active_.size() < std::min(wanted, l_.resident) && next_ < l_.started) admit();
       const uint64_t before = l_.progress;
       l_.worked = false;
       round();
@@ -56,7 +56,7 @@ class Run {
         continue;
       }
       if (!all_visited) continue;
-      if (wanted < l_.resident && next_ < l_.blocks) {
+      if (wanted < l_.resident && next_ < l_.started) {
         wanted *= 2;
         continue;
       }
@@ -242,8 +242,8 @@ class Run {
         text += thread_name(f) + " " + (f.wait == Wait::none ? "runs" : "waits") +
                 (f.stopped_at ? " at " + site_name(*f.stopped_at) : "");
       }
-    if (next_ < l_.blocks)
-      text += "; " + std::to_string(l_.blocks - next_) + " blocks are not resident: the device holds " +
+    if (next_ < l_.started)
+      text += "; " + std::to_string(l_.started - next_) + " blocks are not resident: the device holds " +
               std::to_string(l_.resident);
     add_finding(kind, std::string(what) + ": " + text, culprit ? culprit->stopped_at : nullptr, culprit);
     l_.aborted = true;
@@ -406,7 +406,8 @@ int launch(const LaunchRequest& request) {
       opted != m.dynamic_shared_limit.end() ? opted->second : 48 * 1024 - kernel.static_shared_bytes;
   if (request.dynamic_shared > dynamic_limit) return 1;  // cudaErrorInvalidValue
   if (kernel.max_threads > 0 && threads > kernel.max_threads) return 1;
-  l.blocks = blocks;
+  l.blocks = l.started = blocks;
+  if (request.cooperative) l.started -= std::min<uint64_t>(m.settings.lost_blocks, blocks);
   l.threads = threads;
   l.warps = (threads + 31) / 32;
   if (blocks * l.warps * 32 >= kThreadLimit) {

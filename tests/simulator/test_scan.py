@@ -26,6 +26,7 @@ except toolchain.ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 from scan import INPUTS, SAVED, Done, Refused, scan
+from simulator import SimulatorFinding
 
 import fastrnn.ops  # noqa: F401
 
@@ -289,6 +290,33 @@ def test_nonfinite_values_stay_in_their_sample(kind: str, regime: str) -> None:
             assert torch.equal(found[name][:, n], clean[name][:, n]), (name, n)
     assert found["y"][1:, 0].isnan().all() and found["y"][0, 3].isnan().all()
     assert found["h_n"][1].isnan().all() or not found["h_n"][1].isinf().any()
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+def test_padding_is_not_read(regime: str, reverse: bool) -> None:
+    """NaN past a length, in x and in the gradient of y, changes no bit of any result."""
+    case = Case("gru", "float16", T=4, N=5, H=9, lengths=[4, 0, 2, 3, 1], resets=True, reverse=reverse)  # fmt: skip
+    assert case.lengths is not None
+    padding = torch.arange(4)[:, None] >= case.lengths
+    clean, _ = case.run(regime, steps=3)
+    for tensor in (case.inputs["x"], case.grads["d_y"]):
+        assert tensor is not None
+        tensor[padding] = torch.nan
+    found, _ = case.run(regime, steps=3)
+    for name, tensor in found.items():
+        if name != "gates":  # of steps that no sample runs nothing is said
+            assert torch.equal(tensor, clean[name]), name
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_the_watchdog(kind: str) -> None:
+    """A wait that is long is no error, one without end is: a lost block's words never come."""
+    case = Case("lstm", kind, T=3, N=3, H=40)
+    found, _ = case.run("grid-resident", round_ns=2 << 20)
+    assert_close(case, found)
+    with pytest.raises(SimulatorFinding, match="trap"):
+        case.run("grid-resident", round_ns=200 << 20, lost_blocks=1)
 
 
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident"])
