@@ -6,6 +6,7 @@ TORCH_OLDEST := 2.10.0
 TORCH_NEWEST := 2.15.0
 TORCH := $(TORCH_DEFAULT)
 TORCH_CUDA := 2.14.1
+TRITON := triton==3.8.*
 ARCHS := 7.5;8.0;8.6;9.0;10.0;12.0+PTX
 PYTHON ?= python3
 ARGS :=
@@ -21,6 +22,7 @@ CUDA_READY := .venv-$(TORCH_CUDA)/.cuda-ready
 READY := $(VENV)/.ready-$(TORCH)
 DEV := $(VENV)/.dev-$(TORCH)
 BENCH := $(VENV)/.bench-$(TORCH)
+DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
@@ -50,7 +52,7 @@ demo: setup ## train a small model, draw build/demo.png
 	@mkdir -p build
 	$(BIN)/python -m fastrnn demo --plot build/demo.png
 
-test: setup ## all tests
+test: setup $(DISASSEMBLER) ## all tests
 	$(PYTEST) $(ARGS)
 
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
@@ -136,6 +138,12 @@ $(READY): pyproject.toml Makefile
 $(DEV): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' torch==$(TORCH)
 	@touch $@
+
+# Of GPU machine code: a tool in the triton package, which is unpacked beside the others, as torch.compile would use it
+# where it is installed. There is one for Linux alone.
+$(DISASSEMBLER): | $(READY)
+	-$(BIN)/pip install -q --no-deps --target $@ $(TRITON)
+	@mkdir -p $@
 
 $(BENCH): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]' torch==$(TORCH)

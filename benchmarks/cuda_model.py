@@ -12,35 +12,17 @@ Published times of cuDNN and FlashRNN are those of FlashRNN's figure head_dim--l
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "simulator"))
 
+from scan import machine  # type: ignore[import-not-found]
 from test_scan import Case  # type: ignore[import-not-found]
 
-CELL_CYCLES = 100
 STEPS = (2, 4)  # what a step costs is the difference: loading weights is not the recurrence's
 
 
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    device: str  # as the simulator names it
-    clock_ghz: float
-    l2_tb_s: float
-    half_fma: float  # a clock and multiprocessor
-    tf32_fma: float
-    poll_cycles: float = 900
-    barrier_cycles: float = 30
-    mma_cycles: float = 33
-
-
-GPUS = (
-    Gpu("H100 SXM", "sm_90", 1.75, 5.5, 1024, 512),
-    Gpu("A100", "sm_80", 1.41, 3.5, 1024, 512),
-    Gpu("RTX 4090", "sm_89", 2.5, 5.0, 512, 128),
-)
+GPUS = {"H100 SXM": "sm_90", "A100": "sm_80", "RTX 4090": "sm_89"}  # as the simulator names them
 # cell, kind, N, H, aim forward and backward on an H100 in us, what is published of others
 SHAPES = (
     ("lstm", "float16", 16, 768, 1.0, 2.5, "cuDNN 1.96 forward, about 3 backward"),
@@ -74,26 +56,28 @@ def step_counts(cell: str, kind: str, N: int, H: int, device: str, backward: boo
     return difference(first.total, second.total), difference(first.busiest, second.busiest), plan
 
 
-def row(gpu: Gpu, cell: str, kind: str, N: int, H: int, backward: bool) -> dict[str, object]:
-    total, busiest, plan = step_counts(cell, kind, N, H, gpu.device, backward)
+def row(gpu: str, cell: str, kind: str, N: int, H: int, backward: bool) -> dict[str, object]:
+    total, busiest, plan = step_counts(cell, kind, N, H, GPUS[gpu], backward)
     regime, _, _, units, columns, _, dependent, planned = plan.split()
     found: dict[str, object] = {
-        "GPU": gpu.name,
+        "GPU": gpu,
         "shape": f"{cell} {kind} N {N} H {H}",
         "pass": "backward" if backward else "forward",
         "regime": regime,
     }
     if total is None or busiest is None:
         return {**found, "step, us": f"{float(planned):.2f} (launches)"}
-    products = busiest["mma_half"] / gpu.half_fma + busiest["mma_tf32"] / gpu.tf32_fma
+    constants = machine(GPUS[gpu])
+    products = busiest["mma_half"] / constants.half_fma + busiest["mma_tf32"] / constants.tf32_fma
     wavefronts = busiest["shared_wavefronts"]
     l2_bytes = total["global_load_bytes"] - total["repolled_bytes"]
     l2_bytes += 32 * total["global_store_sectors"]
-    l2_us = l2_bytes / (gpu.l2_tb_s * 1e6)
+    l2_us = l2_bytes / (constants.l2_tb_s * 1e6)
     exchange = regime == "grid-resident"
-    chain = int(dependent) * gpu.mma_cycles + gpu.barrier_cycles + CELL_CYCLES
-    chain += gpu.poll_cycles * exchange
-    us = 1e-3 / gpu.clock_ghz
+    chain = int(dependent) * constants.mma_cycles
+    chain += constants.barrier_cycles + constants.cell_cycles
+    chain += constants.poll_cycles * exchange
+    us = 1e-3 / constants.clock_ghz
     throughput = max(products * us, wavefronts * us, l2_us)
     return {
         **found,
@@ -111,7 +95,7 @@ def main() -> None:
     rows = []
     for cell, kind, N, H, aim_forward, aim_backward, published in SHAPES:
         for backward, aim in ((False, aim_forward), (True, aim_backward)):
-            for gpu in GPUS if aim else GPUS[:1]:
+            for gpu in GPUS if aim else list(GPUS)[:1]:
                 found = row(gpu, cell, kind, N, H, backward)
                 found["aim on H100"] = aim or ""
                 found["published (measured)"] = published if not backward else ""

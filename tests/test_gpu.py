@@ -45,9 +45,8 @@ def test_faults_of_kernels():
 
 def test_resources():
     """Of every kernel of the shipped sources, for the architectures that CI builds."""
-    toolkit = resources.toolkit()
-    if toolkit is None or toolkit.missing():
-        pytest.skip("needs nvcc and the headers of cuBLAS")
+    if resources.toolkit() is None:
+        pytest.skip("needs nvcc")
     if not (shutil.which("cuobjdump") or resources.triton_tool("cuobjdump")):
         pytest.skip("needs cuobjdump (pip install triton)")
     found = resources.kernels(["8.0", "9.0"])

@@ -36,6 +36,7 @@ struct Machine {
   double clock_ghz, l2_tb_s, hbm_tb_s;
   double half_fma, tf32_fma, float_fma;  // a clock and multiprocessor
   double poll_cycles, barrier_cycles, mma_cycles, launch_us;
+  double cell_cycles = 100;
 };
 
 constexpr Machine machine_of(const DeviceLimits& limits) {
@@ -180,8 +181,9 @@ class Planner {
     const double waves = static_cast<double>(divide_up(plan.column_blocks, std::max(1, limits_.multiprocessors)));
     const double fma = groups_ * tiles(16) * 16.0 * depth * (precision_is_half() ? 2 : 1) * kTileColumns;
     const double wavefronts = groups_ * depth * kTileColumns * 4 / 128.0;
-    plan.step_us = waves * us(std::max(fma / fma_a_clock(), wavefronts) +
-                              plan.dependent_products * machine_.mma_cycles + machine_.barrier_cycles + kCellCycles);
+    plan.step_us =
+        waves * us(std::max(fma / fma_a_clock(), wavefronts) + plan.dependent_products * machine_.mma_cycles +
+                   machine_.barrier_cycles + machine_.cell_cycles);
     return plan;
   }
 
@@ -222,7 +224,7 @@ class Planner {
     const double wavefronts = static_cast<double>(plan.shared_bytes) / 128;  // written once, read once, of one half
     plan.step_us = std::max(us(std::max(fma / fma_a_clock(), wavefronts)), l2_us) +
                    us(machine_.poll_cycles + plan.dependent_products * machine_.mma_cycles + machine_.barrier_cycles +
-                      kCellCycles);
+                      machine_.cell_cycles);
     return plan;
   }
 
@@ -242,8 +244,6 @@ class Planner {
     return plan;
   }
   bool precision_is_half() const { return precision_ == Precision::kHalf || precision_ == Precision::kBFloat16; }
-
-  static constexpr double kCellCycles = 100;
 
   Sizes sizes_;
   Precision precision_;

@@ -359,14 +359,15 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the sites, run nothing")
     parser.add_argument("--sample", type=int, metavar="N", help="so many, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--operator", choices=OPERATORS)
+    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS),
+                        help="in this order")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "mutation.jsonl",
                         help="one line a mutant; what is there already is not run again")  # fmt: skip
     arguments = parser.parse_args()
-    chosen = [m for m in mutants() if arguments.operator in (None, m.operator)]
+    chosen = [m for m in mutants() if m.operator in arguments.operators]
     random.Random(arguments.seed).shuffle(chosen)
-    chosen = chosen[: arguments.sample]
+    chosen = sorted(chosen[: arguments.sample], key=lambda m: arguments.operators.index(m.operator))
     sources = {file: (CSRC / file).read_text() for file in FILES}
     if arguments.list:
         for mutant in sorted(chosen, key=lambda m: (m.operator, m.file, m.start)):

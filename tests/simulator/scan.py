@@ -77,7 +77,26 @@ def host(unit: str, storage: str) -> ctypes.CDLL:
         load_kernels(unit)
         library = simulator().load(built.result())
     library.scan.restype = library.last_plan.restype = ctypes.c_char_p
+    library.machine.restype = Machine
     return library
+
+
+class Machine(ctypes.Structure):
+    """As csrc/cuda/plan.h has it."""
+
+    _fields_ = [
+        (name, ctypes.c_double)
+        for name in (
+            *("clock_ghz", "l2_tb_s", "hbm_tb_s", "half_fma", "tf32_fma", "float_fma"),
+            *("poll_cycles", "barrier_cycles", "mma_cycles", "launch_us", "cell_cycles"),
+        )
+    ]
+
+
+def machine(device: str) -> Machine:
+    """The constants of the plan's model of a device."""
+    simulator().set_device(device)
+    return host(*STORAGE[torch.float16]).machine()
 
 
 @dataclass

@@ -131,4 +131,7 @@ extern "C" const char* scan(const Call* call) {
   }
 }
 
+// What the plan models the current device by.
+extern "C" Machine machine() { return machine_of(device_limits()); }
+
 extern "C" const char* last_plan() { return text.c_str(); }

@@ -1,0 +1,62 @@
+"""That the operators of mutate.py find all their sites, and that a sample of their mutants is caught."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import toolchain
+from mutate import CSRC, KERNELS, LAUNCH, OPERATORS, Mutant, blank_comments, mutants, run
+
+SAMPLE, SEED = 4, 1
+
+
+def text(*files: str) -> str:
+    return "".join(blank_comments((CSRC / file).read_text()) for file in files)
+
+
+def test_no_site_is_left_out() -> None:
+    found = mutants()
+    count = Counter(mutant.operator for mutant in found)
+    assert set(count) == set(OPERATORS)
+    kernels = text(*KERNELS)
+    assert count["drop a barrier"] == kernels.count("__sync")
+    relaxed = kernels.count("relaxed.gpu.")
+    strict = kernels.count("asm volatile") + kernels.count(': "memory"')
+    assert count["weaken an order or scope"] == 2 * relaxed + strict
+    launch = text(*LAUNCH)
+    taken = [m for m in found if m.operator == "shrink a buffer" and "take<" in before(m)]
+    assert len(taken) == launch.count("arena.take<")
+
+
+def before(mutant: Mutant) -> str:
+    """The call that the site is an argument of."""
+    return (CSRC / mutant.file).read_text()[: mutant.start][-16:]
+
+
+def test_each_changes_its_file() -> None:
+    found = mutants()
+    assert len({(m.file, m.start, m.end, m.text) for m in found}) == len(found)
+    for mutant in found:
+        source = (CSRC / mutant.file).read_text()
+        assert 0 <= mutant.start < mutant.end <= len(source)
+        assert source[mutant.start : mutant.end] != mutant.text
+
+
+def test_a_sample_is_caught() -> None:
+    try:
+        toolchain.nvcc()
+    except toolchain.ToolNotFoundError as missing:
+        pytest.skip(str(missing))
+    chosen = random.Random(SEED).sample(mutants(), SAMPLE)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run, chosen))
+    assert [o for o in outcomes if o.result == "survived" and not o.by] == []
+    assert [o for o in outcomes if o.result == "caught"]
