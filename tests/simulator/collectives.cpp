@@ -13,6 +13,10 @@ bool same_meeting(const Fiber& a, const Fiber& b) {
   return a.wait == Wait::collective && b.wait == Wait::collective && a.kind == b.kind && a.mask == b.mask;
 }
 
+// Backward branches of a thread since its warp met: lanes that have taken unequal numbers left a loop apart.
+uint64_t branches_apart(const Fiber& f) { return f.branches - f.thread.branches_left - f.converged_at; }
+void converge(Fiber& f) { f.converged_at = f.branches - f.thread.branches_left; }
+
 // Runs the collective `f` takes part in if all have arrived.
 bool try_collective(Fiber& f) {
   Warp& warp = *f.thread.group;
@@ -29,12 +33,24 @@ bool try_collective(Fiber& f) {
     members[n++] = &other;
   }
   if (arrived != expected) return false;
-  for (size_t i = 0; i < n; ++i)
-    if (members[i]->aligned && members[i]->stopped_at != f.stopped_at)
+  for (size_t i = 0; i < n; ++i) {
+    if (!members[i]->aligned) continue;
+    if (members[i]->stopped_at != f.stopped_at)
       abort_launch(*members[i], *members[i]->stopped_at, 719, "divergent warp instruction",
                    "lanes of a warp meet in an .aligned instruction at different places; lane " +
                        std::to_string(f.thread.lane) + " at " + site_name(*f.stopped_at));
+    if (branches_apart(*members[i]) != branches_apart(f)) {
+      add_finding("divergent warp instruction",
+                  "lanes of a warp have left a loop apart and not met since; lane " +
+                      std::to_string(members[i]->thread.lane) + " after " +
+                      std::to_string(branches_apart(*members[i])) + " branches back, lane " +
+                      std::to_string(f.thread.lane) + " after " + std::to_string(branches_apart(f)),
+                  f.stopped_at, &f);
+      break;
+    }
+  }
   if (f.kind == kWarpSync) {
+    for (size_t i = 0; i < n; ++i) converge(*members[i]);
     for (size_t i = 0; i < n; ++i) drain_stores(*members[i]);
     if (machine().settings.races) join_clocks(members, n, false, expected == warp.alive);
   }
@@ -84,6 +100,7 @@ bool try_barrier(Block& block, BarrierState& state) {
   }
   ++current->progress;
   for (Fiber* f : waiting) {
+    converge(*f);
     f->answer = answer;
     wake(*f);
   }

@@ -309,6 +309,23 @@ __device__ void endless(uint32_t* out, uint32_t n) {
 }
 BOTH(endless, (uint32_t* out, uint32_t n), (out, n))
 
+// Lanes that have left a loop one after the other need not be together behind it, as an .aligned instruction wants
+// them.
+template <bool Right>
+__device__ void uneven_loop(uint32_t* flags, float* out) {
+  const int lane = threadIdx.x;
+  flags[lane] = 0;
+  for (int i = 0; i < lane; ++i) store_relaxed(flags + lane, i);
+  if (Right) __syncwarp();
+  float c[4] = {};
+  const uint32_t one = 0x3c003c00;  // twice 1.0 in half precision
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%4,%4}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(one));
+  out[lane] = c[0];
+}
+BOTH(uneven_loop, (uint32_t* flags, float* out), (flags, out))
+
 template <bool Right>
 __device__ void traps(float* x) {
   if (!Right && x[threadIdx.x] < 0) __trap();

@@ -128,7 +128,7 @@ def weaken_order(source: str) -> Iterator[Site]:
     for m in re.finditer(r"\b(ld|st)\.relaxed\.gpu", source):
         yield *m.span(), f"{m[1]}.relaxed.cta"
         yield *m.span(), f"{m[1]}.weak"
-    for m in re.finditer(r"asm volatile", source):
+    for m in re.finditer(r'asm volatile(?!\("")', source):
         yield *m.span(), "asm"
     for m in re.finditer(r'\s*:\s*"memory"', source):
         yield *m.span(), ""
@@ -378,9 +378,11 @@ def main() -> int:
         return 0
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.touch()
-    done = [Outcome(**json.loads(line)) for line in arguments.output.read_text().splitlines()]
-    names = {outcome.mutant for outcome in done}
-    todo = [m for m in chosen if m.describe(sources[m.file]) not in names]
+    names = {m.describe(sources[m.file]): m for m in chosen}
+    known = [Outcome(**json.loads(line)) for line in arguments.output.read_text().splitlines()]
+    done = [outcome for outcome in known if outcome.mutant in names]
+    todo = [names[name] for name in names.keys() - {outcome.mutant for outcome in done}]
+    todo.sort(key=chosen.index)
     with ThreadPoolExecutor(arguments.jobs) as pool, arguments.output.open("a") as file:
         unchanged = pool.submit(run, None)
         for future in as_completed([pool.submit(run, mutant) for mutant in todo]):

@@ -30,6 +30,12 @@ void fiber_main() {
 
 void suspend(Fiber& f) { sim_switch(&f.stack_pointer, current->scheduler); }
 
+// How many backward branches a thread takes before others have their turn.
+void grant_branches(Fiber& f, Launch& launch) {
+  f.thread.branches_left = 256 + launch.random.below(2048);
+  f.branches += f.thread.branches_left;
+}
+
 class Run {
  public:
   explicit Run(Launch& launch) : l_(launch) {}
@@ -143,7 +149,8 @@ class Run {
         t.block = &block;
         t.group = &warp;
         t.fiber = &f;
-        t.branches_left = 256 + l_.random.below(2048);
+        f.branches = f.converged_at = 0;
+        grant_branches(f, l_);
         f.stack = block.slot * l_.warps * 32 + i;
         t.local_base = kLocal + f.stack * local_stride;
         if (l_.request.kernel->local_bytes > 0) make_alive(t.local_base, l_.request.kernel->local_bytes);
@@ -291,7 +298,7 @@ void wake(Fiber& f) {
 }
 
 void spend_branches(Thread& t) {
-  t.branches_left = 256 + current->random.below(2048);
+  grant_branches(*t.fiber, *current);
   current->branches += 1024;
   yield_to_scheduler(*t.fiber, t.fiber->stopped_at, false);
 }

@@ -68,6 +68,7 @@ CASES = [
     Case("divergent_barrier", "divergent barrier", 1, 64, lambda s: [s.empty(64)]),
     Case("two_barriers", "divergent barrier", 1, 64, lambda s: [s.empty(66)], error=719),
     Case("named_barriers", "divergent barrier", 1, 128, lambda s: [s.empty(64)], error=719),
+    Case("uneven_loop", "divergent warp instruction", 1, 32, lambda s: [s.empty(32, np.uint32), s.empty(32)]),
     Case("deadlock", "deadlock", 1, 32, lambda s: [s.empty(32)], error=702),
     Case("livelock", "livelock", 1, 32, lambda s: [s.put(np.zeros(1, np.uint32))], error=702),
     Case("endless", "endless loop", 1, 1, lambda s: [s.empty(1, np.uint32), u32(7)], error=702),
