@@ -14,9 +14,6 @@
 
 namespace fastrnn::cuda {
 
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw LaunchError(std::string(what) + ": " + cudaGetErrorString(error));
-}
 inline void check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS) throw LaunchError(std::string(what) + ": " + cublasGetStatusString(status));
 }

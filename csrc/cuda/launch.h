@@ -20,6 +20,10 @@ struct LaunchError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw LaunchError(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
 struct Context {
   cudaStream_t stream = nullptr;
   cublasHandle_t blas = nullptr;  // on that stream

@@ -5,15 +5,13 @@ namespace fastrnn::cuda {
 
 DeviceLimits device_limits() {
   int device = 0;
-  const auto check = [](cudaError_t error) {
-    if (error != cudaSuccess) throw LaunchError(std::string("asking for the device: ") + cudaGetErrorString(error));
-  };
+  constexpr auto kAsking = "asking for the device";
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, device));
+    check(cudaDeviceGetAttribute(&value, which, device), kAsking);
     return value;
   };
-  check(cudaGetDevice(&device));
+  check(cudaGetDevice(&device), kAsking);
   return {.compute_capability =
               10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
           .multiprocessors = attribute(cudaDevAttrMultiProcessorCount),

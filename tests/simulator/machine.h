@@ -176,6 +176,9 @@ struct Machine {
 Machine& machine();
 extern Launch* current;  // the one that runs
 
+// Of a thread, as ptxas was said to have counted; else as many as the kernel's launch bounds allow.
+uint32_t registers_of(const KernelInfo&);
+
 // Runs it to its end; a cudaError_t.
 int launch(const LaunchRequest&);
 

@@ -68,11 +68,11 @@ class Mutant:
         before = " ".join(source[self.start : self.end].split())
         return f"{self.operator}: {self.file}:{self.line(source)}: {before} -> {self.text or 'nothing'}"
 
-    def context(self, source: str) -> tuple[str, str]:
-        """What SURVIVORS names it by."""
+    def explanation(self, source: str) -> str | None:
+        """Why no test can see it."""
         first = source.rfind("\n", 0, self.start) + 1
         last = source.find("\n", self.end)
-        return self.operator, source[first:last].strip()
+        return SURVIVORS.get((self.operator, source[first:last].strip()))
 
 
 # --- reading C++ ---------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Outcome:
     mutant: str
     operator: str
     result: str  # caught, survived, same code, not compiled
-    by: str = ""  # the test that failed, or why it survived
+    by: str = ""  # the test that failed
 
 
 @functools.cache
@@ -296,10 +296,7 @@ def run(mutant: Mutant | None) -> Outcome:
                     return Outcome(what, mutant.operator, "same code")
             except BuildError:
                 return Outcome(what, mutant.operator, "not compiled")
-        outcome = judged(what, mutant.operator, environment)
-        if outcome.result == "survived":
-            outcome.by = SURVIVORS.get(mutant.context(source), "")
-        return outcome
+        return judged(what, mutant.operator, environment)
 
 
 def judged(what: str, operator: str, environment: dict[str, str]) -> Outcome:
@@ -397,10 +394,14 @@ def main() -> int:
         )
         return 2
     print(table(done))
-    unexplained = [o for o in done if o.result == "survived" and not o.by]
-    for outcome in unexplained:
-        print(f"survived, not explained: {outcome.mutant}", file=sys.stderr)
-    return int(bool(unexplained))
+    unexplained = False
+    for outcome in done:
+        if outcome.result == "survived":
+            mutant = names[outcome.mutant]
+            why = mutant.explanation(sources[mutant.file])
+            print(f"survived: {outcome.mutant}: {why or 'NOT EXPLAINED'}")
+            unexplained |= why is None
+    return int(unexplained)
 
 
 if __name__ == "__main__":

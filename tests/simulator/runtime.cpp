@@ -134,11 +134,6 @@ cudaError_t set(const char* call, void* to, int value, size_t size) {
   return cudaSuccess;
 }
 
-uint32_t registers_of(const KernelInfo& kernel) {
-  const auto at = machine().registers.find(kernel.name);
-  return at == machine().registers.end() ? 32 : at->second;
-}
-
 uint32_t dynamic_limit_of(const KernelInfo& kernel) {
   const auto at = machine().dynamic_shared_limit.find(kernel.name);
   return at == machine().dynamic_shared_limit.end() ? 48 * 1024 - kernel.static_shared_bytes : at->second;

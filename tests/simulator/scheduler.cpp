@@ -422,9 +422,7 @@ int launch(const LaunchRequest& request) {
     return 9;
   }
   l.shared_bytes = (kernel.static_shared_bytes + 15) / 16 * 16 + request.dynamic_shared;
-  const auto registers = m.registers.find(kernel.name);
-  const uint32_t per_sm =
-      blocks_per_sm(m.device, threads, registers == m.registers.end() ? 32 : registers->second, l.shared_bytes);
+  const uint32_t per_sm = blocks_per_sm(m.device, threads, registers_of(kernel), l.shared_bytes);
   if (per_sm == 0) return 701;  // cudaErrorLaunchOutOfResources
   l.resident = per_sm * m.device.sms;
   if (request.cooperative && blocks > l.resident) return 720;  // cudaErrorCooperativeLaunchTooLarge
@@ -455,6 +453,12 @@ int launch(const LaunchRequest& request) {
   run.fill(report);
   m.launches.push_back(std::move(report));
   return l.error;
+}
+
+uint32_t registers_of(const KernelInfo& kernel) {
+  const auto at = machine().registers.find(kernel.name);
+  if (at != machine().registers.end()) return at->second;
+  return kernel.max_threads > 0 ? std::min(255u, machine().device.registers_per_sm / kernel.max_threads) : 32;
 }
 
 void register_kernel(const KernelInfo& info) {
