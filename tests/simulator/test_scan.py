@@ -258,15 +258,25 @@ def test_projection(kind: str) -> None:
         case.run("grid-resident")
 
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "packed": {"batch_sizes": [4, 3, 3, 1]},
+    "jagged": {"offsets": [0, 2, 2, 6, 9]},
+    "holes": {"offsets": [0, 3, 4, 8, 11], "lengths": [2, 0, 4, 2]},
+}
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
-@pytest.mark.parametrize("layout", ["packed", "jagged"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows(layout: str, regime: str, reverse: bool) -> None:
-    """Rows that follow each other without padding."""
-    shape: dict[str, Any] = (
-        {"batch_sizes": [4, 3, 3, 1]} if layout == "packed" else {"offsets": [0, 2, 2, 6, 9]}
-    )
-    case = Case("gru", "float32", T=4, N=4, H=18, reverse=reverse, **shape)
+    """Rows that follow each other without padding; with holes, which are nobody's and hold NaN."""
+    case = Case("gru", "float32", T=4, N=4, H=18, reverse=reverse, **LAYOUTS[layout])
+    if layout == "holes":
+        used = torch.zeros(case.rows, dtype=torch.bool)
+        for start, length in zip(case.offsets[:-1], case.lengths, strict=True):
+            used[start : start + length] = True
+        for tensor in (case.inputs["x"], case.grads["d_y"]):
+            tensor[~used] = torch.nan
     found, _ = case.run(regime, steps=3)
     assert_close(case, found)
 
