@@ -42,7 +42,7 @@ FILES = [*KERNELS, *LAUNCH, *CELLS]
 
 # What of test_scan.py is run, one after the other until something fails.
 STAGES = (
-    "float16 and not bfloat16 or padding",
+    "(float16 and not bfloat16) or without or padding",
     "(rows or projection or watchdog) and not bfloat16",
     "every_regime and forward and (lstm or gru) and (float64 or tf32) or every_regime and gru and float32",
 )

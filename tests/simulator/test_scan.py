@@ -249,20 +249,28 @@ def test_without_lengths_bias_or_saved_gates(cell: str, regime: str) -> None:
     assert_close(case, found)
 
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "packed": {"batch_sizes": [4, 3, 3, 1]},
+    "jagged": {"offsets": [0, 2, 2, 6, 9]},
+    "holes": {"offsets": [0, 3, 4, 8, 11], "lengths": [2, 0, 4, 2]},
+}
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"])
 def test_projection(kind: str) -> None:
-    case = Case("lstm", kind, T=5, N=4, H=13, R=6, lengths=[5, 2, 0, 4], resets=True, reset_state=True)  # fmt: skip
+    case = Case("lstm", kind, T=5, N=11, H=13, R=9, lengths=[5, 2, 0, 4, 1, 5, 3, 5, 2, 4, 5],
+                resets=True, reset_state=True)  # fmt: skip
     found, _ = case.run("", steps=2)
     assert_close(case, found)
     with pytest.raises(Refused, match="float64" if kind == "float64" else "projection"):
         case.run("grid-resident")
 
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "packed": {"batch_sizes": [4, 3, 3, 1]},
-    "jagged": {"offsets": [0, 2, 2, 6, 9]},
-    "holes": {"offsets": [0, 3, 4, 8, 11], "lengths": [2, 0, 4, 2]},
-}
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_projection_of_rows(layout: str) -> None:
+    case = Case("lstm", "float32", T=4, N=4, H=21, R=13, **LAYOUTS[layout])
+    found, _ = case.run("", steps=3)
+    assert_close(case, found)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
