@@ -29,7 +29,7 @@ struct Half {
 
 inline float to_float(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 
-inline BFloat16 to_bfloat16(float x) {
+FASTRNN_FN BFloat16 to_bfloat16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x40)};  // keep a NaN a NaN
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};

@@ -184,6 +184,18 @@ bool check_operand(const char* call, const char* name, const Matrix& x, bool is_
   return true;
 }
 
+// Whether a column of one lies on a column of the other.
+bool overlap(const Matrix& x, const Matrix& y) {
+  const auto bytes_of = [](const Matrix& m, int64_t elements) { return elements * size_of(m.type); };
+  const int64_t width = bytes_of(x, x.rows), stride = bytes_of(x, x.ld);
+  for (int j = 0; j < y.columns; ++j) {
+    const int64_t from = static_cast<int64_t>(y.address - x.address) + bytes_of(y, int64_t{j} * y.ld);
+    const int64_t first = from < width ? 0 : (from - width) / stride + 1;  // of x's columns, that ends behind `from`
+    if (first < x.columns && first * stride < from + bytes_of(y, y.rows)) return true;
+  }
+  return false;
+}
+
 // op(x) by columns of its `rows` (transposed: of its columns), `by_rows`: row after row instead.
 template <class A>
 std::vector<A> pack(const Matrix& x, int op, bool by_rows, bool tf32) {
@@ -217,6 +229,11 @@ Status gemm(const char* call, const Handle& handle, int op_a, int op_b, int m, i
   if (k > 0 && alpha != 0 && (!check_operand(call, "A", a, true) || !check_operand(call, "B", b, true)))
     return kInvalidValue;
   if (!check_operand(call, "C", c, beta != 0)) return kInvalidValue;
+  if (k > 0 && (overlap(a, c) || overlap(b, c))) {
+    const Site site{call, 0, nullptr, 0, "C"};
+    add_finding("overlap", "C lies on A or B, which are read while it is written", &site, nullptr);
+    return kInvalidValue;
+  }
   std::vector<A> product(size_t(m) * n, A{0});
   if (k > 0 && alpha != 0) multiply(pack<A>(a, op_a, false, tf32), pack<A>(b, op_b, true, tf32), product, m, n, k);
   const int size = size_of(c.type);

@@ -462,6 +462,10 @@ def test_gemm_checks_its_operands(sim: Simulator, handle: ctypes.c_void_p) -> No
         sgemm(sim, handle, a, b, sim.empty(256), 16, 16)
     with sim.watch(expect="out of bounds"):
         assert sgemm(sim, handle, a, a, c, 16, 16) == 7
+    square = ramp(sim, 256)
+    for left, right in ((square, a), (a, square)):
+        with sim.watch(expect="overlap"):
+            assert sgemm(sim, handle, left, right, square, 16, 16) == 7
 
 
 def test_findings_raise_with_a_readable_text(sim: Simulator) -> None:

@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import toolchain
-from mutate import CSRC, KERNELS, LAUNCH, OPERATORS, Mutant, blank_comments, mutants, run
+from mutate import CSRC, KERNELS, LAUNCH, OPERATORS, SURVIVORS, Mutant, blank_comments, mutants, run
 
 SAMPLE, SEED = 4, 1
 
@@ -52,6 +52,11 @@ def test_each_changes_its_file() -> None:
         source = (CSRC / mutant.file).read_text()
         assert 0 <= mutant.start < mutant.end <= len(source)
         assert source[mutant.start : mutant.end] != mutant.text
+
+
+def test_explanations_are_of_lines_that_are_there() -> None:
+    places = {m.place((CSRC / m.file).read_text()) for m in mutants()}
+    assert set(SURVIVORS) <= places
 
 
 def test_a_sample_is_caught() -> None:

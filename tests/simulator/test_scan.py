@@ -256,6 +256,28 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_recomputed_gates(cell: str) -> None:
+    case = Case(cell, "float32", T=4, N=5, H=19, lengths=[4, 0, 2, 3, 1], recompute=True)
+    found, _ = case.run("block-resident" if cell == "gru" else "stepwise", steps=3)
+    assert_close(case, found)
+
+
+@pytest.mark.parametrize("R", [0, 6], ids=["", "projected"])
+def test_gradients_of_the_final_states_alone(R: int) -> None:
+    case = Case("lstm", "float32", T=3, N=4, H=9, R=R, lengths=[3, 1, 0, 2])
+    case.grads |= {"d_y": None, "d_cells": None}
+    found, _ = case.run("", steps=2)
+    assert_close(case, found)
+
+
+def test_no_features() -> None:
+    """Of an input without any, the product is 0."""
+    case = Case("gru", "float32", T=2, N=13, H=11, I=0)
+    found, _ = case.run("")
+    assert_close(case, found)
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"])
 def test_projection(kind: str) -> None:
     case = Case("lstm", kind, T=5, N=11, H=13, R=9, lengths=[5, 2, 0, 4, 1, 5, 3, 5, 2, 4, 5],
