@@ -25,6 +25,9 @@ FASTRNN_DEVICE void store_relaxed(uint32_t* word, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value));
 }
 
+// Else the addresses of every item and gate are computed once for all steps, in registers that weights need.
+FASTRNN_DEVICE void keep_apart(int& unit) { asm volatile("" : "+r"(unit)); }
+
 FASTRNN_DEVICE uint32_t ticks() {
   uint64_t now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
@@ -264,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 
   const Ownership<kUnits> mine;
-  const int unit = place.first_unit + mine.unit;
+  int unit = place.first_unit + mine.unit;
   const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
   const Bias<Cell, S> bias(scan, unit);
   ForwardInputs<Cell, S> inputs[kItems];
@@ -287,6 +290,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   const int steps = static_cast<int>(chunk.steps);
   for (int step = 0; step < steps; ++step) {
+    keep_apart(unit);
     product.run(place.slot(step), place.tile_words, place.column_tiles, step % 2);
     __syncthreads();
 #pragma unroll
@@ -344,8 +348,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     inputs[item].fetch(chunk, chunk.first + steps - 1, sample(item), unit);
   }
   for (int step = 0; step < steps; ++step) {
-    // Else the addresses of every item and gate are computed once for all steps, in registers that weights need.
-    asm volatile("" : "+r"(unit));
+    keep_apart(unit);
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
       if (mine.tile(item) >= place.column_tiles) break;

@@ -61,6 +61,8 @@ SURVIVORS = {
     ("drop a canonicalisation", "d_state = {d.h.x, Cell::kHasCellState ? d.c.x : A(0)};"): _NO_C,
     ("drop a canonicalisation", "runs = resets_next = false;"):
         "backward, of a padded unit or sample: nothing leaves the kernel of its state, and its d_gh is 0",
+    ("shrink a buffer", "found.d_output = arena.take<A>(N * H, projected);"):
+        "outputs follow, which are made when d_output has been used",
     ("swap gates", "return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;"): _IN_RANGE,
     ("swap gates", "return gate < Cell::kGates && unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;"): _IN_RANGE,
 }  # fmt: skip
