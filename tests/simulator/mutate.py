@@ -55,6 +55,8 @@ _IN_RANGE = "the second and the third gate are both in range, or neither is"
 SURVIVORS = {
     ("weaken an order or scope", 'asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"'):
         "a permission which nvcc 13.0 does not use: the load stays in its loop",
+    ("weaken an order or scope", 'asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value));'):
+        "without a result it is volatile anyway",
     ("drop a canonicalisation", "return {chunk.h[n * H + unit], Cell::kHasCellState ? chunk.c[n * H + unit] : 0};"): _NO_C,
     ("drop a canonicalisation", "state = {next.h.x, Cell::kHasCellState ? next.c.x : Accumulate<S>(0)};"): _NO_C,
     ("drop a canonicalisation", "Cell::kHasCellState ? d_state.c + inputs.d_c : A(0)};"): _NO_C,
