@@ -106,6 +106,13 @@ __device__ uint32_t load_relaxed(const uint32_t* p) {
   return v;
 }
 
+__device__ void load_relaxed(const uint32_t* p, uint32_t (&v)[4]) {
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "l"(p)
+               : "memory");
+}
+
 // Block 0 hands data to block 1 by a flag.
 template <bool Right>
 __device__ void message(uint32_t* flag, float* data, float* out) {
@@ -176,10 +183,7 @@ __device__ void exchange(uint32_t* slots, float* out, int steps) {
     uint32_t v[4];
     const uint32_t* const from = slot + (1 - blockIdx.x) * 64 + threadIdx.x / 4 * 4;
     do {
-      asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                   : "l"(from)
-                   : "memory");
+      load_relaxed(from, v);
     } while (Right ? v[0] == ~0u || v[1] == ~0u || v[2] == ~0u || v[3] == ~0u : v[0] == ~0u);
     h = __uint_as_float(v[0]) + __uint_as_float(v[1]) + __uint_as_float(v[2]) + __uint_as_float(v[3]);
     h *= 0.01f;
@@ -300,6 +304,16 @@ __device__ void livelock(uint32_t* flag) {
   }
 }
 BOTH(livelock, (uint32_t* flag), (flag))
+
+// Many lanes, whose loads are torn now and then: neither that nor what they read gets them on.
+template <bool Right>
+__device__ void vector_livelock(const uint32_t* words) {
+  uint32_t v[4];
+  do {
+    load_relaxed(words, v);
+  } while (!Right || v[0] == 0 || v[3] == 0);
+}
+BOTH(vector_livelock, (const uint32_t* words), (words))
 
 template <bool Right>
 __device__ void endless(uint32_t* out, uint32_t n) {

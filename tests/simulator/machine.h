@@ -38,7 +38,7 @@ struct Settings {
   bool store_buffer = true;
   bool traffic = true;                    // sectors and bank conflicts
   uint64_t round_ns = 100;                // what %globaltimer gains in a scheduling round
-  uint64_t idle_rounds = 1000;            // nothing but polling for so long is a livelock
+  uint64_t idle_rounds = 200;             // nothing but polling for so long is a livelock
   uint64_t branch_limit = 1'000'000'000;  // backward branches without progress
   uint64_t lost_blocks = 0;               // of a cooperative launch, that never start
 };

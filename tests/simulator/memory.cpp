@@ -486,7 +486,7 @@ void load_any(Thread& t, const Site& site, Space space, uint64_t address, void* 
   const int first = torn ? current->random.below(elements) : 0;
   const int gap = torn ? 1 + current->random.below(elements - 1) : 0;
   for (int k = 0; k < elements; ++k) {
-    if (torn && k == gap) yield_to_scheduler(f, &site, false);
+    if (torn && k == gap) yield_to_scheduler(f, &site, true);  // who polls with vectors gets no further by it
     const int element = (first + k) % elements;
     const uint64_t at = address + element * size;
     check_read_state(f, site, at, size);

@@ -36,6 +36,12 @@ void grant_branches(Fiber& f, Launch& launch) {
   f.branches += f.thread.branches_left;
 }
 
+void forget_pollers(Launch& l) {
+  for (const auto& [granule, fibers] : l.pollers)
+    for (uint64_t i = granule * 16; i < granule * 16 + 16; ++i) states(i)[0] &= ~kPolled;
+  l.pollers.clear();
+}
+
 class Run {
  public:
   explicit Run(Launch& launch) : l_(launch) {}
@@ -162,6 +168,7 @@ class Run {
   }
 
   void round() {
+    if (stalls_ >= kVisitAll) forget_pollers(l_);  // all of them are asked, and those that go on polling say so again
     for (size_t i = warps_.size(); i > 1; --i) std::swap(warps_[i - 1], warps_[l_.random.below(i)]);
     for (size_t i = 0; i < warps_.size() && !l_.aborted; ++i) {
       Warp& warp = *warps_[i];
@@ -442,8 +449,7 @@ int launch(const LaunchRequest& request) {
   Run run(l);
   run.run();
   end_launch_clock();
-  for (const auto& [granule, warps] : l.pollers)
-    for (uint64_t i = granule * 16; i < granule * 16 + 16; ++i) states(i)[0] &= ~kPolled;
+  forget_pollers(l);
   current = outer;
   heap().release(l.params);
   heap().release(l.workspace);

@@ -71,6 +71,7 @@ CASES = [
     Case("uneven_loop", "divergent warp instruction", 1, 32, lambda s: [s.empty(32, np.uint32), s.empty(32)]),
     Case("deadlock", "deadlock", 1, 32, lambda s: [s.empty(32)], error=702),
     Case("livelock", "livelock", 1, 32, lambda s: [s.put(np.zeros(1, np.uint32))], error=702),
+    Case("vector_livelock", "livelock", 1, 128, lambda s: [s.put(np.ones(4, np.uint32))], error=702),
     Case("endless", "endless loop", 1, 1, lambda s: [s.empty(1, np.uint32), u32(7)], error=702),
     Case("traps", "trap", 1, 32, lambda s: [s.put(np.full(32, -1, np.float32))], error=719),
 ]  # fmt: skip
