@@ -16,8 +16,6 @@
 
 namespace sim::op {
 
-#define SIM_INLINE [[gnu::always_inline]] inline
-
 // --- types ----------------------------------------------------------------------------------------------------------
 template <class T>
 struct Integer {

@@ -40,14 +40,24 @@ LAUNCH = ["cuda/launch.cuh", "cuda/plan.h"]
 CELLS = [f"cells/{name}.h" for name in ("elman", "gru", "lstm")]
 FILES = [*KERNELS, *LAUNCH, *CELLS]
 
-# What of test_scan.py is run, one after the other until something fails.
+# What of test_scan.py is run, one after the other until something fails: the unit of csrc/cuda that the
+# tests need, the cells, and the tests' names. Quick ones come first. A unit is compiled for these cells
+# alone, and where a mutant leaves its code as it is, the stage is left out.
+ELMAN, GRU, LSTM = "Elman<Tanh>, Elman<Relu>", "Gru", "Lstm"
+HALF = "(float16 and not bfloat16 or without or padding)"
+NARROW = "not float16 and not bfloat16 and not float64"
 STAGES = (
-    "(float16 and not bfloat16) or without or padding",
-    "(rows or projection or watchdog or nonfinite or recomputed or alone or features) and not bfloat16",
-    "every_regime and forward and (lstm or gru) and (float64 or tf32) or every_regime and gru and float32",
-)
+    ("double", GRU, "gru and every_regime and float64"),
+    ("half", GRU, f"(gru or padding) and {HALF}"),
+    ("double", LSTM, "(lstm and every_regime or projection) and float64"),
+    ("half", LSTM, f"lstm and {HALF}"),
+    ("float", GRU, f"(test_rows or features or nonfinite or gru and (recomputed or every_regime)) and {NARROW}"),
+    ("float", LSTM, f"(projection or watchdog or alone or lstm and recomputed) and {NARROW}"),
+    ("float", LSTM, "lstm and every_regime and forward and tf32"),
+    ("half", ELMAN, f"rnn and {HALF}"),
+    ("bfloat16", GRU, "gru and every_regime and forward and bfloat16"),
+)  # fmt: skip
 SECONDS = 600  # of a stage
-SAME_CODE = ("half", "float", "double")  # units whose PTX says whether a mutant is one
 
 # Survivors, by operator and the line they change, and why no test can see them.
 _NO_C = "cells without c never read what is there"
@@ -169,6 +179,7 @@ def shift_index(source: str) -> Iterator[Site]:
         before = re.search(r"(\S+)?\s*[\w.]*$", source[max(0, start - 80) : start])
         head = source[source.rfind("\n", 0, start) + 1 : start].strip()
         declares = re.search(r"(\b(?!return\b|else\b)\w+|>)[&*]* \w+(\[[^]]*\])*$", head) or re.search(r"\(&\w+\)(\[[^]]*\])*$", head)  # fmt: skip
+        declares = declares or source.startswith("] = {", end)
         if not inside.strip() or declares or before is None:
             continue
         yield start + 1, end, f"({inside}) + 1"
@@ -291,73 +302,90 @@ class Outcome:
     by: str = ""  # the test that failed
 
 
+def narrowed(csrc: Path, cells: str, folder: Path) -> Path:
+    """A copy of the sources for these cells alone."""
+    copy = folder / "csrc"
+    shutil.copytree(csrc, copy)
+    dispatch = copy / "dispatch.h"
+    text, count = re.subn(r"CellList<Elman.*>;", f"CellList<{cells}>;", dispatch.read_text())
+    assert count == 1
+    dispatch.write_text(text)
+    return copy
+
+
 def code(csrc: Path, unit: str) -> str:
     """A unit's PTX without places in sources. Megabytes, which are kept of the sources as they are alone."""
     text = ptx.__wrapped__(unit, csrc)
+    text = re.sub(r"^\s*\.section\s+\.debug_\w+\s*\{.*?\n\s*\}\n", "", text, flags=re.M | re.S)
     return re.sub(r"^\s*\.(loc|file)\b.*\n|//.*", "", text, flags=re.M)
 
 
 @functools.cache
-def unchanged_code(unit: str) -> str:
-    return code(CSRC, unit)
+def unchanged_code(unit: str, cells: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="fastrnn-unchanged-") as folder:
+        return code(narrowed(CSRC, cells, Path(folder)), unit)
 
 
 def run(mutant: Mutant | None) -> Outcome:
     """Of a mutant, or of the sources as they are."""
-    environment = {**os.environ, "FASTRNN_SIMULATOR_KERNELS": str(CSRC), "OMP_NUM_THREADS": "1"}
-    if mutant is None:
-        return judged("the sources as they are", "", environment)
+    operator = mutant.operator if mutant else ""
+    what = "the sources as they are"
+    result = "same code"
+    kernels = mutant is None or mutant.file not in LAUNCH
+    launch = mutant is None or mutant.file in LAUNCH
     with tempfile.TemporaryDirectory(prefix="fastrnn-mutant-") as folder:
-        csrc = Path(folder) / "csrc"
+        csrc = Path(folder) / "whole"
         shutil.copytree(CSRC, csrc)
-        source = (csrc / mutant.file).read_text()
-        (csrc / mutant.file).write_text(source[: mutant.start] + mutant.text + source[mutant.end :])
-        what = mutant.describe(source)
-        if mutant.file in LAUNCH:
-            environment["FASTRNN_SIMULATOR_LAUNCH"] = str(csrc)
-        else:
-            environment["FASTRNN_SIMULATOR_KERNELS"] = str(csrc)
-            try:
-                if all(code(csrc, unit) == unchanged_code(unit) for unit in SAME_CODE):
-                    return Outcome(what, mutant.operator, "same code")
-            except BuildError:
-                return Outcome(what, mutant.operator, "not compiled")
-        return judged(what, mutant.operator, environment)
+        if mutant:
+            changed = csrc / mutant.file
+            source = changed.read_text()
+            what = mutant.describe(source)
+            changed.write_text(source[: mutant.start] + mutant.text + source[mutant.end :])
+        for i, (unit, cells, tests) in enumerate(STAGES):
+            stage = narrowed(csrc, cells, Path(folder) / str(i))
+            environment = {
+                **os.environ,
+                "FASTRNN_SIMULATOR_KERNELS": str(stage if kernels else CSRC),
+                "FASTRNN_SIMULATOR_LAUNCH": str(stage if launch else CSRC),
+                "FASTRNN_SIMULATOR_OPTIMIZE": "0",
+                "OMP_NUM_THREADS": "1",
+            }
+            if mutant and kernels:
+                try:
+                    if code(stage, unit) == unchanged_code(unit, cells):
+                        continue
+                except BuildError:
+                    return Outcome(what, operator, "not compiled")
+            result, by = judge(tests, environment)
+            if result != "survived":
+                return Outcome(what, operator, result, by)
+    return Outcome(what, operator, result)
 
 
-def judged(what: str, operator: str, environment: dict[str, str]) -> Outcome:
-    for stage in STAGES:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "--no-header",
-            "-rf",
-            "-p",
-            "no:cacheprovider",
-        ]
-        command += [str(HERE / "test_scan.py"), "-k", stage]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return Outcome(what, operator, "caught", f"no end: {stage}")
-        said = done.stdout + done.stderr
-        if "BuildError" in said:
-            return Outcome(what, operator, "not compiled")
-        if "TranslationError" in said or "PtxError" in said or "kernel without translation" in said:
-            raise RuntimeError(f"{what}: not translated\n{said}")
-        if done.returncode < 0:
-            return Outcome(what, operator, "caught", f"signal {-done.returncode}: {stage}")
-        if done.returncode == 1:
-            failed = re.search(r"^FAILED \S*?::(.*)$", said, re.M)
-            return Outcome(what, operator, "caught", failed[1][:200] if failed else said[-200:])
-        if done.returncode != 0:
-            raise RuntimeError(f"{what}: pytest ended with {done.returncode}\n{said}")
-    return Outcome(what, operator, "survived")
+def judge(tests: str, environment: dict[str, str]) -> tuple[str, str]:
+    """The result, and what caught it."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-rf",
+               "-p", "no:cacheprovider", str(HERE / "test_scan.py"), "-k", tests]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return "caught", f"no end: {tests}"
+    said = done.stdout + done.stderr
+    if "BuildError" in said:
+        return "not compiled", ""
+    for ours in ("TranslationError", "PtxError", "kernel without translation", "unknown cell"):
+        if ours in said:
+            raise RuntimeError(f"{tests}: {ours}\n{said}")
+    if done.returncode < 0:
+        return "caught", f"signal {-done.returncode}: {tests}"
+    if done.returncode == 1:
+        failed = re.search(r"^FAILED \S*?::(.*)$", said, re.M)
+        return "caught", failed[1][:200] if failed else said[-200:]
+    if done.returncode != 0:
+        raise RuntimeError(f"{tests}: pytest ended with {done.returncode}\n{said}")
+    return "survived", ""
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -563,3 +563,16 @@ class _Parser:
 
 def parse(text: str) -> Module:
     return _Parser(text).module()
+
+
+_ENTRY = re.compile(r"^(?:\.visible )?\.entry (\w+)\(.*?^\}\n", re.MULTILINE | re.DOTALL)
+
+
+def entries(text: str) -> list[str]:
+    """The names of the kernels that nvcc's text defines, without parsing it."""
+    return [match[1] for match in _ENTRY.finditer(text)]
+
+
+def with_entry(text: str, name: str) -> str:
+    """nvcc's text without the other kernels, which parses in a fraction of the time."""
+    return _ENTRY.sub(lambda match: match[0] if match[1] == name else "", text)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from kernels import LAZY, launch_code, ptx
 from module import build, build_module
-from ptx import Module, parse
+from ptx import entries, parse, with_entry
 from simulator import DeviceArray, Report, Simulator, simulator
 from torch import Tensor
 from translate import kernels, translate_kernel
@@ -53,20 +53,19 @@ def load_kernels(unit: str) -> None:
     if not LAZY:
         simulator().load(build_module(ptx(unit)))
         return
-    module = parse(ptx(unit))
-    assert not any(variable.space in ("global", "const") for variable in module.variables)
-    modules.append(module)
+    lazy.update(dict.fromkeys(entries(ptx(unit)), unit))
     simulator().on_missing_kernel(provide)
 
 
-modules: list[Module] = []
+lazy: dict[str, str] = {}  # kernel: its unit
 
 
 def provide(name: str) -> None:
-    """Translate a kernel of the modules, and load it."""
-    for module in modules:
-        if name in kernels(module):
-            simulator().load(build([translate_kernel(module, kernels(module)[name])]))
+    """Translate a kernel, and load it."""
+    if name in lazy:
+        module = parse(with_entry(ptx(lazy[name]), name))
+        assert not any(variable.space in ("global", "const") for variable in module.variables)
+        simulator().load(build([translate_kernel(module, kernels(module)[name])]))
 
 
 @functools.cache
