@@ -96,10 +96,13 @@ wheel-cuda: $(CUDA_READY) ## build/cuda/: the wheel with CUDA kernels, for ARCHS
 	$(CUDA_BIN)/pip install -q --no-deps --target build/cuda/site build/cuda/*.whl
 	cd build/cuda/site && $(abspath $(CUDA_BIN))/python -c \
 	  'import fastrnn, fastrnn.library as l; assert "cuda" in l.DEVICES, l.DEVICES; print(fastrnn.__file__, l.DEVICES)'
-	@$(CUDA_BIN)/python tests/resources.py --list build/cuda/site/$(LIBRARY)
+	@$(MAKE) -s resources
 
-resources: $(CUDA_READY) ## registers, spills, shared memory and matrix instructions of every CUDA kernel: build/cuda/resources.md
-	$(CUDA_BIN)/python tests/resources.py --arch $(subst ;, ,$(ARCHS:+PTX=)) --output build/cuda/resources.md
+build/cuda/site/$(LIBRARY):
+	$(MAKE) wheel-cuda
+
+resources: build/cuda/site/$(LIBRARY) ## what every kernel of that wheel takes, and its matrix instructions: build/cuda/resources.md
+	$(CUDA_BIN)/python tests/resources.py $< --output build/cuda/resources.md
 
 test-gpu: setup ## the tests marked gpu on a GPU, beside cuDNN and float64: build/gpu/report.md
 	$(PYTEST) --device cuda $(ARGS)

@@ -31,6 +31,11 @@ TOLERANCE = {
 }
 
 
+def random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Normal float64 on CPU, so that every device under test gets the same."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
 def make_scan(
     cell: str,
     sizes: tuple[int, int, int, int],
@@ -45,7 +50,7 @@ def make_scan(
     R, rows = proj_size or H, ops.CELLS[cell].gates * H
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
+        return random(shape, generator).to(DEVICE)
 
     def weight(*shape: int) -> Tensor:
         return normal(*shape) * H**-0.5
@@ -72,10 +77,7 @@ def present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
 def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
     """Gradients of a random linear form of the outputs, the same form for every dtype."""
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [
-        torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-        for output in outputs
-    ]
+    cotangents = [random(output.shape, generator).to(output) for output in outputs]
     pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
     found = torch.autograd.grad(
         [y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True

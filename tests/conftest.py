@@ -1,11 +1,11 @@
 """Fixtures of the tests, and the device they run on.
 
-``--device cuda`` runs the tests marked ``gpu`` there: the same tests, on tensors that common.py and
-their own helpers put on its DEVICE.
+``--device cuda`` runs the tests marked ``gpu`` there: the same tests, with tensors on common.py's DEVICE.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from pathlib import Path
 
@@ -42,6 +42,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "instruction_set" in metafunc.fixturenames:
         sets = INSTRUCTION_SETS if common.DEVICE == "cpu" else REGIMES
         metafunc.parametrize("instruction_set", sets, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def default_device() -> Generator[None, None, None]:
+    """On a GPU, tensors and modules are made there by tests that do not say where."""
+    with torch.device("cuda") if common.DEVICE == "cuda" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """What the CUDA kernels take of a multiprocessor, from the compiled binary: no GPU is needed.
 
-    python tests/resources.py [--arch 8.0 9.0 ...] [--output FILE]   compile csrc/cuda and tell
-    python tests/resources.py --list LIBRARY                        what a library was built for
+    python tests/resources.py LIBRARY [--output FILE]           of a library built with CUDA
+    python tests/resources.py --arch 8.0 9.0 [--output FILE]    compile csrc/cuda for these, and tell
 
-Of each kernel and architecture: registers a thread, bytes spilled, bytes of local memory (stack), static
-shared memory, and how many matrix instructions its machine code has. Exits with 1 where a resident kernel
-spills or keeps arrays in local memory, or one for half types has no matrix instruction.
+Of each kernel and architecture: registers a thread, bytes of local memory, which are spilled registers and
+arrays, static shared memory, and how many matrix instructions its machine code has. Exits with 1 where a
+resident kernel has local memory, or one for half types has no matrix instruction.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_PROPERTIES = re.compile(
-    r"Function properties for (\w+)\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads\n.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
-)
+_ARCH = re.compile(r"^(?:arch = |\s*code for )sm_(\d+)a?", re.MULTILINE)
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _RESIDENT = re.compile(r"(block|grid)_(forward|backward)\b")
 _MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTCHMMA)\b")
 
@@ -37,12 +36,10 @@ _MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTCHMMA)\b")
 class Kernel:
     """One kernel as compiled for one architecture."""
 
-    source: str
     arch: str
     name: str  # demangled
     registers: int
-    spilled: int  # bytes, stores and loads
-    local: int  # bytes of the stack frame
+    local: int  # bytes of the stack frame: spilled registers and arrays
     shared: int  # bytes, static
     matrix: int  # instructions
 
@@ -51,8 +48,6 @@ class Kernel:
         if not _RESIDENT.match(self.name):
             return []
         found = []
-        if self.spilled:
-            found.append(f"spills {self.spilled} bytes")
         if self.local:
             found.append(f"has {self.local} bytes of local memory")
         if re.search(r"\b(Half|BFloat16)\b", self.name) and not self.matrix and self.arch != "7.5":
@@ -109,8 +104,37 @@ def _demangle(names: list[str]) -> list[str]:
     return [re.sub(r"(?<=>)\(.*$|^(\w+)\(.*$", r"\1", name) for name in plain]
 
 
+def kernels_of(binary: Path, arch: str = "") -> list[Kernel]:
+    """Of a library for several architectures, or a cubin of one."""
+    usage: dict[tuple[str, str], list[int]] = {}
+    for line in _run(tool("cuobjdump"), "-res-usage", str(binary)).splitlines():
+        if found := _ARCH.match(line):
+            arch = dotted(found[1])
+        elif found := re.match(r"\s*Function (\w+):", line):
+            name = found[1]
+        elif found := _USAGE.search(line):
+            usage[arch, name] = [int(value) for value in found.groups()]
+    matrix: Counter[tuple[str, str]] = Counter()
+    for line in _run(tool("cuobjdump"), "-sass", str(binary)).splitlines():
+        if found := _ARCH.match(line):
+            arch = dotted(found[1])
+        elif found := re.search(r"Function : (\w+)", line):
+            name = found[1]
+        elif _MATRIX.search(line):
+            matrix[arch, name] += 1
+    plain = _demangle([name for _, name in usage])
+    return [
+        Kernel(key[0], name, registers, stack + local, shared, matrix[key])
+        for name, (key, (registers, stack, shared, local)) in zip(plain, usage.items(), strict=True)
+    ]
+
+
+def dotted(arch: str) -> str:
+    """9.0 of 90."""
+    return f"{arch[:-1]}.{arch[-1]}"
+
+
 def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
-    """The kernels of a source, from ptxas' report and the disassembled code."""
     kit = toolkit()
     cubin = folder / f"{source.stem}-{arch}.cubin"
     includes = [f"-isystem={path}" for path in kit.includes()]
@@ -118,27 +142,11 @@ def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
         "cublas_v2.h" in kit.missing()
     ):  # kernels do without cuBLAS, whose header is included all the same
         includes.append(f"-I{ROOT / 'tests/simulator/include'}")
-    report = _run(
-        str(kit.root / "bin/nvcc"), *_setup().NVCC_FLAGS.split(), "-Xptxas", "-v", *includes,
-        f"-I{ROOT / 'csrc'}", "-cubin", f"-arch=sm_{arch.replace('.', '')}", "-o", str(cubin),
-        str(source),
+    _run(
+        str(kit.root / "bin/nvcc"), *_setup().NVCC_FLAGS.split(), *includes, f"-I{ROOT / 'csrc'}",
+        "-cubin", f"-arch=sm_{arch.replace('.', '')}", "-o", str(cubin), str(source),
     )  # fmt: skip
-    found = [match.groups(default="0") for match in _PROPERTIES.finditer(report)]
-    if not found:
-        return []
-    code: dict[str, int] = {}
-    name = ""
-    for line in _run(tool("cuobjdump"), "-sass", str(cubin)).splitlines():
-        if header := re.search(r"Function : (\w+)", line):
-            name = header[1]
-        elif _MATRIX.search(line):
-            code[name] = code.get(name, 0) + 1
-    names = _demangle([each[0] for each in found])
-    return [
-        Kernel(source.name, arch, plain, int(used), int(stores) + int(loads), int(stack),
-               int(shared), code.get(mangled, 0))
-        for plain, (mangled, stack, stores, loads, used, shared) in zip(names, found, strict=True)
-    ]  # fmt: skip
+    return kernels_of(cubin, arch)
 
 
 def kernels(archs: list[str]) -> list[Kernel]:
@@ -152,13 +160,12 @@ def kernels(archs: list[str]) -> list[Kernel]:
 
 def table(found: list[Kernel]) -> str:
     lines = [
-        "| kernel | sm | registers | spilled | local | shared | matrix instructions |",
-        "|-|-|-|-|-|-|-|",
+        "| kernel | sm | registers | local | shared | matrix instructions |",
+        "|-|-|-|-|-|-|",
     ]
-    for k in sorted(found, key=lambda k: (k.source, k.name, float(k.arch))):
+    for k in sorted(found, key=lambda k: (k.name, float(k.arch))):
         lines.append(
-            f"| `{k.name}` | {k.arch} | {k.registers} | {k.spilled} | {k.local} | {k.shared} "
-            f"| {k.matrix} |"
+            f"| `{k.name}` | {k.arch} | {k.registers} | {k.local} | {k.shared} | {k.matrix} |"
         )
     return "\n".join(lines)
 
@@ -176,17 +183,18 @@ def contents(library: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", nargs="+", metavar="X.Y", help="all the wheel is built for")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("library", nargs="?", type=Path)
+    what.add_argument("--arch", nargs="+", metavar="X.Y", help="compile for these")
     parser.add_argument("--output", type=Path, help="also write the table there")
-    parser.add_argument("--list", type=Path, metavar="LIBRARY", help="only tell what it holds")
     args = parser.parse_args()
-    if args.list:
-        print(contents(args.list))
-        return 0
-    if not toolkit():
-        print("fastrnn: nvcc was not found, which make resources needs", file=sys.stderr)
+    if args.library:
+        found = kernels_of(args.library)
+    elif toolkit():
+        found = kernels(args.arch)
+    else:
+        print("fastrnn: nvcc was not found, which compiles the kernels", file=sys.stderr)
         return 2
-    found = kernels(args.arch or _setup().CUDA_ARCHITECTURES.replace("+PTX", "").split(";"))
     print(table(found))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +202,8 @@ def main() -> int:
     faults = [f"{k.name} on {k.arch} {fault}" for k in found for fault in k.faults]
     for fault in faults:
         print("FAULT:", fault, file=sys.stderr)
+    if args.library:
+        print(contents(args.library))
     return 1 if faults else 0
 
 

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from common import assert_all_close, gradients
+from common import DEVICE, assert_all_close, gradients, random
 from test_modules import LAYERS, H, I, flatten, make_pair
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -34,6 +34,9 @@ CASES += [
 SIZES = [(7, 6), (11, 3), (8, 8), (3, 2)]
 
 
+pytestmark = pytest.mark.gpu
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
@@ -47,13 +50,13 @@ def make_call(name, options, sizes, with_lengths):
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return random(shape, generator).to(DEVICE)
 
     rows = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
     x = normal(N, T, I) if options.get("batch_first") else normal(T, N, I)
     h = normal(rows, N, H)
     hx = (h, normal(rows, N, H)) if name == "LSTM" else h
-    lengths = torch.randint(0, T + 1, (N,), generator=generator)
+    lengths = torch.randint(0, T + 1, (N,), generator=generator, device="cpu").to(DEVICE)
     return (x, hx), {"lengths": lengths} if with_lengths else {}
 
 
@@ -125,7 +128,7 @@ def test_autocast(name, dtype):
     compiled = torch.compile(fast, backend="aot_eager", fullgraph=True, dynamic=True)
     (x, hx), _ = make_call(name, {}, SIZES[0], with_lengths=False)
     call = (x.float(), tuple(t.float() for t in hx) if name == "LSTM" else hx.float()), {}
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(DEVICE, dtype):
         actual, expected = run(compiled, call), run(fast, call)
     assert actual[0].dtype == dtype
     assert [t.dtype for t in actual] == [t.dtype for t in expected]

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from common import TOLERANCE, OurMasks, assert_all_close, gradients
+from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, gradients
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -54,7 +54,7 @@ def oracle_mask(seed: int, stream: int, size: int, p: float) -> torch.Tensor:
     blocks = [words(block, 2) + words(stream, 2) for block in range((size + 3) // 4)]
     bits = philox(np.array(blocks, dtype=np.uint64), np.array(words(seed, 2), dtype=np.uint64))
     kept = bits.reshape(-1)[:size] >= round(p * 2**32)
-    return torch.from_numpy(kept).double() / (1 - p)
+    return torch.from_numpy(kept).to(DEVICE).double() / (1 - p)
 
 
 def test_oracle_gives_the_known_answers():
@@ -63,6 +63,7 @@ def test_oracle_gives_the_known_answers():
         assert philox(rows[0][None], rows[1]).tolist() == [rows[2].tolist()]
 
 
+@pytest.mark.gpu
 def test_known_answer_through_the_op():
     """A threshold at a word keeps its element, one above drops it: so all 32 bits are seen."""
     for index, word in enumerate(int(w, 16) for w in KNOWN_ANSWERS[0][2].split()):
@@ -72,6 +73,7 @@ def test_known_answer_through_the_op():
             assert mask[index].item() == (0 if above else 1 / (1 - p))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("seed", "stream"), [(0, 0), (2**63 - 2, 3), (-5, 2**40 + 7), (1 << 33, -1)]
 )
@@ -81,6 +83,7 @@ def test_mask_against_the_oracle(instruction_set, seed, stream):
         assert torch.equal(mask, oracle_mask(seed, stream, size, p))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_dtypes_share_their_zeros(dtype):
     p = 0.3
@@ -90,6 +93,7 @@ def test_dtypes_share_their_zeros(dtype):
     assert torch.equal(mask, (exact != 0).to(dtype) * torch.tensor(1 / (1 - p), dtype=dtype))
 
 
+@pytest.mark.gpu
 def test_a_mask_for_each_seed():
     seeds = torch.arange(24).view(2, 3, 4).transpose(0, 2)[::2]  # (2, 3, 2)
     masks = dropout_mask(seeds, 2, (5, 7), 0.5, torch.float32)
@@ -101,6 +105,7 @@ def test_a_mask_for_each_seed():
     assert dropout_mask(torch.tensor(0), 0, (), 0.0, torch.float32).item() == 1
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_certain_probabilities(dtype):
     seed = torch.tensor(3)

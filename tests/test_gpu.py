@@ -30,17 +30,17 @@ def test_no_gpu_is_said_in_a_line(command):
 
 
 def kernel(name: str, **found: int) -> resources.Kernel:
-    usual = {"registers": 96, "spilled": 0, "local": 0, "shared": 0, "matrix": 8}
-    return resources.Kernel("launch.cu", "8.0", name, **(usual | found))
+    usual = {"registers": 96, "local": 0, "shared": 0, "matrix": 8}
+    return resources.Kernel("8.0", name, **(usual | found))
 
 
 def test_faults_of_kernels():
     assert kernel("grid_forward<Lstm, Half>").faults == []
     assert kernel("grid_forward<Lstm, Half>", matrix=0).faults == ["has no matrix instruction"]
     assert kernel("grid_forward<Lstm, float>", matrix=0).faults == []
-    found = kernel("grid_forward<Gru, float>", spilled=8, local=16).faults
-    assert found == ["spills 8 bytes", "has 16 bytes of local memory"]
-    assert kernel("each<Half>", matrix=0, spilled=8).faults == []
+    found = kernel("grid_forward<Gru, Half>", local=16, matrix=0).faults
+    assert found == ["has 16 bytes of local memory", "has no matrix instruction"]
+    assert kernel("each<Half>", matrix=0, local=8).faults == []
 
 
 def test_resources():

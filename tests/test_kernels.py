@@ -53,9 +53,9 @@ def make_options(kind: str, T: int, N: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
     options = {}
     if kind != "plain":
-        options["lengths"] = torch.randint(0, T + 1, (N,), generator=generator)
+        options["lengths"] = torch.randint(0, T + 1, (N,), generator=generator, device="cpu")
     if kind == "resets":
-        options["reset"] = (torch.rand(T, N, generator=generator) < 0.3).to(DEVICE)
+        options["reset"] = (torch.rand(T, N, generator=generator, device="cpu") < 0.3).to(DEVICE)
     return options
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import assert_all_close, gradients
+from common import DEVICE, assert_all_close, gradients
 from test_modules import flatten
 from torch import nn
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
@@ -20,7 +20,7 @@ def samples(name, *, dtype=torch.float64, training=True):
     info = INFOS[name]
     return list(
         info.module_inputs_func(
-            info, device="cpu", dtype=dtype, requires_grad=True, training=training
+            info, device=DEVICE, dtype=dtype, requires_grad=True, training=training
         )
     )
 
@@ -55,6 +55,7 @@ def test_database_has_what_we_expect():
     assert len(ERRORS) >= (30 if TorchVersion(torch.__version__) >= (2, 13) else 10)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("name", "index", "training"), SAMPLES)
 def test_sample_input(name, index, training):
     """The numbers and gradients of torch.nn's module, and its own no-batch reference where it has one."""

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, gradients
+from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, gradients, random
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
@@ -64,7 +64,7 @@ def make_inputs(name, options, dtype=torch.float64, batched=True):
 
     def normal(*shape):
         shape = shape if batched else (shape[0], shape[2])
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+        return random(shape, generator).to(DEVICE, dtype)
 
     rows = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
     x = normal(N, T, I) if options.get("batch_first") and batched else normal(T, N, I)

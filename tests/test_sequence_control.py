@@ -10,13 +10,15 @@ import itertools
 
 import pytest
 import torch
-from common import assert_all_close, gradients
+from common import DEVICE, assert_all_close, gradients
 from torch import nn
 from torch.nested import nested_tensor_from_jagged
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 import fastrnn
 from fastrnn import AllStates, detach_state
+
+pytestmark = pytest.mark.gpu
 
 CELLS = {
     "RNN_TANH": ("RNN", {}),
@@ -156,6 +158,9 @@ def flatten(results, sequence=lambda y: y):
 
 
 def assert_equal(actual, expected):
+    """The same bits; of cuBLAS, which sums in another order for another number of rows, the same numbers."""
+    if DEVICE != "cpu":
+        return assert_all_close(actual, expected, torch.float64)
     for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert torch.equal(a, b), f"tensor {index} of {len(actual)}: {(a - b).abs().max()}"
 
