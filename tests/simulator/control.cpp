@@ -73,6 +73,8 @@ int fastrnn_simulator_set(const char* name, uint64_t value) {
     s.branch_limit = value;
   } else if (key == "lost_blocks") {
     s.lost_blocks = value;
+  } else if (key == "multiprocessors") {
+    machine().device.sms = static_cast<int>(value);
   } else {
     return 1;
   }

@@ -288,6 +288,16 @@ def test_projection(kind: str) -> None:
         case.run("grid-resident")
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32", "tf32"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_few_multiprocessors(cell: str, kind: str) -> None:
+    """A block of the grid computes all columns, several a thread."""
+    case = Case(cell, kind, T=3, N=29, H=30, lengths=[n % 4 for n in range(29)], resets=True)
+    found, done = case.run("grid-resident", multiprocessors=2)
+    assert all(each.plan.startswith("grid-resident 2 1 ") for each in done)  # blocks of units, of columns
+    assert_close(case, found)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_projection_of_rows(layout: str) -> None:
     case = Case("lstm", "float32", T=4, N=4, H=21, R=13, **LAYOUTS[layout])
