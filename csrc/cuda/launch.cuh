@@ -90,7 +90,7 @@ struct ForwardBuffers {
 template <class S>
 struct BackwardBuffers {
   using A = Accumulate<S>;
-  A *h, *c, *d_reset_h, *d_reset_c, *gx, *gh, *d_output;
+  A *h, *c, *d_reset_h, *d_reset_c, *gx, *gh, *d_output, *through_gh;
   S *h_previous, *x, *gates, *d_gx, *d_gh, *d_gh_now, *d_projected, *d_now, *outputs;
   A *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;  // sums over chunks, group after group
   uint32_t* exchange;
@@ -122,6 +122,7 @@ struct BackwardBuffers {
     found.d_projected = arena.take<S>(rows * R, projected);
     found.d_now = arena.take<S>(N * R, projected);
     found.d_output = arena.take<A>(N * H, projected);
+    found.through_gh = arena.take<A>(N * R, stepwise);
     found.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
     found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
     return found;
@@ -295,15 +296,18 @@ void step_backward(const Context& context, BackwardChunk<S> chunk, const Backwar
   const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size;
   const bool projected = bool(p.weights.hr);
   chunk.d_output = buffers.d_output;
+  const Accumulate<S>* through_gh = nullptr;
   for (int64_t walked = chunk.first + chunk.steps - 1; walked >= chunk.first; --walked) {
     if (projected) {
-      for_each(context, N * R, ProjectBackward<S>{chunk, walked, buffers.d_projected, buffers.d_now});
+      for_each(context, N * R, ProjectBackward<S>{chunk, walked, through_gh, buffers.d_projected, buffers.d_now});
       multiply<S>(context, N, H, R, dense<S>(buffers.d_now, R), p.weights.hr, buffers.d_output);
     }
-    for_each(context, N * H, BackwardCell<Cell, S>{chunk, walked, buffers.d_gh_now});
-    multiply<S>(context, N, R, Cell::kGates * H, dense<S>(buffers.d_gh_now, Cell::kGates * H), p.weights.hh, buffers.h,
-                true);
+    for_each(context, N * H, BackwardCell<Cell, S>{chunk, walked, through_gh, buffers.d_gh_now});
+    multiply<S>(context, N, R, Cell::kGates * H, dense<S>(buffers.d_gh_now, Cell::kGates * H), p.weights.hh,
+                buffers.through_gh);
+    through_gh = buffers.through_gh;
   }
+  for_each(context, N * R, AddProduct<S>{chunk, through_gh});
 }
 
 // Gradients of weights, from those of a chunk's gates.

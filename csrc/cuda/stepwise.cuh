@@ -113,12 +113,22 @@ struct Project {
   }
 };
 
-// Element [n, unit]. Leaves in chunk.h what does not flow through gh; the product of d_gh and W_hh is added to it.
+// The gradient of h: chunk.h, and the product of W_hh with d_gh of the step after it, where a sample ran that one, as
+// 0 * NaN is no gradient of a sample that waits. Null: no step of this chunk comes after.
+template <class S>
+FASTRNN_DEVICE Accumulate<S> with_product(const BackwardChunk<S>& chunk, const Accumulate<S>* through_gh,
+                                          int64_t walked, int64_t n, int64_t at) {
+  const Schedule& schedule = chunk.scan.schedule;
+  return through_gh && runs(schedule, time_of(schedule, walked + 1), n) ? chunk.h[at] + through_gh[at] : chunk.h[at];
+}
+
+// Element [n, unit]. Leaves in chunk.h what does not flow through gh.
 template <class Cell, class S>
 struct BackwardCell {
   BackwardChunk<S> chunk;
   int64_t walked;
-  S* d_gh;  // [N, G * H]
+  const Accumulate<S>* through_gh;  // [N, H]
+  S* d_gh;                          // [N, G * H]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const int64_t H = chunk.scan.hidden_size, n = at / H, unit = at % H;
@@ -126,7 +136,7 @@ struct BackwardCell {
     inputs.fetch(chunk, walked, n, unit);
     const bool projected = chunk.d_output;
     UnitState<S> d_state;
-    if (!projected) d_state.h = chunk.h[at];
+    if (!projected) d_state.h = with_product(chunk, through_gh, walked, n, at);
     if constexpr (Cell::kHasCellState) d_state.c = chunk.c[at];
     Accumulate<S> products[Cell::kGates];
     retreat(chunk, walked, n, unit, inputs, d_state, products);
@@ -143,13 +153,15 @@ template <class S>
 struct ProjectBackward {
   BackwardChunk<S> chunk;
   int64_t walked;
-  S* d_projected;  // [rows, R]
-  S* d_now;        // [N, R]
+  const Accumulate<S>* through_gh;  // [N, R]
+  S* d_projected;                   // [rows, R]
+  S* d_now;                         // [N, R]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const ScanParams<S>& scan = chunk.scan;
     const int64_t R = scan.output_size, n = at / R, r = at % R, t = time_of(scan.schedule, walked);
     Accumulate<S>& d = chunk.h[at];
+    d = with_product(chunk, through_gh, walked, n, at);
     if (resets(scan.schedule, time_after(scan.schedule, t), n)) take_reset<S>(d, chunk.d_reset_h, at);
     const bool here = runs(scan.schedule, t, n);
     S sum = store<S>(0);
@@ -163,6 +175,17 @@ struct ProjectBackward {
       d_projected[(row_of(scan, t, n) - chunk.first_row) * R + r] = sum;
     }
     d_now[at] = sum;
+  }
+};
+
+// Element [n, r]. chunk.h is the gradient of the state that enters the chunk.
+template <class S>
+struct AddProduct {
+  BackwardChunk<S> chunk;
+  const Accumulate<S>* through_gh;  // [N, R]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    chunk.h[at] = with_product(chunk, through_gh, chunk.first - 1, at / chunk.scan.output_size, at);
   }
 };
 

@@ -342,6 +342,22 @@ def test_nonfinite_values_stay_in_their_sample(kind: str, regime: str) -> None:
     assert found["h_n"][1].isnan().all() or not found["h_n"][1].isinf().any()
 
 
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_nonfinite_weights_reach_no_sample_that_waits(cell: str, kind: str, regime: str) -> None:
+    """0 * NaN is NaN, but what does not run multiplies nothing: states and gradients pass it as they are."""
+    case = Case(cell, kind, T=3, N=5, H=9, lengths=[3, 0, 1, 0, 2])
+    for name in ("weight_hh", "weight_ih"):
+        case.inputs[name][:] = torch.nan
+    found, _ = case.run(regime)
+    for name, given in (("h_n", "h_0"), ("d_h_0", "d_h_n"), ("c_n", "c_0"), ("d_c_0", "d_c_n")):
+        source = case.grads if given in case.grads else case.inputs
+        if source.get(given) is not None:
+            assert torch.equal(found[name][[1, 3]], source[given][[1, 3]]), name
+    assert found["h_n"][[0, 2, 4]].isnan().all() and found["d_h_0"][[0, 2, 4]].isnan().all()
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
 def test_padding_is_not_read(regime: str, reverse: bool) -> None:
