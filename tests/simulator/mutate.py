@@ -61,6 +61,7 @@ SECONDS = 600  # of a stage
 
 # Survivors, by operator and the line they change, and why no test can see them.
 _NO_C = "cells without c never read what is there"
+_NAP = "a lane naps without need: time, and no result"
 _IN_RANGE = "the second and the third gate are both in range, or neither is"
 SURVIVORS = {
     ("weaken an order or scope", 'asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"'):
@@ -77,6 +78,12 @@ SURVIVORS = {
         "outputs follow, which are made when d_output has been used",
     ("swap gates", "return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;"): _IN_RANGE,
     ("swap gates", "return gate < Cell::kGates && unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;"): _IN_RANGE,
+    ("drop a guard", "if (now == since) return;  // what comes at all comes long before a tick has passed"): _NAP,
+    ("drop a guard", "if (waiting) watchdog.poll();"): _NAP,
+    ("drop a guard", "if (pair < pairs)"): "weights past a warp's own are loaded and never multiplied",
+    ("drop a guard", "if (first + column >= column_tiles) break;"):
+        "where it multiplies: sums of columns that are not there go nowhere",
+    ("drop a guard", "if (!here) return;"): "of a padded step gates are computed again, which nothing reads",
 }  # fmt: skip
 
 
@@ -92,8 +99,11 @@ class Mutant:
         return source.count("\n", 0, self.start) + 1
 
     def describe(self, source: str) -> str:
+        """Its name in the outcomes: no two have the same."""
         before = " ".join(source[self.start : self.end].split())
-        return f"{self.operator}: {self.file}:{self.line(source)}: {before} -> {self.text or 'nothing'}"
+        column = self.start - source.rfind("\n", 0, self.start)
+        place = f"{self.file}:{self.line(source)}:{column}"
+        return f"{self.operator}: {place}: {before} -> {self.text or 'nothing'}"
 
     def place(self, source: str) -> tuple[str, str]:
         """What SURVIVORS knows it by."""

@@ -47,7 +47,7 @@ def before(mutant: Mutant) -> str:
 
 def test_each_changes_its_file() -> None:
     found = mutants()
-    assert len({(m.file, m.start, m.end, m.text) for m in found}) == len(found)
+    assert len({m.describe((CSRC / m.file).read_text()) for m in found}) == len(found)
     for mutant in found:
         source = (CSRC / mutant.file).read_text()
         assert 0 <= mutant.start < mutant.end <= len(source)
