@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_ARCH = re.compile(r"^(?:arch = |\s*code for )sm_(\d+)a?", re.MULTILINE)
+_ARCH = re.compile(r"(?:arch = |\s*code for )sm_(\d+)")
+_FUNCTION = re.compile(r"\s*Function (?:: )?(\w+)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _RESIDENT = re.compile(r"(block|grid)_(forward|backward)\b")
 _MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTCHMMA)\b")
@@ -104,24 +106,26 @@ def _demangle(names: list[str]) -> list[str]:
     return [re.sub(r"(?<=>)\(.*$|^(\w+)\(.*$", r"\1", name) for name in plain]
 
 
+def _disassembled(binary: Path, arch: str, what: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Lines of what cuobjdump tells, each with the architecture and the function that it is of."""
+    name = ""
+    for line in _run(tool("cuobjdump"), what, str(binary)).splitlines():
+        if found := _ARCH.match(line):
+            arch = dotted(found[1])
+        elif found := _FUNCTION.match(line):
+            name = found[1]
+        yield (arch, name), line
+
+
 def kernels_of(binary: Path, arch: str = "") -> list[Kernel]:
     """Of a library for several architectures, or a cubin of one."""
-    usage: dict[tuple[str, str], list[int]] = {}
-    for line in _run(tool("cuobjdump"), "-res-usage", str(binary)).splitlines():
-        if found := _ARCH.match(line):
-            arch = dotted(found[1])
-        elif found := re.match(r"\s*Function (\w+):", line):
-            name = found[1]
-        elif found := _USAGE.search(line):
-            usage[arch, name] = [int(value) for value in found.groups()]
-    matrix: Counter[tuple[str, str]] = Counter()
-    for line in _run(tool("cuobjdump"), "-sass", str(binary)).splitlines():
-        if found := _ARCH.match(line):
-            arch = dotted(found[1])
-        elif found := re.search(r"Function : (\w+)", line):
-            name = found[1]
-        elif _MATRIX.search(line):
-            matrix[arch, name] += 1
+    usage = {
+        key: [int(value) for value in found.groups()]
+        for key, line in _disassembled(binary, arch, "-res-usage")
+        if (found := _USAGE.search(line))
+    }
+    code = _disassembled(binary, arch, "-sass")
+    matrix = Counter(key for key, line in code if _MATRIX.search(line))
     plain = _demangle([name for _, name in usage])
     return [
         Kernel(key[0], name, registers, stack + local, shared, matrix[key])
@@ -135,6 +139,7 @@ def dotted(arch: str) -> str:
 
 
 def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
+    """The kernels of a source, compiled for one architecture."""
     kit = toolkit()
     cubin = folder / f"{source.stem}-{arch}.cubin"
     includes = [f"-isystem={path}" for path in kit.includes()]

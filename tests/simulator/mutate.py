@@ -62,7 +62,6 @@ SECONDS = 600  # of a stage
 # Survivors, by operator and the line they change, and why no test can see them.
 _NO_C = "cells without c never read what is there"
 _NAP = "a lane naps without need: time, and no result"
-_IN_RANGE = "the second and the third gate are both in range, or neither is"
 SURVIVORS = {
     ("weaken an order or scope", 'asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"'):
         "a permission which nvcc 13.0 does not use: the load stays in its loop",
@@ -76,8 +75,6 @@ SURVIVORS = {
         "backward, of a padded unit or sample: nothing leaves the kernel of its state, and its d_gh is 0",
     ("shrink a buffer", "found.d_output = arena.take<A>(N * H, projected);"):
         "outputs follow, which are made when d_output has been used",
-    ("swap gates", "return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;"): _IN_RANGE,
-    ("swap gates", "return gate < Cell::kGates && unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;"): _IN_RANGE,
     ("drop a guard", "if (now == since) return;  // what comes at all comes long before a tick has passed"): _NAP,
     ("drop a guard", "if (waiting) watchdog.poll();"): _NAP,
     ("drop a guard", "if (pair < pairs)"): "weights past a warp's own are loaded and never multiplied",

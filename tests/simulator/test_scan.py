@@ -294,9 +294,9 @@ def test_few_multiprocessors(cell: str, kind: str) -> None:
     """A block of the grid computes all columns, several a thread."""
     case = Case(cell, kind, T=3, N=29, H=30, lengths=[n % 4 for n in range(29)], resets=True)
     found, done = case.run("grid-resident", multiprocessors=2)
-    assert all(
-        each.plan.startswith("grid-resident 2 1 ") for each in done
-    )  # blocks of units, of columns
+    unit_blocks, column_blocks = 2, 1
+    plan = f"grid-resident {unit_blocks} {column_blocks} "
+    assert all(each.plan.startswith(plan) for each in done)
     assert_close(case, found)
 
 
