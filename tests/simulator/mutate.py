@@ -49,7 +49,7 @@ NARROW = "not float16 and not bfloat16 and not float64"
 STAGES = (
     ("double", GRU, "gru and every_regime and float64"),
     ("half", GRU, f"(gru or padding) and {HALF}"),
-    ("double", LSTM, "(lstm and every_regime or projection) and float64"),
+    ("double", LSTM, "(lstm and every_regime or projection or alone) and float64"),
     ("half", LSTM, f"lstm and {HALF}"),
     ("float", GRU, f"(test_rows or features or nonfinite or gru and (recomputed or every_regime or few)) and {NARROW}"),
     ("float", LSTM, f"(projection or watchdog or alone or lstm and recomputed) and {NARROW}"),
@@ -59,28 +59,40 @@ STAGES = (
 )  # fmt: skip
 SECONDS = 600  # of a stage
 
-# Survivors, by operator and the line they change, and why no test can see them.
+# Survivors and why no test can see them. By operator, file, the line with [what is changed], and how many lines like
+# it come before.
+Place = tuple[str, str, str, int]
+ORDER, ZERO_OUT, BUFFER, GUARD = (
+    "weaken an order or scope", "drop a canonicalisation", "shrink a buffer", "drop a guard",
+)  # fmt: skip
+BLOCK, GRID, STEP, STEPWISE = (
+    f"cuda/{name}.cuh" for name in ("block_resident", "grid_resident", "step", "stepwise")
+)
 _NO_C = "cells without c never read what is there"
 _NAP = "a lane naps without need: time, and no result"
-SURVIVORS = {
-    ("weaken an order or scope", 'asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"'):
+_NOT_MULTIPLIED = "weights past a warp's own are loaded and never multiplied"
+SURVIVORS: dict[Place, str] = {
+    (ORDER, GRID, '[asm volatile -> asm]("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"', 0):
         "a permission which nvcc 13.0 does not use: the load stays in its loop",
-    ("weaken an order or scope", 'asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value));'):
+    (ORDER, GRID, '[asm volatile -> asm]("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value));', 0):
         "without a result it is volatile anyway",
-    ("drop a canonicalisation", "return {chunk.h[n * H + unit], Cell::kHasCellState ? chunk.c[n * H + unit] : 0};"): _NO_C,
-    ("drop a canonicalisation", "state = {next.h.x, Cell::kHasCellState ? next.c.x : Accumulate<S>(0)};"): _NO_C,
-    ("drop a canonicalisation", "Cell::kHasCellState ? d_state.c + inputs.d_c : A(0)};"): _NO_C,
-    ("drop a canonicalisation", "d_state = {d.h.x, Cell::kHasCellState ? d.c.x : A(0)};"): _NO_C,
-    ("drop a canonicalisation", "runs = resets_next = false;"):
+    (ZERO_OUT, STEP, "return {chunk.h[n * H + unit], [Cell::kHasCellState ? chunk.c[n * H + unit] : 0 -> chunk.c[n * H + unit]]};", 0): _NO_C,
+    (ZERO_OUT, STEP, "state = {next.h.x, [Cell::kHasCellState ? next.c.x : Accumulate<S>(0) -> next.c.x]};", 0): _NO_C,
+    (ZERO_OUT, STEP, "[Cell::kHasCellState ? d_state.c + inputs.d_c : A(0) -> d_state.c + inputs.d_c]};", 0): _NO_C,
+    (ZERO_OUT, STEP, "d_state = {d.h.x, [Cell::kHasCellState ? d.c.x : A(0) -> d.c.x]};", 0): _NO_C,
+    (ZERO_OUT, STEP, "[runs = resets_next = false; -> ;]", 1):
         "backward, of a padded unit or sample: nothing leaves the kernel of its state, and its d_gh is 0",
-    ("shrink a buffer", "found.d_output = arena.take<A>(N * H, projected);"):
+    (BUFFER, "cuda/launch.cuh", "found.d_output = arena.take<A>([N * H -> (N * H) / 2], projected);", 0):
         "outputs follow, which are made when d_output has been used",
-    ("drop a guard", "if (now == since) return;  // what comes at all comes long before a tick has passed"): _NAP,
-    ("drop a guard", "if (waiting) watchdog.poll();"): _NAP,
-    ("drop a guard", "if (pair < pairs)"): "weights past a warp's own are loaded and never multiplied",
-    ("drop a guard", "if (first + column >= column_tiles) break;"):
+    (GUARD, GRID, "[if (now == since) return; -> ;]  // what comes at all comes long before a tick has passed", 0): _NAP,
+    (GUARD, GRID, "[if (waiting) -> if (true)] watchdog.poll();", 0): _NAP,
+    (GUARD, GRID, "[if (waiting) -> if (true)] watchdog.poll();", 1): _NAP,
+    (GUARD, BLOCK, "[if (pair < pairs) -> if (true)]", 0): _NOT_MULTIPLIED,
+    (GUARD, GRID, "[if (pair < pairs) -> if (true)]", 0): _NOT_MULTIPLIED,
+    (GUARD, GRID, "[if (first + column >= column_tiles) break; -> ;]", 1):
         "where it multiplies: sums of columns that are not there go nowhere",
-    ("drop a guard", "if (!here) return;"): "of a padded step gates are computed again, which nothing reads",
+    (GUARD, STEPWISE, "[if (!here) return; -> ;]", 0):
+        "of a padded step gates are computed again, which nothing reads",
 }  # fmt: skip
 
 
@@ -92,21 +104,23 @@ class Mutant:
     end: int
     text: str
 
-    def line(self, source: str) -> int:
-        return source.count("\n", 0, self.start) + 1
+    def change(self, source: str) -> str:
+        return f"{' '.join(source[self.start : self.end].split())} -> {self.text or 'nothing'}"
 
     def describe(self, source: str) -> str:
         """Its name in the outcomes: no two have the same."""
-        before = " ".join(source[self.start : self.end].split())
+        line = source.count("\n", 0, self.start) + 1
         column = self.start - source.rfind("\n", 0, self.start)
-        place = f"{self.file}:{self.line(source)}:{column}"
-        return f"{self.operator}: {place}: {before} -> {self.text or 'nothing'}"
+        return f"{self.operator}: {self.file}:{line}:{column}: {self.change(source)}"
 
-    def place(self, source: str) -> tuple[str, str]:
-        """What SURVIVORS knows it by."""
+    def place(self, source: str) -> Place:
+        """What SURVIVORS knows it by: no number of a line, for edits elsewhere change that."""
         first = source.rfind("\n", 0, self.start) + 1
         last = source.find("\n", self.end)
-        return self.operator, source[first:last].strip()
+        head, tail = source[first : self.start].lstrip(), source[self.end : last]
+        line = source[first:].split("\n", 1)[0].strip()
+        alike = [earlier.strip() for earlier in source[:first].splitlines()].count(line)
+        return self.operator, self.file, f"{head}[{self.change(source)}]{tail}", alike
 
     def explanation(self, source: str) -> str | None:
         """Why no test can see it."""
