@@ -51,7 +51,7 @@ STAGES = (
     ("half", GRU, f"(gru or padding) and {HALF}"),
     ("double", LSTM, "(lstm and every_regime or projection or alone) and float64"),
     ("half", LSTM, f"lstm and {HALF}"),
-    ("float", GRU, f"(test_rows or features or nonfinite or gru and (recomputed or every_regime or few)) and {NARROW}"),
+    ("float", GRU, f"(test_rows or features or gru and (nonfinite or recomputed or every_regime or few)) and {NARROW}"),
     ("float", LSTM, f"(projection or watchdog or alone or lstm and recomputed) and {NARROW}"),
     ("float", LSTM, "lstm and (every_regime and forward or few) and tf32"),
     ("half", ELMAN, f"rnn and {HALF}"),
