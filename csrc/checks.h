@@ -285,7 +285,8 @@ struct RowStarts {
 
 template <class S>
 Sequence<S> sequence(const OptionalTensor& tensor, RowStarts starts) {
-  if (!tensor || tensor->numel() == 0) return {};
+  if (!tensor) return {};
+  if (tensor->numel() == 0) return {nullptr, starts.of_steps, starts.of_samples};  // of no features there are rows
   const int64_t first = tensor->stride(0);
   return {
       data_of<S>(*tensor), starts.of_steps, starts.of_samples, first, tensor->dim() == 2 ? first : tensor->stride(1),

@@ -15,6 +15,7 @@ namespace fastrnn::cuda {
 using torch::stable::accelerator::DeviceGuard;
 
 inline void check(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();  // forgets it: the next kernel's launch, of whoever, is not to blame
   STD_TORCH_CHECK(error == cudaSuccess, "fastrnn: CUDA says ", cudaGetErrorString(error));
 }
 

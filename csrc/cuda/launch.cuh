@@ -151,7 +151,6 @@ template <class S, class Out>
 void multiply(const Context& context, int64_t M, int64_t N, int64_t K, Matrix<const S> a, Matrix<const S> b, Out* out,
               bool accumulate = false) {
   if (M == 0 || N == 0) return;
-  if (std::max({M, N, K}) > INT_MAX) throw LaunchError("a product has a size of more than 2^31 - 1");
   if (K == 0) {
     if (!accumulate) check(cudaMemsetAsync(out, 0, M * N * sizeof(Out), context.stream), "clearing a product");
     return;
@@ -169,6 +168,8 @@ void multiply(const Context& context, int64_t M, int64_t N, int64_t K, Matrix<co
     return {CUBLAS_OP_T, std::max(m.col_stride, rows)};
   };
   const Operand left = operand(b, K, N), right = operand(a, M, K);
+  if (std::max({M, N, K, left.ld, right.ld}) > INT_MAX)
+    throw LaunchError("a product has a size or a stride of more than 2^31 - 1");
   const Accumulate<S> one = 1, beta = accumulate ? 1 : 0;
   const cublasComputeType_t compute = std::is_same_v<S, double>   ? CUBLAS_COMPUTE_64F
                                       : !std::is_same_v<S, float> ? CUBLAS_COMPUTE_32F
@@ -191,28 +192,18 @@ void for_each(const Context& context, int64_t count, const F& f) {
   check(cudaGetLastError(), "launching a kernel");
 }
 
-template <class Kernel>
-void allow_shared(Kernel kernel, int64_t bytes) {
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
-        "asking for shared memory");
-}
-
 template <class Kernel, class Chunk>
 void run_block(const Context& context, Kernel kernel, const Chunk& chunk, const Plan& plan) {
-  allow_shared(kernel, plan.shared_bytes);
   kernel<<<plan.blocks(), plan.threads, plan.shared_bytes, context.stream>>>(chunk);
   check(cudaGetLastError(), "launching a block-resident kernel");
 }
 
-template <class Kernel, class Chunk>
-void run_grid(const Context& context, Kernel kernel, Chunk chunk, const Plan& plan, uint32_t* exchange) {
+template <class Chunk>
+void run_grid(const Context& context, const void* kernel, Chunk chunk, const Plan& plan, uint32_t* exchange) {
   GridArguments grid{plan.unit_blocks, plan.columns, plan.steps, exchange};
   check(cudaMemsetAsync(exchange, 0xff, plan.exchange_bytes * plan.steps, context.stream), "clearing the exchange");
-  allow_shared(kernel, plan.shared_bytes);
   void* arguments[] = {&chunk, &grid};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), plan.blocks(), plan.threads, arguments,
-                                    plan.shared_bytes, context.stream),
+  check(cudaLaunchCooperativeKernel(kernel, plan.blocks(), plan.threads, arguments, plan.shared_bytes, context.stream),
         "launching a grid-resident kernel");
 }
 
@@ -324,7 +315,7 @@ void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk,
                   dense(right, N).every(groups, group), sums + group * M * N, true);
   };
   const auto add_rows = [&](const S* from, Accumulate<S>* sums) {
-    const dim3 grid(static_cast<unsigned>(divide_up(gates, kLanes)), static_cast<unsigned>(groups));
+    const dim3 grid(static_cast<unsigned>(groups), static_cast<unsigned>(divide_up(gates, kLanes)));
     column_sums<S><<<grid, dim3(kLanes, kSumRows), 0, context.stream>>>(from, at.rows, gates, groups, sums);
     check(cudaGetLastError(), "summing a bias's gradient");
   };
@@ -433,29 +424,41 @@ void with_cell(std::string_view cell, F&& f) {
   if (!Cells::dispatch(cell, f)) throw LaunchError("unknown cell '" + std::string(cell) + "'");
 }
 
+// Whether all blocks of a plan are on the device at once. One that is shared may hold fewer than it has
+// multiprocessors.
+inline bool fits_at_once(const void* kernel, const Plan& plan, const DeviceLimits& limits) {
+  constexpr int64_t kSharedUnasked = 48 << 10;
+  // As much as there is, as what is allowed belongs to the kernel, and another thread may launch it with more.
+  if (plan.shared_bytes > kSharedUnasked)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(limits.shared_bytes_per_block)),
+          "asking for shared memory");
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, plan.threads, plan.shared_bytes),
+        "asking how many blocks fit");
+  return blocks * limits.multiprocessors >= plan.blocks();
+}
+
 template <class S>
-Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction, const DeviceLimits& limits, bool tf32,
+Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction, const DeviceLimits& device, bool tf32,
               std::string_view forced) {
   Plan found;
   with_cell(cell, [&]<class Cell>() {
     with_precision<S>(tf32, [&]<Precision kPrecision>() {
       const Sizes sizes{Cell::kGates, p.schedule.T, p.schedule.N, p.hidden_size, bool(p.weights.hr)};
+      DeviceLimits limits = device;
+      cudaFuncAttributes code;
+      check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(column_sums<S>)), "asking what the code is for");
+      // Code for an older GPU, which a newer one runs too, has nothing in its resident kernels.
+      if (code.ptxVersion < 80) limits.compute_capability = code.ptxVersion;
       found = plan(sizes, kPrecision, direction, limits, forced);
       if (found.step_us < 0) throw LaunchError(found.refused.empty() ? "no such regime" : found.refused);
       if constexpr (kPrecision != Precision::kDouble)
-        if (found.regime == Regime::kGridResident) {
-          // A device that is shared may hold fewer blocks than it has multiprocessors.
-          const void* kernel = grid_kernel<Cell, S, kPrecision>(found);
-          int blocks = 0;
-          allow_shared(kernel, found.shared_bytes);
-          check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, found.threads, found.shared_bytes),
-                "asking how many blocks fit");
-          if (blocks * limits.multiprocessors < found.blocks()) {
-            DeviceLimits alone = limits;
-            alone.cooperative = false;
-            found = plan(sizes, kPrecision, direction, alone, forced);
-            if (found.step_us < 0) throw LaunchError("grid-resident: its blocks do not fit the device at once");
-          }
+        if (found.regime == Regime::kGridResident &&
+            !fits_at_once(grid_kernel<Cell, S, kPrecision>(found), found, limits)) {
+          limits.cooperative = false;
+          found = plan(sizes, kPrecision, direction, limits, forced);
+          if (found.step_us < 0) throw LaunchError("grid-resident: its blocks do not fit the device at once");
         }
     });
   });

@@ -21,7 +21,9 @@ struct LaunchError : std::runtime_error {
 };
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw LaunchError(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: the next kernel's launch, of whoever, is not to blame
+  throw LaunchError(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 struct Context {

@@ -156,7 +156,8 @@ class Planner {
     if (precision_ == Precision::kDouble) return "float64 has no tiles";
     if (sizes_.projected) return "a projection needs a product more every step";
     if (limits_.compute_capability < 80)
-      return "compute capability " + std::to_string(limits_.compute_capability) + " is below 80";
+      return "compute capability " + std::to_string(limits_.compute_capability) +
+             ", of the device or of the code built for it, is below 80";
     return {};
   }
 

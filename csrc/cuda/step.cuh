@@ -77,6 +77,11 @@ FASTRNN_DEVICE Accumulate<S> at(const Matrix<const S>& matrix, int64_t i, int64_
   return matrix ? load<S>(matrix(i, j)) : Accumulate<S>(0);
 }
 
+template <class S>
+FASTRNN_DEVICE Accumulate<S> at(const Vector<const S>& vector, int64_t i) {
+  return vector ? load<S>(vector[i]) : Accumulate<S>(0);
+}
+
 // --- forward -----------------------------------------------------------------------------------------
 
 // Biases of a unit, for every step.
@@ -85,11 +90,11 @@ struct Bias {
   Accumulate<S> ih[Cell::kGates] = {}, hh[Cell::kGates] = {};
 
   FASTRNN_DEVICE Bias(const ScanParams<S>& scan, int64_t unit) {
-    if (unit >= scan.hidden_size || !scan.weights.bias_ih) return;
+    if (unit >= scan.hidden_size) return;
 #pragma unroll
     for (int gate = 0; gate < Cell::kGates; ++gate) {
-      ih[gate] = load<S>(scan.weights.bias_ih[gate * scan.hidden_size + unit]);
-      hh[gate] = load<S>(scan.weights.bias_hh[gate * scan.hidden_size + unit]);
+      ih[gate] = at(scan.weights.bias_ih, gate * scan.hidden_size + unit);
+      hh[gate] = at(scan.weights.bias_hh, gate * scan.hidden_size + unit);
     }
   }
 };

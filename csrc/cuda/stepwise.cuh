@@ -301,7 +301,7 @@ template <class S>
 __global__ void __launch_bounds__(kSumRows* kLanes)
     column_sums(const S* from, int64_t rows, int64_t columns, int64_t groups, Accumulate<S>* sums) {
   __shared__ Accumulate<S> parts[kSumRows][kLanes];
-  const int64_t column = int64_t{blockIdx.x} * kLanes + threadIdx.x, group = blockIdx.y;
+  const int64_t column = int64_t{blockIdx.y} * kLanes + threadIdx.x, group = blockIdx.x;
   Accumulate<S> sum = 0;
   if (column < columns)
     for (int64_t row = group + threadIdx.y * groups; row < rows; row += kSumRows * groups)

@@ -38,7 +38,7 @@ int main() {
       {kH100, Precision::kHalf, kForward, 4, 4096, 768, false, kStep, 1, 0, 60, "4096 samples are more than the"},
       {kH100, Precision::kDouble, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "float64 has no tiles"},
       {kH100, Precision::kHalf, kForward, 4, 16, 64, true, kStep, 1, 0, 60, "a projection needs a product more"},
-      {kT4, Precision::kHalf, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "compute capability 75 is below 80"},
+      {kT4, Precision::kHalf, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "compute capability 75, of the device"},
       {kShared, Precision::kHalf, kForward, 4, 16, 768, false, kStep, 1, 0, 60, "no cooperative launch"},
   };
   for (const Row& row : table) {

@@ -75,6 +75,8 @@ int fastrnn_simulator_set(const char* name, uint64_t value) {
     s.lost_blocks = value;
   } else if (key == "multiprocessors") {
     machine().device.sms = static_cast<int>(value);
+  } else if (key == "ptx_version") {
+    machine().device.ptx_version = static_cast<int>(value);
   } else {
     return 1;
   }

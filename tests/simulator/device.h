@@ -15,6 +15,7 @@ struct Device {
   uint32_t registers_per_sm = 65536;
   uint64_t l2_bytes, memory_bytes;
   int clock_khz;
+  int ptx_version = 0;  // of the code it runs; 0: its own
 };
 
 Device device_named(const std::string& architecture);  // throws std::invalid_argument

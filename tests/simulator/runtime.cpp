@@ -247,7 +247,9 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function)
   const int by_registers = machine().device.registers_per_sm / ((out->numRegs + 7) / 8 * 8) / 128 * 128;
   out->maxThreadsPerBlock = std::min(kernel->max_threads ? int(kernel->max_threads) : 1024, by_registers);
   out->maxDynamicSharedSizeBytes = dynamic_limit_of(*kernel);
-  out->ptxVersion = out->binaryVersion = machine().device.major * 10 + machine().device.minor;
+  const Device& device = machine().device;
+  out->binaryVersion = device.major * 10 + device.minor;
+  out->ptxVersion = device.ptx_version ? device.ptx_version : out->binaryVersion;
   return cudaSuccess;
 }
 

@@ -26,7 +26,7 @@ STORAGE = {
     torch.float64: ("double", "double"),
 }
 SIZES = ("T", "N", "I", "H", "R", "groups", "rows", "steps")
-FLAGS_OF_CALL = ("reverse", "tf32", "bias", "backward")
+FLAGS_OF_CALL = ("reverse", "tf32", "backward")
 INPUTS = (
     "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "reset_h", "reset_c",
 )  # fmt: skip
@@ -152,7 +152,6 @@ def scan(
             arrays[name].fill(0)  # what the op hands over: steps that no sample runs are 0
     call = Call(cell.encode(), regime.encode(), *(sizes[name] for name in SIZES))
     call.reverse, call.tf32, call.backward = reverse, tf32, backward
-    call.bias = given.get("bias_ih") is not None
     for name, array in arrays.items():
         setattr(call, name, array.address)
     # Settings outlive a watch.

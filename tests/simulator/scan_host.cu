@@ -11,7 +11,7 @@ using namespace fastrnn::cuda;
 struct Call {
   const char *cell, *regime;
   int64_t T, N, I, H, R, groups, rows, steps;
-  int32_t reverse, tf32, bias, backward;
+  int32_t reverse, tf32, backward;
   const void *x, *h_0, *c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *reset_h, *reset_c;
   const int64_t *lengths, *step_start, *sample_start;
   const uint8_t* reset;
@@ -52,10 +52,8 @@ void run(const Call& call) {
   p.schedule.reset = matrix<const uint8_t>(call.reset, N);
   p.weights.ih = matrix<const S>(call.weight_ih, I);
   p.weights.hh = matrix<const S>(call.weight_hh, R);
-  if (call.bias) {
-    p.weights.bias_ih = {static_cast<const S*>(call.bias_ih), 1};
-    p.weights.bias_hh = {static_cast<const S*>(call.bias_hh), 1};
-  }
+  p.weights.bias_ih = {static_cast<const S*>(call.bias_ih), 1};
+  p.weights.bias_hh = {static_cast<const S*>(call.bias_hh), 1};
   p.weights.hr = matrix<const S>(call.weight_hr, H);
   p.x = sequence(call.x, static_cast<const S*>(nullptr), I);
   p.h_0 = matrix<const S>(call.h_0, R);

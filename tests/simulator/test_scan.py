@@ -315,10 +315,20 @@ def test_a_gradient_alone(cell: str, kind: str, regime: str, R: int) -> None:
             assert torch.equal(found[f"d_{name}"], whole[f"d_{name}"]), name
 
 
-def test_no_features() -> None:
+@pytest.mark.parametrize("batch_sizes", [None, [13, 4]], ids=["padded", "packed"])
+def test_no_features(batch_sizes: list[int] | None) -> None:
     """Of an input without any, the product is 0."""
-    case = Case("gru", "float32", T=2, N=13, H=11, I=0)
+    case = Case("gru", "float32", T=2, N=13, H=11, I=0, batch_sizes=batch_sizes)
     found, _ = case.run("")
+    assert_close(case, found)
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+def test_one_bias_alone(regime: str, missing: str) -> None:
+    case = Case("gru", "float16", T=2, N=3, H=9, recompute=True)
+    case.inputs[missing] = None
+    found, _ = case.run(regime)
     assert_close(case, found)
 
 
@@ -342,6 +352,18 @@ def test_few_multiprocessors(cell: str, kind: str) -> None:
     plan = f"grid-resident {unit_blocks} {column_blocks} "
     assert all(each.plan.startswith(plan) for each in done)
     assert_close(case, found)
+
+
+def test_code_for_an_older_gpu() -> None:
+    """It has no resident kernels, also where a newer GPU runs it."""
+    case = Case("lstm", "float16", T=2, N=3, H=9)
+    found, done = case.run("", ptx_version=75)
+    assert all(each.plan.startswith("stepwise") for each in done)
+    assert_close(case, found)
+    with pytest.raises(
+        Refused, match="grid-resident: compute capability 75, of the device or of the code"
+    ):
+        case.run("grid-resident", ptx_version=75)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
