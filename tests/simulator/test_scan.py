@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[torch.dtype, bool]] = {
     "tf32": (torch.float32, True),
     "float64": (torch.float64, False),
 }
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 # Norm of the error over that of the result: sums of a few hundred rounded factors, a few steps.
 TOLERANCE = {"float16": 4e-3, "bfloat16": 5e-2, "float32": 3e-6, "tf32": 3e-3, "float64": 1e-14}
 
@@ -76,9 +77,11 @@ class Case:
         bias: bool = True,
         recompute: bool = False,
         reverse: bool = False,
+        groups: int = 0,
         seed: int = 0,
     ):
         self.cell, self.kind, self.reverse, self.recompute = cell, kind, reverse, recompute
+        self.groups = groups
         self.dtype, self.tf32 = KINDS[kind]
         draw = torch.Generator().manual_seed(seed)
         gates, has_c = GATES[cell], cell == "lstm"
@@ -92,7 +95,7 @@ class Case:
         leading = (self.rows,) if self.rows else (T, N)
         self.leading = leading
         self.sizes = {
-            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": 1, "rows": self.rows, "steps": 0,
+            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": groups or 1, "rows": self.rows, "steps": 0,
         }  # fmt: skip
         spread = H**-0.5
         self.inputs: dict[str, Tensor | None] = {
@@ -127,7 +130,7 @@ class Case:
         y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(self.cell, *tensors, *host, True)
         grads = [wide(self.grads[name]) for name in ("d_y", "d_h_n", "d_c_n", "d_cells")]
         found = torch.ops.fastrnn.scan_backward(
-            self.cell, *grads, *tensors, *host, y, gates, cells, (1 << len(INPUTS)) - 1
+            self.cell, *grads, *tensors, *host, y, gates, cells, (1 << len(INPUTS)) - 1, self.groups
         )
         return {
             "y": y,
@@ -165,6 +168,10 @@ class Case:
             return torch.arange(self.sizes["T"])[:, None] >= self.lengths
         return torch.zeros(self.leading, dtype=torch.bool)
 
+    def leading_of(self, name: str) -> tuple[int, ...]:
+        """What a gradient's shape has before that of its input."""
+        return (self.groups,) if self.groups and name in WEIGHTS else ()
+
     def run(
         self,
         regime: str,
@@ -196,7 +203,7 @@ class Case:
         for name in saved.keys() - {"y"}:  # of steps that no sample runs nothing is said
             saved[name][self.padding()] = torch.nan
         gradients = {
-            f"d_{name}": torch.empty_like(tensor)
+            f"d_{name}": torch.empty(self.leading_of(name) + tensor.shape, dtype=self.dtype)
             for name in wanted
             if (tensor := self.inputs[name]) is not None
         }
@@ -313,6 +320,23 @@ def test_a_gradient_alone(cell: str, kind: str, regime: str, R: int) -> None:
         if case.inputs[name] is not None:
             found, _ = case.run(regime, steps=2, wanted=[name])
             assert torch.equal(found[f"d_{name}"], whole[f"d_{name}"]), name
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"lengths": [3, 0, 2, 1, 3, 2]}, {"batch_sizes": [6, 3, 3]}],
+    ids=["padded", "packed"],
+)
+@pytest.mark.parametrize(
+    "cell, kind, R",
+    [("gru", "float16", 0), ("lstm", "float64", 4)],
+    ids=["gru-float16", "lstm-float64-projection"],
+)
+def test_gradients_of_groups(cell: str, kind: str, R: int, layout: dict[str, Any]) -> None:
+    """Of weights, those of every third sample together."""
+    case = Case(cell, kind, T=3, N=6, H=9, R=R, groups=3, **layout)
+    found, _ = case.run("", steps=2)
+    assert_close(case, found)
 
 
 @pytest.mark.parametrize("batch_sizes", [None, [13, 4]], ids=["padded", "packed"])
