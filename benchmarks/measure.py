@@ -38,8 +38,8 @@ def relative_error(found: Results, expected: Results) -> float:
     """RMS error over RMS value, the mean square over the tensors that were computed."""
     squares = []
     for name, value in found.items():
-        want = expected[name]
-        error = (value.detach().double().cpu() - want).square().mean()
+        want = expected[name]  # of a peer on CPU beside a reference on a GPU, too
+        error = (value.detach().double().cpu() - want.cpu()).square().mean()
         # Where all values are 0 only zeros are right: gradients of W_hh over one step from h_0 = 0.
         squares.append((error / want.square().mean()).item() if error != 0 else 0.0)
     return (sum(squares) / len(squares)) ** 0.5

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +89,17 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1
     ]
 
 
+@contextlib.contextmanager
+def without_cudnn() -> Generator[None, None, None]:
+    """torch.nn by torch's own kernels: cuDNN's have no gradient in eval mode, and fail from 65,536 steps on."""
+    before = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(False)  # torch.testing freezes torch.backends.cudnn.enabled
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(before)
+
+
 class OurMasks(TorchDispatchMode):
     """Under it a torch.nn module drops what ours drops from the same state of the generator."""
 
@@ -106,6 +118,14 @@ class OurMasks(TorchDispatchMode):
         mask = dropout_mask(self.seed, self.layer, args[0].shape, self.dropout, args[0].dtype)
         self.layer = (self.layer + 1) % self.masks
         return args[0].copy_(mask != 0)
+
+
+def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """The same bits; of cuBLAS, which sums in another order for another number of rows, the same numbers."""
+    if DEVICE != "cpu":
+        return assert_all_close(actual, expected, torch.float64)
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a, b), f"tensor {index} of {len(actual)}: {(a - b).abs().max()}"
 
 
 def assert_all_close(

@@ -64,6 +64,13 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     return request.param
 
 
+@pytest.fixture
+def without_cudnn() -> Generator[None, None, None]:
+    """For a whole test."""
+    with common.without_cudnn():
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     try:
@@ -81,8 +88,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     kinds = ("passed", "failed", "error", "skipped")
     found = {kind: terminalreporter.stats.get(kind, []) for kind in kinds}
+    chosen = terminalreporter.config.option.keyword
     lines = [
-        "# Tests on a GPU",
+        f"# Tests on a GPU, -k {chosen!r}" if chosen else "# Tests on a GPU",
         "",
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
         + ", ".join(f"{len(reports)} {kind}" for kind, reports in found.items()),

@@ -9,6 +9,7 @@ from common import (
     DEVICE,
     TOLERANCE,
     assert_all_close,
+    assert_equal,
     gradients,
     leaf,
     make_scan,
@@ -20,7 +21,8 @@ from fastrnn import ops, reference
 from fastrnn.ops import ScanWeights
 
 # T, N, I, H: one of everything, tails on every side, several chunks, panels and tiles of rows, few units on many samples.
-SIZES = [(1, 1, 1, 1), (5, 3, 4, 5), (3, 17, 19, 83), (37, 14, 3, 33), (6, 75, 3, 5)]
+# By H: where a regime of a GPU refuses one, it has run those before.
+SIZES = [(1, 1, 1, 1), (5, 3, 4, 5), (6, 75, 3, 5), (37, 14, 3, 33), (3, 17, 19, 83)]
 
 
 def run(function, case, values, dtype, **options):
@@ -101,7 +103,7 @@ def test_tf32_is_as_torch_is_told(cell, monkeypatch):
 def packed_case(cell):
     x, h, c, weights = make_scan(cell, (9, 5, 3, 20))
     lengths = torch.tensor([9, 7, 7, 2, 1])
-    return x, h, c, weights, lengths, pack_padded_sequence(x, lengths)
+    return x, h, c, weights, lengths, pack_padded_sequence(x, lengths.cpu())
 
 
 @pytest.mark.gpu
@@ -119,13 +121,11 @@ def test_packed_is_padded(cell, reverse):
     )
     y = pad_packed_sequence(packed._replace(data=y), total_length=9)[0]
     expected = present(ops.scan(cell, padded_x, h, c, w2, lengths=lengths, reverse=reverse))
-    for a, b in zip([y, *states], expected, strict=True):
-        assert torch.equal(a, b)
+    assert_equal([y, *states], expected)
     actual = gradients([y, *states], [packed_x, *present(w1)])
     expected = gradients(expected, [padded_x, *present(w2)])
-    expected[0] = pack_padded_sequence(expected[0], lengths).data
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(a, b)
+    expected[0] = pack_padded_sequence(expected[0], lengths.cpu()).data
+    assert_equal(actual, expected)
 
 
 @pytest.mark.gpu
@@ -152,8 +152,7 @@ def test_any_strides(cell):
         # .sum() hands an expanded gradient with stride 0 to backward.
         loss = sum(t.sum() for t in y)
         results.append(y + list(torch.autograd.grad(loss, present(tensors))))
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    assert_equal(*results)
 
 
 @pytest.mark.gpu

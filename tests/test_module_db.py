@@ -57,7 +57,7 @@ def test_database_has_what_we_expect():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "index", "training"), SAMPLES)
-def test_sample_input(name, index, training):
+def test_sample_input(name, index, training, without_cudnn):
     """The numbers and gradients of torch.nn's module, and its own no-batch reference where it has one."""
     sample = samples(name, training=training)[index]
     construct, call = sample.constructor_input, sample.forward_input

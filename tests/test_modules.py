@@ -125,7 +125,7 @@ def test_packed_sequence(name, options, enforce_sorted):
     reference, fast = make_pair(name, options)
     x, hx = make_inputs(name, options | {"batch_first": True})
     lengths = torch.tensor([7, 5, 2, 2] if enforce_sorted else [2, 7, 1, 5])
-    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=enforce_sorted)
+    packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=enforce_sorted)
     for state in (None, hx):
         with OurMasks(**options):
             expected = run(reference, packed, state)
@@ -143,7 +143,7 @@ def test_lengths_are_packing(name, options):
     x, hx = make_inputs(name, options)
     batch_first = options.get("batch_first", False)
     lengths = torch.tensor([3, 7, 1, 4])
-    packed = pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=False)
+    packed = pack_padded_sequence(x, lengths.cpu(), batch_first=batch_first, enforce_sorted=False)
     output, states = reference(packed, hx)
     expected = [
         pad_packed_sequence(output, batch_first=batch_first, total_length=T)[0],

@@ -1,0 +1,105 @@
+"""What there is on a GPU alone: streams, CUDA graphs, threads that share a device, a second device."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from common import DEVICE, random
+from torch import Tensor
+
+import fastrnn
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: pytest --device cuda"),
+]
+
+T, I, H = 20, 16, 96
+
+
+def make(device: str = "cuda") -> fastrnn.LSTM:
+    torch.manual_seed(0)
+    return fastrnn.LSTM(I, H, num_layers=2, device=device, dtype=torch.float16)
+
+
+def normal(*shape: int, device: str = "cuda", seed: int = 0) -> Tensor:
+    drawn = random(shape, torch.Generator("cpu").manual_seed(seed))
+    return drawn.to(device, torch.float16)
+
+
+def step(module: fastrnn.LSTM, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    """Results and all gradients."""
+    x = x.detach().requires_grad_()
+    y, (h_n, c_n) = module(x, lengths=lengths)
+    return [y, h_n, c_n, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert torch.equal(a, b), f"tensor {index}"
+    assert all(tensor.isfinite().all() and tensor.abs().max() > 0 for tensor in expected)
+
+
+def test_in_a_cuda_graph(instruction_set: str) -> None:
+    """What is captured runs again with other numbers, lengths among them, which the host never reads."""
+    module, x, other = make(), normal(T, 8, I), normal(T, 8, I, seed=1)
+    lengths = torch.arange(T - 7, T + 1, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(
+        stream
+    ):  # what torch and cuBLAS allocate once is there before the capture
+        step(module, x, lengths)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(module, x, lengths)
+    x.copy_(other)
+    lengths.copy_(lengths.flip(0) - 3)
+    graph.replay()
+    assert_same(found, step(module, other, lengths))
+
+
+def test_on_the_current_stream(instruction_set: str) -> None:
+    module, x, other = make(), normal(T, 8, I), normal(T, 8, I, seed=1)
+    expected = step(module, other)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(
+            100_000_000
+        )  # x has the numbers of `other` long after the host has gone on
+        x.copy_(other)
+        found = step(module, x)
+    stream.synchronize()
+    assert_same(found, expected)
+
+
+def test_threads_side_by_side(instruction_set: str) -> None:
+    """Batches of other sizes, for which the same kernels want other amounts of shared memory."""
+    module = make()
+    inputs = [normal(T, N, I, seed=N) for N in (1, 8, 40, 64)]
+    expected = [step(module, x) for x in inputs]
+    torch.cuda.synchronize()
+
+    def run(index: int) -> list[list[Tensor]]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = [step(module, inputs[index]) for _ in range(20)]
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for all_found, wanted in zip(pool.map(run, range(len(inputs))), expected, strict=True):
+            for found in all_found:
+                assert_same(found, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_a_second_device(instruction_set: str) -> None:
+    """Not the current one: the tensors say where."""
+    found = step(make("cuda:1"), normal(T, 8, I, device="cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert {tensor.device for tensor in found} == {torch.device("cuda:1")}
+    assert_same([tensor.to("cuda:0") for tensor in found], step(make(), normal(T, 8, I)))
