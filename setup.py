@@ -33,7 +33,7 @@ CXX_FLAGS += " -Wno-maybe-uninitialized"
 # Fused multiply-add only where the source says so: every path gives the same bits. No debug
 # information: Python's own flags ask for it, and the library would be seven times as large.
 CXX_FLAGS += " -ffp-contract=off -g0"
-CUDA_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 NVCC_FLAGS = "-std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fvisibility=hidden"
 NVCC_FLAGS += " -Xptxas -warn-spills"
 
@@ -74,8 +74,10 @@ class Toolkit:
     wheels: list[Path]  # roots in site-packages, which hold what torch loads
 
     @classmethod
-    def find(cls, site_packages: Path) -> Toolkit | None:
-        wheels = sorted(site_packages.glob("nvidia/cu[0-9]*"), reverse=True)
+    def find(cls, site_packages: Path, torch_cuda: str | None = None) -> Toolkit | None:
+        """torch_cuda is torch's CUDA version, which loads no other's libraries; None: of any."""
+        of_torch = torch_cuda.split(".")[0] if torch_cuda else "[0-9]*"
+        wheels = sorted(site_packages.glob(f"nvidia/cu{of_torch}"), reverse=True)
         homes = [Path(home) for home in (os.environ.get("CUDA_HOME"),) if home]
         folders = [home / "bin" for home in homes]
         folders += [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
@@ -87,6 +89,13 @@ class Toolkit:
         said = subprocess.run([nvcc, "--dryrun", "x.cu"], text=True, capture_output=True).stderr
         here = re.search(r"^#\$ _HERE_=(.*)$", said, re.MULTILINE)
         return cls((Path(here[1]) if here else Path(nvcc).parent).parent, wheels)
+
+    def architectures(self) -> str:
+        """TORCH_CUDA_ARCH_LIST: those of ours that this nvcc knows, and code for GPUs to come."""
+        nvcc = self.root / "bin/nvcc"
+        said = subprocess.run([nvcc, "--list-gpu-arch"], text=True, capture_output=True).stdout
+        known = re.findall(r"compute_(\d+)", said)
+        return ";".join(a for a in CUDA_ARCHITECTURES if a.replace(".", "") in known) + "+PTX"
 
     def includes(self) -> list[str]:
         # nvcc's own first: the wheels' headers need others that only come with a compiler.
@@ -155,7 +164,7 @@ def library() -> dict:
     os.environ["CXX"] = find_compiler()  # one for compiling and linking
 
     cuda_sources = glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
-    toolkit = Toolkit.find(Path(torch.__file__).parents[1])
+    toolkit = Toolkit.find(Path(torch.__file__).parents[1], torch.version.cuda)
     no_cuda = why_no_cuda(
         os.environ.get("USE_CUDA", ""),
         torch.version.cuda,
@@ -165,7 +174,7 @@ def library() -> dict:
     )
     if toolkit and not no_cuda:
         os.environ["CUDA_HOME"] = str(toolkit.root)  # read where cpp_extension is imported
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.architectures())
 
     from torch.utils import cpp_extension
 

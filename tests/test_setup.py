@@ -76,7 +76,10 @@ def test_toolkit(setup, monkeypatch, tmp_path, place):
         (root / "include" / header).touch()
     (wheels / "lib/libcudart.so.13").touch()
     nvcc = root / "bin/nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho '#$ _HERE_={root / 'bin'}' >&2\n")
+    nvcc.write_text(
+        f"#!/bin/sh\necho '#$ _HERE_={root / 'bin'}' >&2\n"
+        "printf 'compute_75\\ncompute_80\\ncompute_86\\ncompute_90\\n'\n"
+    )
     nvcc.chmod(0o755)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvcc").symlink_to(nvcc)
@@ -97,6 +100,10 @@ def test_toolkit(setup, monkeypatch, tmp_path, place):
     (wheels / "lib/libcublas.so.13").touch()
     assert found.missing() == []
     assert found.library("cublas") == str(wheels / "lib/libcublas.so.13")
+    assert setup.Toolkit.find(packages, CUDA).wheels == [wheels]
+    assert found.architectures() == "7.5;8.0;8.6;9.0+PTX"
+    if place != "wheels":  # a torch of CUDA 12 beside wheels of 13, of which it loads nothing
+        assert setup.Toolkit.find(packages, "12.8").wheels == []
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a compiler")

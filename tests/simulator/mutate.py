@@ -454,7 +454,8 @@ def main() -> int:
     known = [Outcome(**json.loads(line)) for line in arguments.output.read_text().splitlines()]
     done = [outcome for outcome in known if outcome.mutant in names]
     todo = [names[name] for name in names.keys() - {outcome.mutant for outcome in done}]
-    todo.sort(key=chosen.index)
+    # What is known to survive comes last: it takes all stages.
+    todo.sort(key=lambda m: (m.explanation(sources[m.file]) is not None, chosen.index(m)))
     with ThreadPoolExecutor(arguments.jobs) as pool, arguments.output.open("a") as file:
         unchanged = pool.submit(run, None)
         for future in as_completed([pool.submit(run, mutant) for mutant in todo]):
