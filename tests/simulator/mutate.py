@@ -458,8 +458,12 @@ def main() -> int:
     todo.sort(key=lambda m: (m.explanation(sources[m.file]) is not None, chosen.index(m)))
     with ThreadPoolExecutor(arguments.jobs) as pool, arguments.output.open("a") as file:
         unchanged = pool.submit(run, None)
-        for future in as_completed([pool.submit(run, mutant) for mutant in todo]):
+        for future in as_completed([unchanged, *(pool.submit(run, mutant) for mutant in todo)]):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
             outcome = future.result()
+            if future is unchanged:
+                continue
             print(f"{outcome.result}: {outcome.mutant}  {outcome.by}", flush=True)
             file.write(json.dumps(asdict(outcome)) + "\n")
             file.flush()

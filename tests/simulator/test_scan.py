@@ -349,8 +349,9 @@ def test_no_features(batch_sizes: list[int] | None) -> None:
 
 @pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
-def test_one_bias_alone(regime: str, missing: str) -> None:
-    case = Case("gru", "float16", T=2, N=3, H=9, recompute=True)
+@pytest.mark.parametrize(("cell", "kind"), [("gru", "float16")])
+def test_one_bias(cell: str, kind: str, regime: str, missing: str) -> None:
+    case = Case(cell, kind, T=2, N=3, H=9, recompute=True)
     case.inputs[missing] = None
     found, _ = case.run(regime)
     assert_close(case, found)
