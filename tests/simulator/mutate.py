@@ -13,15 +13,18 @@ must be explained in SURVIVORS, or the command ends with 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -36,6 +39,7 @@ ROOT = CSRC.parent
 KERNELS = [
     f"cuda/{name}.cuh" for name in ("device", "step", "block_resident", "grid_resident", "stepwise")
 ]
+RESIDENT = [f"cuda/{name}_resident.cuh" for name in ("block", "grid")]
 LAUNCH = ["cuda/launch.cuh", "cuda/plan.h"]
 CELLS = [f"cells/{name}.h" for name in ("elman", "gru", "lstm")]
 FILES = [*KERNELS, *LAUNCH, *CELLS]
@@ -348,7 +352,7 @@ def unchanged_code(unit: str, cells: str) -> str:
 
 
 def run(mutant: Mutant | None) -> Outcome:
-    """Of a mutant, or of the sources as they are."""
+    """Of a mutant, or of the sources as they are. In a thread of workers()."""
     operator = mutant.operator if mutant else ""
     what = "the sources as they are"
     result = "same code"
@@ -363,13 +367,13 @@ def run(mutant: Mutant | None) -> Outcome:
             what = mutant.describe(source)
             changed.write_text(source[: mutant.start] + mutant.text + source[mutant.end :])
         for i, (unit, cells, tests) in enumerate(STAGES):
+            if mutant and mutant.file in RESIDENT and unit == "double":
+                continue  # which has no resident kernels
             stage = narrowed(csrc, cells, Path(folder) / str(i))
             environment = {
-                **os.environ,
                 "FASTRNN_SIMULATOR_KERNELS": str(stage if kernels else CSRC),
                 "FASTRNN_SIMULATOR_LAUNCH": str(stage if launch else CSRC),
                 "FASTRNN_SIMULATOR_OPTIMIZE": "0",
-                "OMP_NUM_THREADS": "1",
             }
             if mutant and kernels:
                 try:
@@ -383,29 +387,68 @@ def run(mutant: Mutant | None) -> Outcome:
     return Outcome(what, operator, result)
 
 
+class Server:
+    """Of pytest runs: torch is imported once."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "forks.py"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        """Exit status, of a signal the negative number, and what it said."""
+        assert self.process.stdin and self.process.stdout
+        with tempfile.NamedTemporaryFile("r") as output:
+            request = {"arguments": arguments, "environment": environment,
+                       "output": output.name, "seconds": SECONDS}  # fmt: skip
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return int(self.process.stdout.readline()), output.read()
+
+
+MINE = threading.local()  # server: of a worker
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for run()."""
+    servers = [Server() for _ in range(count)]
+    idle = iter(servers)
+    try:
+        with ThreadPoolExecutor(
+            count, initializer=lambda: setattr(MINE, "server", next(idle))
+        ) as pool:
+            yield pool
+    finally:
+        for server in servers:
+            with server.process:  # closes its input, and waits for its end
+                pass
+
+
 def judge(tests: str, environment: dict[str, str]) -> tuple[str, str]:
     """The result, and what caught it."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-rf",
-               "-p", "no:cacheprovider", str(HERE / "test_scan.py"), "-k", tests]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
+    arguments = ["-x", "-q", "--no-header", "-rf",
+                 "-p", "no:cacheprovider", str(HERE / "test_scan.py"), "-k", tests]  # fmt: skip
+    status, said = MINE.server.run(arguments, environment)
+    if status == -signal.SIGALRM:
         return "caught", f"no end: {tests}"
-    said = done.stdout + done.stderr
     if "BuildError" in said:
         return "not compiled", ""
     for ours in ("TranslationError", "PtxError", "kernel without translation", "unknown cell"):
         if ours in said:
             raise RuntimeError(f"{tests}: {ours}\n{said}")
-    if done.returncode < 0:
-        return "caught", f"signal {-done.returncode}: {tests}"
-    if done.returncode == 1:
+    if status < 0:
+        return "caught", f"signal {-status}: {tests}"
+    if status == 1:
         failed = re.search(r"^FAILED \S*?::(.*)$", said, re.M)
         return "caught", failed[1][:200] if failed else said[-200:]
-    if done.returncode != 0:
-        raise RuntimeError(f"{tests}: pytest ended with {done.returncode}\n{said}")
+    if status != 0:
+        raise RuntimeError(f"{tests}: pytest ended with {status}\n{said}")
     return "survived", ""
 
 
@@ -456,7 +499,7 @@ def main() -> int:
     todo = [names[name] for name in names.keys() - {outcome.mutant for outcome in done}]
     # What is known to survive comes last: it takes all stages.
     todo.sort(key=lambda m: (m.explanation(sources[m.file]) is not None, chosen.index(m)))
-    with ThreadPoolExecutor(arguments.jobs) as pool, arguments.output.open("a") as file:
+    with workers(arguments.jobs) as pool, arguments.output.open("a") as file:
         unchanged = pool.submit(run, None)
         for future in as_completed([unchanged, *(pool.submit(run, mutant) for mutant in todo)]):
             if future.exception():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import toolchain
-from mutate import CSRC, KERNELS, LAUNCH, OPERATORS, SURVIVORS, Mutant, blank_comments, mutants, run
+from mutate import (
+    CSRC,
+    KERNELS,
+    LAUNCH,
+    OPERATORS,
+    SURVIVORS,
+    Mutant,
+    blank_comments,
+    mutants,
+    run,
+    workers,
+)
 
 SAMPLE, SEED = 4, 1
 
@@ -67,7 +77,7 @@ def test_a_sample_is_caught() -> None:
     except toolchain.ToolNotFoundError as missing:
         pytest.skip(str(missing))
     chosen = random.Random(SEED).sample(mutants(), SAMPLE)
-    with ThreadPoolExecutor(2) as pool:
+    with workers(2) as pool:
         outcomes = list(pool.map(run, chosen))
     for mutant, outcome in zip(chosen, outcomes, strict=True):
         source = (CSRC / mutant.file).read_text()
