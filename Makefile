@@ -52,8 +52,9 @@ demo: setup ## train a small model, draw build/demo.png
 	@mkdir -p build
 	$(BIN)/python -m fastrnn demo --plot build/demo.png
 
+# Most of the simulator's kernels run once or twice: optimizing them takes longer than it saves.
 test: setup $(DISASSEMBLER) ## all tests
-	$(PYTEST) $(ARGS)
+	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(ARGS)
 
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
