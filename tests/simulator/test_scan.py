@@ -294,6 +294,22 @@ def test_recomputed_gates(cell: str) -> None:
     assert_close(case, found)
 
 
+@pytest.mark.parametrize(
+    ("cell", "kind", "regime"),
+    [
+        ("lstm", "float64", "stepwise"),
+        ("lstm", "float16", "block-resident"),
+        ("lstm", "float16", "grid-resident"),
+    ],
+)
+def test_forward_alone(cell: str, kind: str, regime: str) -> None:
+    """Without a gradient to come nothing is saved."""
+    case = Case(cell, kind, T=3, N=4, H=9)
+    found, _ = case.run(regime, backward=False)
+    assert set(found) == {"y", "h_n", "c_n"}
+    assert_close(case, found)
+
+
 @pytest.mark.parametrize("R", [0, 6], ids=["", "projected"])
 def test_gradients_of_the_final_states_alone(R: int) -> None:
     case = Case("lstm", "float32", T=3, N=4, H=9, R=R, lengths=[3, 1, 0, 2])
