@@ -90,7 +90,12 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
     if args.device == "cuda":  # second derivatives and forward mode are for CPU yet
         cases = [case for case in cases if case.transform not in (DOUBLE, JVP)]
     if dtypes := [args.dtype] if args.dtype else GPU_DTYPES if args.device == "cuda" else ():
-        fields = [{**vars(case), "dtype": dtype} for case in cases for dtype in dtypes]
+        fields = [
+            {**vars(case), "dtype": dtype}
+            for case in cases
+            # Scaling is a line a cell: of one type.
+            for dtype in (dtypes[:1] if case.group in ("sweep", "long") else dtypes)
+        ]
         cases = list(dict.fromkeys(Case(**each) for each in fields))
     return cases
 

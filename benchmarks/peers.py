@@ -208,8 +208,8 @@ def onnx_model(problem: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     case = problem.case
-    if case.dtype != "float32":
-        raise Unsupported(f"no {case.dtype}")
+    if case.dtype != "float32" or problem.device != "cpu":
+        raise Unsupported(f"no {case.dtype} here on a {problem.device.upper()}")
     directions = 1 + case.bidirectional
     order = ONNX_GATES[case.cell]
     nodes, tensors = [], []
@@ -315,8 +315,9 @@ def openvino(problem: Problem, training: bool, threads: int) -> Contestant:
 
 def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
     case = problem.case
-    if case.dtype != "float32" or case.layers > 1 or case.bidirectional or case.lengths:
-        raise Unsupported("written for one float32 layer and direction without lengths")
+    one = case.layers == 1 and not case.bidirectional and not case.lengths
+    if case.dtype != "float32" or not one or problem.device != "cpu":
+        raise Unsupported("written for one float32 layer and direction without lengths on a CPU")
     os.environ.setdefault("NPROC", str(threads))  # the size of its pool, read when it starts
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import compare, report
-from benchmarks.__main__ import main
+from benchmarks.__main__ import GPU_DTYPES, chosen_cases, main, parser
 from benchmarks.cases import (
     DOUBLE,
     GATES,
@@ -278,6 +278,15 @@ def test_transforms_are_rows_of_their_own(tmp_path, run_main, monkeypatch):
             assert f"- {name} (" in text and why in text and f"- {name} (" in printed
     assert f"| {JVP} |" in text and f"× {loop}" in text
     assert (tmp_path / "transforms.png").stat().st_size > 10_000
+
+
+def test_cases_on_a_gpu():
+    """Each in the types that are quick there, but for those that are drawn as a line a cell."""
+    found = chosen_cases(parser().parse_args(["--device", "cuda"]))
+    dtypes = {"sweep": {"float32"}, "long": {"float32"}, "main": set(GPU_DTYPES)}
+    for group, expected in dtypes.items():
+        assert {case.dtype for case in found if case.group == group} == expected
+    assert not {case.transform for case in found} & {DOUBLE, JVP}
 
 
 @pytest.mark.parametrize("wrong", [False, True], ids=["an error", "wrong results"])
