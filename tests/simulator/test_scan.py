@@ -223,7 +223,8 @@ def assert_close(case: Case, found: dict[str, Tensor]) -> None:
         errors[name] = (tensor.double() - reference).norm().item() / scale
     tolerance = TOLERANCE[case.kind]
     if case.cell == "rnn_relu" and case.kind not in ("float32", "float64"):
-        tolerance *= 8  # a value that rounding moves across 0 takes its gradient along
+        # A value that rounding moves across 0 takes its gradient along, which is that much of all alone.
+        tolerance = 8 * tolerance + found["y"].numel() ** -0.5
     worst = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not worst, f"relative errors {worst}, tolerance {tolerance}"
 
