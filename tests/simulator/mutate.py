@@ -66,24 +66,15 @@ SECONDS = 600  # of a stage
 # Survivors and why no test can see them. By operator, file, the line with [what is changed], and how many lines like
 # it come before.
 Place = tuple[str, str, str, int]
-ORDER, ZERO_OUT, BUFFER, GUARD = (
-    "weaken an order or scope", "drop a canonicalisation", "shrink a buffer", "drop a guard",
-)  # fmt: skip
+ZERO_OUT, BUFFER, GUARD = "drop a canonicalisation", "shrink a buffer", "drop a guard"
 BLOCK, GRID, STEP, STEPWISE = (
     f"cuda/{name}.cuh" for name in ("block_resident", "grid_resident", "step", "stepwise")
 )
-_NO_C = "cells without c never read what is there"
 _NAP = "a lane naps without need: time, and no result"
 _NOT_MULTIPLIED = "weights past a warp's own are loaded and never multiplied"
 SURVIVORS: dict[Place, str] = {
-    (ORDER, GRID, '[asm volatile -> asm]("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"', 0):
-        "a permission which nvcc 13.0 does not use: the load stays in its loop",
-    (ORDER, GRID, '[asm volatile -> asm]("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value));', 0):
-        "without a result it is volatile anyway",
-    (ZERO_OUT, STEP, "return {chunk.h[n * H + unit], [Cell::kHasCellState ? chunk.c[n * H + unit] : 0 -> chunk.c[n * H + unit]]};", 0): _NO_C,
-    (ZERO_OUT, STEP, "state = {next.h.x, [Cell::kHasCellState ? next.c.x : Accumulate<S>(0) -> next.c.x]};", 0): _NO_C,
-    (ZERO_OUT, STEP, "[Cell::kHasCellState ? d_state.c + inputs.d_c : A(0) -> d_state.c + inputs.d_c]};", 0): _NO_C,
-    (ZERO_OUT, STEP, "d_state = {d.h.x, [Cell::kHasCellState ? d.c.x : A(0) -> d.c.x]};", 0): _NO_C,
+    (ZERO_OUT, STEP, "return {chunk.h[n * H + unit], [Cell::kHasCellState ? chunk.c[n * H + unit] : 0 -> chunk.c[n * H + unit]]};", 0):
+        "cells without c never read what is there",
     (ZERO_OUT, STEP, "[runs = resets_next = false; -> ;]", 1):
         "backward, of a padded unit or sample: nothing leaves the kernel of its state, and its d_gh is 0",
     (BUFFER, "cuda/launch.cuh", "found.d_output = arena.take<A>([N * H -> (N * H) / 2], projected);", 0):
