@@ -64,6 +64,8 @@ enum class Counter : uint8_t {
   atomics,
   polls,           // strong loads
   repolled_bytes,  // bytes of strong loads of an address this thread has polled before
+  polling,         // instructions of threads between such a load and the strong load before it: how many of them there
+                   // are depends on the schedule, and so does what they add to `instructions`
   fences,
   barriers,  // thread arrivals
   collectives,
@@ -99,6 +101,7 @@ struct Thread {
   uint64_t shared_base;    // device address of the block's shared memory
   uint64_t local_base;     // device address of this thread's local memory
   uint32_t branches_left;  // backward branches until the next yield
+  uint64_t instructions;   // that this thread has begun, a basic block at a time
   uint32_t index;          // of the thread in the grid, counted in whole warps
   Block* block;
   Warp* group;
@@ -181,7 +184,10 @@ bool perturbing(Thread&);  // false: approximate functions should be exact
 [[noreturn]] void fail(Thread&, const Site&, const char* what);  // assert, bad operands: ends the launch with a finding
 void print(Thread&, const char* text);                           // vprintf's output
 
-inline void count(Thread& t, Counter which, uint64_t n = 1) { t.counters[static_cast<int>(which)] += n; }
+inline void count(Thread& t, Counter which, uint64_t n = 1) {
+  t.counters[static_cast<int>(which)] += n;
+  if (which == Counter::instructions) t.instructions += n;
+}
 
 // --- what a translated module registers when it is loaded -----------------------------------------------------------
 struct ParamInfo {

@@ -91,6 +91,7 @@ struct Fiber {
     uint64_t address, value;
   } polls[16];
   uint32_t next_poll;
+  uint64_t polled_at;               // thread.instructions at the latest strong load
   uint64_t branches, converged_at;  // backward ones at the end of the present budget, and when its warp last met
   ThreadClock clock;
   std::vector<BufferedStore> stores;

@@ -309,7 +309,10 @@ void poll(Thread& t, const Site& site, uint64_t address, int n) {
   std::memcpy(&value, bytes(address), std::min(n, 8));
   if (n == 16) std::memcpy(&high, bytes(address + 8), 8);
   value = value * 31 + high;
+  const uint64_t since_last = t.instructions - f.polled_at;
+  f.polled_at = t.instructions;
   if (last.address == address) {
+    t.counters[static_cast<int>(Counter::polling)] += since_last;
     t.counters[static_cast<int>(Counter::repolled_bytes)] += n;
     if (last.value == value) {
       current->pollers[address / 16].push_back(&f);

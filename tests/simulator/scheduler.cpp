@@ -141,7 +141,9 @@ class Run {
         f.trace.clear();
         std::fill(std::begin(f.polls), std::end(f.polls), Fiber::Poll{});
         f.next_poll = 0;
+        f.polled_at = 0;
         Thread& t = f.thread;
+        t.instructions = 0;
         t.tid[0] = i % size[0], t.tid[1] = i / size[0] % size[1], t.tid[2] = i / size[0] / size[1];
         std::copy(size, size + 3, t.ntid);
         std::copy(block.index, block.index + 3, t.ctaid);
