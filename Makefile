@@ -30,7 +30,7 @@ FORMATTED = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -
 PYTEST := $(BIN)/python -m pytest
 
 # The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
-NATIVE_TESTS := plan cuda_plan team kernels activations dropout
+NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations dropout
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
 NATIVE_OBJECTS := buffer team isa_amx isa_avx512_bf16 isa_avx512 isa_avx2 isa_neon isa_plain
 # Where the library's lie; asked for when they are there, and not those of the sanitized build.

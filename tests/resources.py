@@ -138,20 +138,23 @@ def dotted(arch: str) -> str:
     return f"{arch[:-1]}.{arch[-1]}"
 
 
-def compiled(source: Path, arch: str, folder: Path) -> list[Kernel]:
-    """The kernels of a source, compiled for one architecture."""
+def compile_cubin(source: Path, arch: str, folder: Path) -> Path:
+    """A source's kernels, compiled for one architecture."""
     kit = toolkit()
     cubin = folder / f"{source.stem}-{arch}.cubin"
     includes = [f"-isystem={path}" for path in kit.includes()]
-    if (
-        "cublas_v2.h" in kit.missing()
-    ):  # kernels do without cuBLAS, whose header is included all the same
+    if "cublas_v2.h" in kit.missing():  # kernels do without cuBLAS; its header is included
         includes.append(f"-I{ROOT / 'tests/simulator/include'}")
     _run(
         str(kit.root / "bin/nvcc"), *_setup().NVCC_FLAGS.split(), *includes, f"-I{ROOT / 'csrc'}",
         "-cubin", f"-arch=sm_{arch.replace('.', '')}", "-o", str(cubin), str(source),
     )  # fmt: skip
-    return kernels_of(cubin, arch)
+    return cubin
+
+
+def machine_code(cubin: Path) -> str:
+    """Every instruction of every kernel, as cuobjdump prints it."""
+    return _run(tool("cuobjdump"), "-sass", str(cubin))
 
 
 def kernels(archs: list[str]) -> list[Kernel]:
@@ -159,8 +162,11 @@ def kernels(archs: list[str]) -> list[Kernel]:
     jobs = [(source, arch) for source in sources for arch in archs]
     workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        parts = pool.map(lambda job: compiled(*job, Path(folder)), jobs)
-        return [kernel for part in parts for kernel in part]
+
+        def kernels_of_job(job: tuple[Path, str]) -> list[Kernel]:
+            return kernels_of(compile_cubin(*job, Path(folder)), job[1])
+
+        return [kernel for part in pool.map(kernels_of_job, jobs) for kernel in part]
 
 
 def table(found: list[Kernel]) -> str:

@@ -445,7 +445,13 @@ Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction
   Plan found;
   with_cell(cell, [&]<class Cell>() {
     with_precision<S>(tf32, [&]<Precision kPrecision>() {
-      const Sizes sizes{Cell::kGates, p.schedule.T, p.schedule.N, p.hidden_size, bool(p.weights.hr)};
+      const Sizes sizes{.gates = Cell::kGates,
+                        .T = p.schedule.T,
+                        .N = p.schedule.N,
+                        .H = p.hidden_size,
+                        .projected = bool(p.weights.hr),
+                        .saved = Cell::kSaved,
+                        .has_cell_state = Cell::kHasCellState};
       DeviceLimits limits = device;
       cudaFuncAttributes code;
       check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(column_sums<S>)), "asking what the code is for");

@@ -1,8 +1,8 @@
 // Plan: which regime runs a scan, and how it is cut into blocks. Choosing is not launching: a pure function of sizes
 // and limits, so that a table of tests covers every GPU without one.
 //
-// Time is a model (its constants: Machine). What a resident kernel can hold is not: a warp keeps kFragments fragments
-// of 16 gate rows each in registers for the whole sequence, and the kernels are compiled for exactly that many.
+// Time is a model (model.h). What a resident kernel can hold is not: a warp keeps the fragments of some pairs of
+// k-steps in registers for the whole sequence, and the kernels are compiled for exactly that many (pairs_a_warp).
 #pragma once
 
 #include <algorithm>
@@ -10,18 +10,10 @@
 #include <string>
 #include <string_view>
 
+#include "cuda/model.h"
+#include "cuda/step_counts.h"
+
 namespace fastrnn::cuda {
-
-// What a product multiplies, and with which instructions.
-enum class Precision { kHalf, kBFloat16, kTf32, kFloat, kDouble };
-
-enum class Regime { kBlockResident, kGridResident, kStepwise };
-enum class Direction { kForward, kBackward };
-
-constexpr std::string_view name(Regime regime) {
-  constexpr std::string_view names[] = {"block-resident", "grid-resident", "stepwise"};
-  return names[static_cast<int>(regime)];
-}
 
 // A device, as the runtime describes it.
 struct DeviceLimits {
@@ -31,25 +23,12 @@ struct DeviceLimits {
   bool cooperative = false;
 };
 
-// What the step time is modelled by. One entry a generation, none of it measured by us.
-struct Machine {
-  double clock_ghz, l2_tb_s, hbm_tb_s;
-  double half_fma, tf32_fma, float_fma;  // a clock and multiprocessor
-  double poll_cycles, barrier_cycles, mma_cycles, launch_us;
-  double cell_cycles = 100;
-};
-
-constexpr Machine machine_of(const DeviceLimits& limits) {
-  const int capability = limits.compute_capability;
-  if (capability >= 90 && capability < 120) return {1.75, 5.5, 3.0, 1024, 512, 128, 900, 30, 33, 2.5};
-  if (capability == 80) return {1.41, 3.5, 1.6, 1024, 512, 64, 900, 30, 33, 2.5};
-  return {2.5, 5.0, 1.0, 512, 128, 128, 900, 30, 33, 2.5};
-}
-
 struct Sizes {
   int gates = 0;  // G
   int64_t T = 0, N = 0, H = 0;
   bool projected = false;
+  int saved = 0;  // values that a unit and step saves for backward, beside h and c
+  bool has_cell_state = false;
 };
 
 // --- the kernels' geometry --------------------------------------------------------------------------
@@ -92,6 +71,7 @@ struct Plan {
   int64_t shared_bytes = 0;        // of a block
   int64_t exchange_bytes = 0;      // of a step, in the exchange buffer
   int64_t steps = 0;               // that one launch walks
+  StepWork work;                   // of a resident regime
   double step_us = 0;              // modelled
   int64_t dependent_products = 0;  // of a warp in a step: matrix instructions that wait for each other
   std::string refused;             // "regime: reason" of each one that cannot run it, a line each
@@ -119,17 +99,22 @@ class Planner {
         precision_(precision),
         direction_(direction),
         limits_(limits),
-        machine_(machine_of(limits)),
+        machine_(machine_of(limits.compute_capability)),
         groups_(divide_up(std::max<int64_t>(1, sizes.H), kGroupUnits)) {}
 
-  // The fastest plan of a regime; step_us < 0 and the reason in `refused` if there is none.
-  Plan of(Regime regime) const {
+  // The fastest plan of a regime, of blocks of so many units if `units` is not 0; step_us < 0 and the reason in
+  // `refused` if there is none.
+  Plan of(Regime regime, int units = 0) const {
     if (regime == Regime::kStepwise) return with_steps(stepwise());
     if (const std::string reason = no_resident(); !reason.empty()) return refuse(regime, reason);
     if (regime == Regime::kBlockResident) return with_steps(block_resident());
-    Plan best = grid_resident(16);
-    if (direction_ == Direction::kForward && sizes_.gates == 4) {
-      const Plan narrow = grid_resident(8);
+    const bool has_narrow = direction_ == Direction::kForward && sizes_.gates == 4;
+    if (units == kGroupUnits / 2 && !has_narrow)
+      return refuse(regime, "blocks of 8 units are for forward passes of cells with four gates");
+    if (units != 0) return with_steps(grid_resident(units));
+    Plan best = grid_resident(kGroupUnits);
+    if (has_narrow) {
+      const Plan narrow = grid_resident(kGroupUnits / 2);
       if (best.step_us < 0 || (narrow.step_us >= 0 && narrow.step_us < best.step_us)) best = narrow;
     }
     return with_steps(best);
@@ -140,11 +125,29 @@ class Planner {
     if (direction_ == Direction::kBackward) return 1;
     return units == 16 ? sizes_.gates : (sizes_.gates + 1) / 2;
   }
-  double fma_a_clock() const {
-    if (precision_ == Precision::kFloat) return machine_.float_fma;
-    return precision_ == Precision::kTf32 ? machine_.tf32_fma : machine_.half_fma;
+  int element_bytes() const {
+    if (precision_ == Precision::kDouble) return 8;
+    return precision_is_half() ? 2 : 4;
   }
-  double us(double cycles) const { return cycles / (machine_.clock_ghz * 1e3); }
+  int accumulate_bytes() const { return precision_ == Precision::kDouble ? 8 : 4; }
+  // Of a step: forward the input products, y and what is saved; backward what was saved and the gates' gradients.
+  double streamed_bytes() const {
+    const int cell_state = sizes_.has_cell_state ? accumulate_bytes() : 0;
+    const int saved = sizes_.saved * element_bytes();
+    const int a_unit = direction_ == Direction::kForward
+                           ? sizes_.gates * accumulate_bytes() + element_bytes() + saved + cell_state
+                           : saved + 2 * cell_state + (1 + sizes_.gates) * element_bytes();
+    return static_cast<double>(sizes_.N) * sizes_.H * a_unit;
+  }
+  // Multiply-adds of `rows` gate rows over all of the depth, of some columns.
+  double fma(double rows, int64_t depth, int columns) const {
+    return rows * static_cast<double>(depth) * (precision_is_half() ? 2 : 1) * columns;
+  }
+  // Warp instructions of a block.
+  double slots(Regime regime, int units, const StepWork& work) const {
+    const StepCounts counts = step_counts(regime, direction_, precision_, sizes_.gates, units);
+    return work.warps * counts.a_warp + work.column_tiles * counts.a_column_tile + work.pairs * counts.a_pair;
+  }
   Plan refuse(Regime regime, const std::string& reason) const {
     Plan plan;
     plan.step_us = -1;
@@ -179,12 +182,19 @@ class Planner {
     plan.threads = static_cast<int>(groups_ * kLanes);
     plan.shared_bytes = 2 * depth * kTileColumns * 4;
     plan.dependent_products = depth / 8;
-    const double waves = static_cast<double>(divide_up(plan.column_blocks, std::max(1, limits_.multiprocessors)));
-    const double fma = groups_ * tiles(16) * 16.0 * depth * (precision_is_half() ? 2 : 1) * kTileColumns;
-    const double wavefronts = groups_ * depth * kTileColumns * 4 / 128.0;
-    plan.step_us =
-        waves * us(std::max(fma / fma_a_clock(), wavefronts) + plan.dependent_products * machine_.mma_cycles +
-                   machine_.barrier_cycles + machine_.cell_cycles);
+    const double warps = static_cast<double>(groups_);
+    const double words = static_cast<double>(depth) * kTileColumns;
+    StepWork& work = plan.work;
+    work.warps = warps;
+    work.pairs = warps * static_cast<double>(depth / 16);
+    work.slots = slots(plan.regime, kGroupUnits, work);
+    work.fma = fma(warps * tiles(kGroupUnits) * 16, depth, plan.columns);
+    work.dependent = static_cast<double>(plan.dependent_products);
+    work.shared_bytes = (1 + warps) * words * 4;  // written once, read by every warp
+    work.barriers = 1;
+    work.streamed_bytes = streamed_bytes();
+    work.waves = static_cast<double>(divide_up(plan.column_blocks, std::max(1, limits_.multiprocessors)));
+    plan.step_us = step_us(work, precision_, machine_);
     return plan;
   }
 
@@ -220,19 +230,30 @@ class Planner {
                                 std::to_string(limits_.shared_bytes_per_block));
     plan.exchange_bytes = plan.column_blocks * plan.columns * depth * 4;
     plan.dependent_products = 2 * pairs;
-    const double fma = tiles(units) * 16.0 * depth * (precision_is_half() ? 2 : 1) * plan.columns;
-    const double l2_us = static_cast<double>(plan.exchange_bytes) * plan.unit_blocks / (machine_.l2_tb_s * 1e6);
-    const double wavefronts = static_cast<double>(plan.shared_bytes) / 128;  // written once, read once, of one half
-    plan.step_us = std::max(us(std::max(fma / fma_a_clock(), wavefronts)), l2_us) +
-                   us(machine_.poll_cycles + plan.dependent_products * machine_.mma_cycles + machine_.barrier_cycles +
-                      machine_.cell_cycles);
+    StepWork& work = plan.work;
+    work.warps = kWarps;
+    work.column_tiles = static_cast<double>(of_block);
+    work.pairs = static_cast<double>(of_block * depth / 16);
+    work.slots = slots(regime, units, work);
+    work.fma = fma(tiles(units) * 16, depth, plan.columns);
+    work.dependent = static_cast<double>(plan.dependent_products);
+    work.shared_bytes = static_cast<double>(plan.shared_bytes);  // one of two halves, written once and read once
+    work.barriers = 1;
+    work.exchanged_bytes = static_cast<double>(plan.exchange_bytes) * plan.unit_blocks;
+    work.streamed_bytes = streamed_bytes();
+    plan.step_us = step_us(work, precision_, machine_);
     return plan;
   }
 
   Plan stepwise() const {
     Plan plan;
-    const double bytes = sizes_.gates * static_cast<double>(sizes_.H) * sizes_.H * (precision_is_half() ? 2 : 4);
-    plan.step_us = (sizes_.projected ? 4 : 2) * machine_.launch_us + bytes / (machine_.hbm_tb_s * 1e6);
+    const double weights = static_cast<double>(sizes_.gates) * sizes_.H * sizes_.H;
+    const double products = static_cast<double>(sizes_.N) * sizes_.gates * sizes_.H;
+    LaunchWork work;
+    work.launches = sizes_.projected ? 4 : 2;
+    work.fma = weights * sizes_.N;
+    work.bytes = weights * element_bytes() + 2 * products * accumulate_bytes() + streamed_bytes();
+    plan.step_us = step_us(work, precision_, machine_, limits_.multiprocessors);
     return plan;
   }
 
@@ -250,20 +271,35 @@ class Planner {
   Precision precision_;
   Direction direction_;
   DeviceLimits limits_;
-  Machine machine_;
+  const Machine& machine_;
   int64_t groups_;
 };
 
-// The fastest plan, or that of the regime of a name. A forced regime that cannot run: step_us < 0, and the reason.
+// A regime by name, and how many units its blocks have: "grid-resident/8" and "grid-resident/16". 0: the faster of
+// both.
+struct Forced {
+  std::string_view regime;
+  int units = 0;
+};
+constexpr Forced forced_by(std::string_view text) {
+  for (const int units : {kGroupUnits / 2, kGroupUnits}) {
+    const std::string_view suffix = units == kGroupUnits ? "/16" : "/8";
+    if (text.ends_with(suffix)) return {text.substr(0, text.size() - suffix.size()), units};
+  }
+  return {text};
+}
+
+// The fastest plan, or that of a forced regime. One that cannot run: step_us < 0, and the reason.
 inline Plan plan(const Sizes& sizes, Precision precision, Direction direction, const DeviceLimits& limits,
                  std::string_view forced = {}) {
   const Planner planner(sizes, precision, direction, limits);
+  const auto [forced_regime, units] = forced_by(forced);
   Plan best;
   best.step_us = -1;
   std::string refused;
   for (const Regime regime : {Regime::kBlockResident, Regime::kGridResident, Regime::kStepwise}) {
-    if (!forced.empty() && forced != name(regime)) continue;
-    const Plan found = planner.of(regime);
+    if (!forced.empty() && forced_regime != name(regime)) continue;
+    const Plan found = planner.of(regime, units);
     refused += found.refused;
     if (found.step_us >= 0 && (best.step_us < 0 || found.step_us < best.step_us)) best = found;
   }

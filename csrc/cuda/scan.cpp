@@ -87,11 +87,11 @@ struct DeviceSchedule {
 std::string_view forced_regime() {
   const char* forced = std::getenv("FASTRNN_CUDA_REGIME");
   if (!forced || !*forced) return {};
-  const std::string_view regime = forced;
+  const std::string_view regime = forced_by(forced).regime;
   for (const Regime each : {Regime::kBlockResident, Regime::kGridResident, Regime::kStepwise})
-    if (regime == name(each)) return regime;
+    if (regime == name(each)) return forced;
   STD_TORCH_CHECK(false, "fastrnn: FASTRNN_CUDA_REGIME is ", forced,
-                  ", expected block-resident, grid-resident or stepwise");
+                  ", expected block-resident, grid-resident, grid-resident/8, grid-resident/16 or stepwise");
 }
 
 // f(), whose LaunchError becomes torch's.

@@ -76,32 +76,46 @@ def host(unit: str, storage: str) -> ctypes.CDLL:
         load_kernels(unit)
         library = simulator().load(built.result())
     library.scan.restype = library.last_plan.restype = ctypes.c_char_p
-    library.machine.restype = Machine
+    library.last_work.restype, library.modelled_us.restype = StepWork, ctypes.c_double
     return library
 
 
-class Machine(ctypes.Structure):
-    """As csrc/cuda/plan.h has it."""
+class StepWork(ctypes.Structure):
+    """What a step of a resident kernel does, as csrc/cuda/model.h has it."""
 
     _fields_ = [
         (name, ctypes.c_double)
         for name in (
-            *("clock_ghz", "l2_tb_s", "hbm_tb_s", "half_fma", "tf32_fma", "float_fma"),
-            *("poll_cycles", "barrier_cycles", "mma_cycles", "launch_us", "cell_cycles"),
+            *(
+                "warps",
+                "column_tiles",
+                "pairs",
+                "slots",
+                "fma",
+                "dependent",
+                "shared_bytes",
+                "barriers",
+            ),
+            *("exchanged_bytes", "streamed_bytes", "waves"),
         )
     ]
 
 
-def machine(device: str) -> Machine:
-    """The constants of the plan's model of a device."""
+PRECISIONS = ("float16", "bfloat16", "tf32", "float32", "float64")  # of enum Precision
+
+
+def modelled_us(work: StepWork, kind: str, device: str) -> float:
+    """Microseconds of such a step on a device, by the plan's model."""
     simulator().set_device(device)
-    return host(*STORAGE[torch.float16]).machine()
+    library = host(*STORAGE[torch.float16])
+    return library.modelled_us(ctypes.byref(work), PRECISIONS.index(kind))
 
 
 @dataclass
 class Done:
     results: dict[str, Tensor]
     plan: str  # regime, unit and column blocks, units, columns, steps, dependent products, us
+    work: StepWork  # of a step, as the plan has it
     report: Report
 
 
@@ -163,5 +177,6 @@ def scan(
     return Done(
         {name: get(arrays[name], tensor) for name, tensor in results.items()},
         library.last_plan().decode(),
+        library.last_work(),
         report,
     )

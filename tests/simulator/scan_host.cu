@@ -29,6 +29,7 @@ Matrix<T> matrix(P* data, int64_t columns) {
 
 // A result to compare plans by: what was chosen, or an error.
 std::string text;
+StepWork work;
 
 template <class S>
 void run(const Call& call) {
@@ -113,6 +114,7 @@ void run(const Call& call) {
                              int64_t{plan.columns}, plan.steps, plan.dependent_products})
     text += " " + std::to_string(part);
   text += " " + std::to_string(plan.step_us);
+  work = plan.work;
 }
 
 }  // namespace
@@ -129,7 +131,12 @@ extern "C" const char* scan(const Call* call) {
   }
 }
 
-// What the plan models the current device by.
-extern "C" Machine machine() { return machine_of(device_limits()); }
+// What a step of the latest scan does, as its plan has it.
+extern "C" StepWork last_work() { return work; }
+
+// Microseconds of such a step on the current device, by the plan's model. precision: of enum Precision.
+extern "C" double modelled_us(const StepWork* step, int precision) {
+  return step_us(*step, static_cast<Precision>(precision), machine_of(device_limits().compute_capability));
+}
 
 extern "C" const char* last_plan() { return text.c_str(); }
