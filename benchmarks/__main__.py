@@ -6,7 +6,9 @@ import argparse
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import fastrnn
 
 from . import report
-from .cases import DOUBLE, GATES, GROUPS, JVP, QUICK, Case, all_cases
+from .cases import DOUBLE, GATES, GPU_GROUPS, GROUPS, JVP, QUICK, Case, all_cases
 from .limit import Limit
 from .measure import FULL, Measurement, installed
 from .measure import QUICK as QUICK_EFFORT
@@ -27,6 +29,7 @@ from .rows import Row, Run
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 GPU_DTYPES = ("float32", "bfloat16", "float16")  # of each case, on a GPU
+QUICK_GPU_MINUTES = 5.0  # time on a GPU is often borrowed
 # torch.nn's backward over a million steps takes minutes; time is linear by then.
 LONGEST_TRAINING = 10_000
 
@@ -60,7 +63,14 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=shapes,
         metavar="NAME|T,N,I,H",
-        help=f"{', '.join(GROUPS)}, or sizes; default: all names",
+        help=f"{', '.join(GROUPS)}, or sizes; default: all names, {', '.join(GPU_GROUPS)} "
+        "on a GPU alone",
+    )
+    found.add_argument(
+        "--minutes",
+        type=float,
+        help="begin no row after so many; what is left out is told. Default: "
+        f"{QUICK_GPU_MINUTES:g} with --quick on a GPU, else no limit",
     )
     found.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
     found.add_argument(
@@ -80,24 +90,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    """What is measured, first what tells most."""
     cases = [case for case in all_cases() if case.cell in args.cells]
-    if args.quick and not args.shapes:
-        cases = [c for c in cases if c.group == "main" and (c.T, c.N, c.I, c.H) in QUICK]
-    elif args.shapes:
+    if args.shapes:
         named = [case for case in cases if case.group in args.shapes]
         given = [shape for shape in args.shapes if not isinstance(shape, str)]
         cases = named + [Case("main", cell, *shape) for cell in args.cells for shape in given]
+    else:
+        published = [case for case in cases if case.group in GPU_GROUPS]
+        cases = [case for case in cases if case.group not in GPU_GROUPS]
+        if args.quick:
+            cases = [c for c in cases if c.group == "main" and (c.T, c.N, c.I, c.H) in QUICK]
+        if args.device == "cuda":
+            cases = published + cases
     if args.device == "cuda":  # second derivatives and forward mode are for CPU yet
         cases = [case for case in cases if case.transform not in (DOUBLE, JVP)]
-    if dtypes := [args.dtype] if args.dtype else GPU_DTYPES if args.device == "cuda" else ():
-        fields = [
-            {**vars(case), "dtype": dtype}
-            for case in cases
-            # Scaling is a line a cell: of one type.
-            for dtype in (dtypes[:1] if case.group in ("sweep", "long") else dtypes)
-        ]
-        cases = list(dict.fromkeys(Case(**each) for each in fields))
-    return cases
+    return list(dict.fromkeys(each for case in cases for each in in_dtypes(case, args)))
+
+
+def in_dtypes(case: Case, args: argparse.Namespace) -> list[Case]:
+    """A case in the type that was asked for, or in each that is quick on a GPU."""
+    if args.dtype:
+        return [replace(case, dtype=args.dtype)]
+    if args.device == "cpu" or case.group in GPU_GROUPS:
+        return [case]
+    # Scaling is drawn as a line a cell, in one type.
+    dtypes = GPU_DTYPES[:1] if case.group in ("sweep", "long") else GPU_DTYPES
+    return [replace(case, dtype=dtype) for dtype in dtypes]
 
 
 def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]:
@@ -129,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("fastrnn: --device cuda: torch finds no GPU", file=sys.stderr)
         return 2
+    if args.minutes is None and args.quick and args.device == "cuda":
+        args.minutes = QUICK_GPU_MINUTES
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
     args.output = args.output or Path("build/gpu" if args.device == "cuda" else "build/benchmarks")
     # Every pool, also those that cannot be told a size, gets these cores and no more.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
@@ -164,6 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = bar.add_task("", total=len(modes))
         for case, training in modes:
             bar.update(task, description=Row(case, training).label)
+            if time.monotonic() >= deadline:
+                run.left_out.append(Row(case, training).label)
+                run.save(args.output / "results.json")
+                continue
             try:
                 run.rows.append(measurement.row(case, training))
             except Exception as error:  # ours: the other rows are measured all the same
@@ -176,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for table in report.terminal_tables(run):
         console.print(table)
-    for absence in report.absences(run):
+    for absence in [*report.absences(run), *report.left_out(run)]:
         console.print("-", absence, markup=False, highlight=False)
     for goal in report.goals(run):
         verdict = "[green]met    [/]" if goal.met else "[red]not met[/]"

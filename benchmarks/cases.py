@@ -157,6 +157,38 @@ SHAPES = (
     (100, 64, 512, 512),
     (50, 16, 1024, 1024),
 )
+# Who measured what is published for GPUs.
+FLASHRNN = "FlashRNN's figure head_dim--lstm.svg, H100"
+CUDNN = "cuDNN, github.com/pytorch/pytorch/pull/62143, GPU not named"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A shape on a GPU, and what others measured of a step of its forward pass."""
+
+    cell: str
+    N: int
+    H: int
+    dtype: str = "float16"  # or tf32
+    microseconds: float | None = None
+    source: str = ""
+
+    @property
+    def case(self) -> Case:
+        """With as many features as units."""
+        dtype = "float32" if self.dtype == "tf32" else self.dtype
+        return Case("published", self.cell, 512, self.N, self.H, self.H, dtype)
+
+
+PUBLISHED = (
+    Published("lstm", 16, 768, microseconds=1.96, source=f"cuDNN in {FLASHRNN}"),
+    Published("lstm", 16, 768, "bfloat16", 4.76, FLASHRNN),
+    Published("lstm", 16, 128, microseconds=2.6, source=CUDNN),
+    Published("lstm", 12, 192, microseconds=13.6, source=CUDNN),
+    Published("lstm", 6, 40, microseconds=0.66, source=CUDNN),
+    Published("gru", 64, 512, "bfloat16"),
+    Published("lstm", 32, 1024, "tf32"),
+)
 LONG = (10_000, 100_000, 1_000_000)
 LARGE = tuple(shape for shape in SHAPES if shape[1] * shape[3] >= 8192)
 
@@ -184,6 +216,7 @@ def all_cases() -> list[Case]:
     cases += [
         Case("long", cell, T, 1, 64, 64) for cell in cells for T in (10_000, 100_000, 1_000_000)
     ]
+    cases += [each.case for each in PUBLISHED]
     for cell in cells:
         sweeps = [(T, 32, 128, 128) for T in (8, 32, 128, 512, 2048)]
         sweeps += [(64, N, 128, 128) for N in (1, 4, 16, 64, 256, 1024)]
@@ -193,6 +226,7 @@ def all_cases() -> list[Case]:
 
 
 GROUPS = tuple(dict.fromkeys(case.group for case in all_cases()))
+GPU_GROUPS = ("published",)  # on CPU only where they are asked for by name
 QUICK = (
     SHAPES[0],
     SHAPES[1],

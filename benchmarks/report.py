@@ -25,6 +25,7 @@ TITLES = {
     "transforms": "Transforms",
     "long": "Very long sequences",
     "sweep": "Against T, N and H",
+    "published": "Shapes that others published times for",
 }
 ALL_STEPS = "fastrnn, all steps"
 FLOAT32 = "fastrnn float32"
@@ -241,6 +242,11 @@ def absences(run: Run) -> list[str]:
     return said
 
 
+def left_out(run: Run) -> list[str]:
+    """What time did not allow, in a line."""
+    return [f"left out for lack of time: {'; '.join(run.left_out)}"] if run.left_out else []
+
+
 # --- Markdown -------------------------------------------------------------------------------------
 
 
@@ -278,6 +284,6 @@ def markdown(run: Run, plots: list[str]) -> str:
     parts += [f"![]({name})\n" for name in plots]
     for title, header, cells, losses in tables(run):
         parts += [f"## {title}", "", markdown_table(header, cells, losses), ""]
-    if missing := absences(run):
+    if missing := [*absences(run), *left_out(run)]:
         parts += ["## Not in a row", ""] + [f"- {each}" for each in missing] + [""]
     return "\n".join(parts)

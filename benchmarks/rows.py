@@ -90,6 +90,7 @@ class Run:
     environment: dict[str, str]
     peers: list[str]  # other people's, in the order of the columns
     rows: list[Row] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # labels of rows that time did not allow
 
     @property
     def measured(self) -> list[Row]:
@@ -119,6 +120,6 @@ class Run:
             for row in found["rows"]:
                 seconds = {name: Times.load(kept) for name, kept in row["seconds"].items()}
                 rows.append(Row(**{**row, "case": Case(**row["case"]), "seconds": seconds}))
-            return cls(found["environment"], found["peers"], rows)
+            return cls(found["environment"], found["peers"], rows, found.get("left_out", []))
         except (json.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no run of these benchmarks: {error!r}") from error

@@ -11,19 +11,22 @@ import pytest
 import torch
 
 from benchmarks import compare, report
-from benchmarks.__main__ import GPU_DTYPES, chosen_cases, main, parser
+from benchmarks.__main__ import GPU_DTYPES, QUICK_GPU_MINUTES, chosen_cases, main, parser
 from benchmarks.cases import (
     DOUBLE,
     GATES,
+    GPU_GROUPS,
     GROUPS,
     JVP,
     PER_SAMPLE,
+    PUBLISHED,
     TRANSFORMS,
     Case,
     Problem,
     all_cases,
 )
 from benchmarks.limit import Check
+from benchmarks.measure import QUICK as QUICK_EFFORT
 from benchmarks.measure import Effort, Measurement, relative_error, take_turns
 from benchmarks.peers import FASTRNN, PEERS, Unsupported, reference
 from benchmarks.rows import OURS, Row, Run, Times
@@ -287,6 +290,30 @@ def test_cases_on_a_gpu():
     for group, expected in dtypes.items():
         assert {case.dtype for case in found if case.group == group} == expected
     assert not {case.transform for case in found} & {DOUBLE, JVP}
+
+
+def test_published_shapes_come_first_on_a_gpu_and_not_at_all_on_cpu():
+    on_gpu = chosen_cases(parser().parse_args(["--device", "cuda", "--quick"]))
+    assert on_gpu[: len(PUBLISHED)] == [shape.case for shape in PUBLISHED]
+    assert len(on_gpu) > len(PUBLISHED)
+    on_cpu = chosen_cases(parser().parse_args([]))
+    assert not {case.group for case in on_cpu} & set(GPU_GROUPS)
+    assert chosen_cases(parser().parse_args(["--shapes", *GPU_GROUPS])) == [
+        s.case for s in PUBLISHED
+    ]
+    # A row takes QUICK.most seconds, its peers' first calls apart: five minutes hold the published ones.
+    assert 2 * len(PUBLISHED) * QUICK_EFFORT.most < 60 * QUICK_GPU_MINUTES
+
+
+def test_rows_that_time_does_not_allow_are_told(tmp_path, run_main):
+    code, printed = run_main("--cells", "gru", "--shapes", "6,4,3,5", "--minutes", "0")
+    assert code == 0
+    found = Run.load(tmp_path / "results.json")
+    assert found.rows == []
+    assert found.left_out == ["gru T6 N4 I3 H5 forward", "gru T6 N4 I3 H5 training"]
+    said = f"left out for lack of time: {'; '.join(found.left_out)}"
+    assert said in printed
+    assert said in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("wrong", [False, True], ids=["an error", "wrong results"])
