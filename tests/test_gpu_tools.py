@@ -1,0 +1,171 @@
+"""tools/gpu on a machine without a GPU: whatever a part does, the report is whole and the next part runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+HANG = f"{sys.executable} -c \"import signal, time; signal.signal(15, signal.SIG_IGN); print('waits', flush=True); time.sleep(60)\""
+TRAP = f"{sys.executable} -c \"print('CUDA error: unspecified launch failure'); import os; os.abort()\""
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def run(verb: str, folder: Path, *options: str, code: int = 3) -> dict[str, str]:
+    """What the report says of each part."""
+    done = subprocess.run(
+        ["bash", "tools/gpu/run.sh", verb, *options],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "OUT": str(folder),
+            "FASTRNN_LIBRARY": library(),
+        },
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    rows = re.findall(
+        rf"^\| {verb} \| (\S+) \| (.*?) \| [\d.]+ \|$", (folder / "report.md").read_text(), re.M
+    )
+    return dict(rows)
+
+
+def library() -> str:
+    named = os.environ.get("FASTRNN_LIBRARY")
+    return named or str(next((ROOT / "fastrnn").glob("_C*.so")))
+
+
+@pytest.mark.slow
+def test_what_needs_no_gpu_runs_and_the_rest_says_so(tmp_path):
+    outcomes = run("first", tmp_path)
+    assert {name: outcomes[name] for name in ("versions", "import")} == {
+        "versions": "passed",
+        "import": "passed",
+    }
+    needs_gpu = [
+        *(f"smoke-{regime}" for regime in ("block-resident", "grid-resident", "stepwise")),
+        "steps",
+        "kernels",
+    ]
+    assert {outcomes[name] for name in needs_gpu} == {"no GPU; dry run passed"}
+    assert outcomes["calibrate-build"] in ("passed", "no GPU, and no nvcc")
+    assert outcomes["calibrate"].startswith("no GPU; dry run")
+    report = (tmp_path / "report.md").read_text()
+    assert (
+        f"torch: {torch.__version__}" in report
+        and "smoke.py --regime grid-resident --dry-run" in report
+    )
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_part_that_traps_or_hangs_stops_nothing(tmp_path):
+    options = ["--part", f"smoke-block-resident={TRAP}", "--part", f"smoke-grid-resident={HANG}",
+               "--limit", "smoke-grid-resident=1.5", "--part", "smoke-stepwise=no-such-program",
+               "--only", "smoke-block-resident", "smoke-grid-resident", "smoke-stepwise", "import"]  # fmt: skip
+    begin = time.monotonic()
+    outcomes = run("first", tmp_path, *options)
+    assert outcomes == {
+        "versions": "passed",
+        "import": "passed",
+        "smoke-block-resident": "killed by SIGABRT, trapped",
+        "smoke-grid-resident": "timed out after 2 s",
+        "smoke-stepwise": "failed to start",
+    }
+    assert time.monotonic() - begin < 60  # the hanging part alone would take that
+    report = (tmp_path / "report.md").read_text()
+    assert "CUDA error: unspecified launch failure" in report and "\nwaits\n" in report
+    log = (tmp_path / "first.log").read_text()
+    assert log.count("=== killed by SIGABRT") == log.count("=== timed out") == 1
+    assert not subprocess.run(
+        ["pgrep", "-f", "signal.signal(15, signal.SIG_IGN)"], capture_output=True
+    ).stdout
+
+
+def test_verbs_share_a_report_and_no_part_runs_out_of_time(tmp_path):
+    outcomes = run("first", tmp_path, "--only", "import", "--minutes", "0.0001")
+    assert outcomes == {"versions": "left out: no time", "import": "left out: no time"}
+    run("profile", tmp_path, "--only", "versions")
+    report = (tmp_path / "report.md").read_text()
+    assert "| first | import |" in report and "| profile | versions |" in report
+    kept = json.loads((tmp_path / "outcomes.json").read_text())
+    assert [outcome["verb"] for outcome in kept] == ["first", "first", "profile"]
+
+
+def test_a_network_is_not_needed(tmp_path):
+    """In a namespace without one, where the machine allows that."""
+    inside = ["unshare", "--net", "--map-root-user"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("this machine makes no network namespaces")
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path),
+        "FASTRNN_LIBRARY": library(),
+    }
+    command = [*inside, "bash", "tools/gpu/run.sh", "first", "--only", "import"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "| first | import | passed |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--limit", "smoke=3"], "no part 'smoke' in first"),
+        (["--limit", "import=soon"], "could not convert string to float"),
+        (["--part", "import"], "'import' is not NAME=VALUE"),
+    ],
+)
+def test_wrong_options(tmp_path, options, said):
+    done = subprocess.run(
+        [sys.executable, "tools/gpu/run.py", "first", *options],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 2 and said in done.stderr
+
+
+def parts_of(verb: str) -> list:
+    sys.path.insert(0, str(ROOT / "tools/gpu"))
+    try:
+        import run as runner
+    finally:
+        sys.path.pop(0)
+    return list(runner.PARTS[verb]())
+
+
+def test_limits_fit_the_time(monkeypatch):
+    """With a library built beforehand all of `first` fits nine minutes, whatever its parts do."""
+    monkeypatch.setenv("FASTRNN_LIBRARY", "built")
+    assert sum(part.limit for part in parts_of("first")) <= 9 * 60
+    names = [part.name for part in parts_of("tests")]
+    assert names[-1] == "traps" and names[-2] == "streams"
+    assert {"memcheck-grid-resident", "racecheck-block-resident", "suite-modules"} <= set(names)
+
+
+def test_the_shapes_that_others_published_come_first():
+    done = subprocess.run(
+        [sys.executable, "tools/gpu/steps.py", "--dry-run"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["lstm float16 N 16 H 768 forward", "lstm float16 N 16 H 768 training"]
+    assert (
+        "gru bfloat16 N 64 H 512 forward" in lines[:14]
+        and "lstm tf32 N 32 H 1024 training" in lines[:14]
+    )
+    assert len(lines) == len(set(lines)) > 60
