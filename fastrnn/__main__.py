@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fastrnn import train, tune
-from fastrnn.datasets import UsageError
-from fastrnn.training import processes
+from fastrnn.training import command_line, processes, tune
+from fastrnn.training.errors import UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -25,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m fastrnn", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="command", required=True)
-    train.add_commands(commands)
+    command_line.add_commands(commands)
     tune.add_command(commands)
     try:
         args = parser.parse_args(argv)

@@ -15,8 +15,8 @@ import torch
 
 import fastrnn
 from fastrnn.__main__ import main
-from fastrnn.train import silent
 from fastrnn.training import loop
+from fastrnn.training.command_line import silent
 from fastrnn.training.model import config_for
 
 ROOT = Path(fastrnn.__file__).parents[1]

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn import tune
 from fastrnn.__main__ import main
-from fastrnn.train import read_config
+from fastrnn.training import tune
+from fastrnn.training.command_line import read_config
 
 optuna = pytest.importorskip("optuna")
 
@@ -188,7 +188,7 @@ def kill_one_worker(killed):
 @pytest.mark.filterwarnings("ignore")  # of Ray
 def test_ray_on_two_workers_one_of_which_is_killed(monkeypatch):
     pytest.importorskip("ray.tune")
-    monkeypatch.setenv("PYTHONPATH", str(Path(tune.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(tune.__file__).parents[2]))
     killed: list = []
     killer = threading.Thread(target=kill_one_worker, args=(killed,))
     killer.start()

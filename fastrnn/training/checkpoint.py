@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrnn.datasets import UsageError, blaming, option
+from fastrnn.training.errors import UsageError, blaming, option
 from fastrnn.training.model import Config
 
 if TYPE_CHECKING:

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastrnn.data import LengthGroupedSampler
-from fastrnn.datasets import CLASSIFICATION, Sequences, UsageError, blaming, require
 from fastrnn.training.checkpoint import clear, save_checkpoint
+from fastrnn.training.errors import UsageError, blaming, require
 from fastrnn.training.model import LAYERS, Config, SequenceModel, load_task, loss_sum
 from fastrnn.training.processes import Processes
 from fastrnn.training.report import History, Result
+from fastrnn.training.tasks import CLASSIFICATION, Sequences
 
 EPOCHS_PER_LINE = 10
 WARM_UP_SECONDS = 0.2

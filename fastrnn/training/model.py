@@ -14,18 +14,16 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn.data import length_mask
-from fastrnn.datasets import (
+from fastrnn.training.errors import UsageError, blaming, option
+from fastrnn.training.files import read_task
+from fastrnn.training.tasks import (
     CLASSIFICATION,
     NEXT_STEP,
     Sequences,
     Task,
-    UsageError,
-    blaming,
     japanese_vowels,
-    option,
     tutorial,
 )
-from fastrnn.files import read_task
 
 LAYERS: dict[str, ModuleType] = {"fastrnn": fastrnn, "torch.nn": nn}
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the layer's class, its own arguments

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from fastrnn.datasets import UsageError
+from fastrnn.training.errors import UsageError
 
 
 @dataclass(frozen=True)

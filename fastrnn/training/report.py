@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastrnn.datasets import blaming, require
+from fastrnn.training.errors import blaming, require
 from fastrnn.training.model import LAYERS, Config
 
 LOSS_TOLERANCE = 1e-6  # relative, in float64: far above round-off, far below a wrong formula

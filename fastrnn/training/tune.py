@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from fastrnn.datasets import UsageError, blaming, first_line, option, require
-from fastrnn.train import (
+from fastrnn.training.command_line import (
     BlamingParser,
     add_config_options,
     data_name,
@@ -29,6 +28,7 @@ from fastrnn.train import (
     read_toml,
     share,
 )
+from fastrnn.training.errors import UsageError, blaming, first_line, option, require
 from fastrnn.training.loop import Diverged, Trainer, fit
 from fastrnn.training.model import DEFAULTS, TUTORIAL, Config, config_for
 

@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastrnn.datasets import KINDS, UsageError, first_line, option, require
 from fastrnn.training.checkpoint import PREFIX, latest, read_checkpoint, restore, resumed_config
+from fastrnn.training.errors import UsageError, first_line, option, require
 from fastrnn.training.loop import AMP, Stopped, fit, trainers_for
 from fastrnn.training.model import CELLS, DEFAULTS, DTYPES, TUTORIAL, Config, config_for
 from fastrnn.training.processes import Processes
 from fastrnn.training.report import as_document, exit_status, plot, summary, table
+from fastrnn.training.tasks import KINDS
 
 if sys.version_info >= (3, 11):
     import tomllib

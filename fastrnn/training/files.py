@@ -19,14 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastrnn.datasets import (
-    CLASSIFICATION,
-    NEXT_STEP,
-    REGRESSION,
-    Sequences,
-    Task,
-    UsageError,
-)
+from fastrnn.training.errors import UsageError
+from fastrnn.training.tasks import CLASSIFICATION, NEXT_STEP, REGRESSION, Sequences, Task
 
 
 def read_task(path: Path, kind: str | None) -> Task:
