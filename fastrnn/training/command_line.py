@@ -1,308 +1,40 @@
-"""Command line of ``python -m fastrnn train`` and ``demo``: what `fastrnn.training` does."""
+"""The command line: its commands, and what becomes of an error or an interrupt."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
-import sys
-from collections.abc import Callable, Container
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
-import torch
+from fastrnn.training import processes, train, tune
+from fastrnn.training.errors import UsageError
 
-from fastrnn.training.checkpoint import PREFIX, latest, read_checkpoint, restore, resumed_config
-from fastrnn.training.errors import UsageError, first_line, option, require
-from fastrnn.training.loop import AMP, Stopped, fit, trainers_for
-from fastrnn.training.model import CELLS, DEFAULTS, DTYPES, TUTORIAL, Config, config_for
-from fastrnn.training.processes import Processes
-from fastrnn.training.report import as_document, exit_status, plot, summary, table
-from fastrnn.training.tasks import KINDS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-SCHEDULES = ("constant", "cosine", "plateau")
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def checked(
-    convert: Callable[[str], Any], valid: Callable[[Any], bool], expected: str
-) -> Callable[[str], Any]:
-    """A type for argparse: a converted value, or what was expected of it."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not valid(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-        return value
-
-    return parse
-
-
-positive_integer = checked(int, lambda value: 1 <= value < 2**31, "an integer from 1 to 2147483647")
-seed_number = checked(int, lambda value: 0 <= value < 2**63, "an integer from 0 to 2^63 - 1")
-positive_number = checked(float, lambda value: 0 < value < math.inf, "a positive number")
-share = checked(float, lambda value: 0 <= value < 1, "a number from 0 to 1, not 1")
-probability = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-
-
-def device_name(text: str) -> str:
-    try:
-        if text.partition(":")[0] not in ("cpu", "cuda"):
-            raise RuntimeError("expected cpu, cuda or cuda:N")
-        torch.empty(1, device=text)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA raises the latter
-        raise argparse.ArgumentTypeError(f"{text!r}: {first_line(error)}") from error
-    return text
-
-
-def output_file(text: str) -> Path:
-    """A file that can be written later, as far as can be told without writing it."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {str(path.parent)!r}")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r}: its folder is not writable")
-    return path
-
-
-def checkpoint_folder(text: str) -> Path:
-    """A folder of checkpoints: one there, or one that can be made."""
-    path = Path(text)
-    if path.is_dir() and any(path.iterdir()) and not any(path.glob(f"{PREFIX}*")):
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder with something else in it")
-    if path.is_file():
-        raise argparse.ArgumentTypeError(f"{text!r} is a file, expected a folder")
-    return path if path.is_dir() else output_file(text)
-
-
-def data_name(text: str) -> str:
-    if text not in DEFAULTS and not Path(text).exists():
-        known = ", ".join(DEFAULTS)
-        raise argparse.ArgumentTypeError(
-            f"invalid choice: {text!r} (choose from {known}, or a FILE.npz, FILE.csv or folder)"
-        )
-    return text
-
-
-def picture_file(text: str) -> Path:
-    if Path(text).suffix != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    require("matplotlib")
-    return output_file(text)
-
-
-def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add `train` and `demo` to the command line."""
-    about = "train a model of sequences: classification, regression, next-step prediction"
-    train = commands.add_parser("train", help=about, description=about, allow_abbrev=False)
-    train.set_defaults(run=run_train)
-    train.add_argument(
-        "--data",
-        type=data_name,
-        default=argparse.SUPPRESS,
-        metavar="NAME|FILE|FOLDER",
-        help=f"{', '.join(DEFAULTS)}, FILE.npz, FILE.csv or a folder (default: {TUTORIAL})",
-    )
-    add_config_options(train)
-    train.add_argument("--compare", action="store_true", help="train with torch.nn as well")
-    train.add_argument("--config", type=Path, metavar="FILE.toml", help="options, as tune writes")
-    train.add_argument(
-        "--save", type=checkpoint_folder, metavar="FOLDER", help="checkpoints: epochs, SIGTERM"
-    )
-    train.add_argument(
-        "--save-every", type=positive_integer, metavar="N", help="checkpoints every N steps too"
-    )
-    train.add_argument(
-        "--resume",
-        type=Path,
-        metavar="FOLDER|auto",
-        help="continue a saved run, and save it there; auto: what --save has, if it has any",
-    )
-    train.add_argument(
-        "--log-dir", type=Path, metavar="FOLDER", help="scalars for TensorBoard, from every step"
-    )
-    train.add_argument("--plot", type=picture_file, metavar="FILE.png", help="loss, accuracy, time")
-    train.add_argument("--json", action="store_true", help="print one JSON document, nothing else")
-
-    about = "train on both data sets, with fastrnn and with torch.nn"
-    demo = commands.add_parser("demo", help=about, description=about, allow_abbrev=False)
-    demo.set_defaults(run=run_demo)
-    demo.add_argument("--plot", type=picture_file, metavar="FILE.png", default="demo.png")
-
-
-def add_config_options(
-    parser: argparse.ArgumentParser, names: Container[str] | None = None
-) -> None:
-    """An option for each field of `Config`, or for some of them.
-
-    One not given is absent: its default is the data's.
-    """
-
-    def add(name: str, about: str, **keywords: Any) -> None:
-        if names is not None and name not in names:
-            return
-        by_data = [f"{data} {own[name]}" for data, own in DEFAULTS.items() if name in own]
-        if by_data:
-            about += f" (default: {', '.join(by_data)})"
-        parser.add_argument(option(name), default=argparse.SUPPRESS, help=about, **keywords)
-
-    add("cell", "kind of recurrent layer", choices=CELLS)
-    add("hidden_size", "units of a layer", type=positive_integer, metavar="N")
-    add("num_layers", "stacked layers", type=positive_integer, metavar="N")
-    add("bidirectional", "read the sequences from both ends", action="store_true")
-    add("dropout", "probability, between stacked layers", type=probability, metavar="P")
-    add(
-        "batch_size",
-        "samples of a batch; without it all at once",
-        type=positive_integer,
-        metavar="N",
-    )
-    add("epochs", "passes over the training samples", type=positive_integer, metavar="N")
-    add("lr", "learning rate of Adam", type=positive_number, metavar="X")
-    add("clip_grad_norm", "upper limit of the gradient's norm", type=positive_number, metavar="X")
-    add(
-        "clip_grad_value",
-        "upper limit of each entry of the gradient",
-        type=positive_number,
-        metavar="X",
-    )
-    add("on_nan", "what to do when loss or gradient is not finite", choices=("stop", "skip"))
-    add("schedule", "of the learning rate; plateau: of the watched loss", choices=SCHEDULES)
-    add(
-        "patience",
-        "stop after N epochs without a better loss (--validation's, if any); keep the best weights",
-        type=positive_integer,
-        metavar="N",
-    )
-    add("validation", "share of the training samples to measure on", type=share, metavar="P")
-    add("group_by_length", "batches of similar lengths", action="store_true")
-    add("amp", "mixed precision", choices=AMP)
-    add("compile", "torch.compile", action="store_true")
-    add("fsdp", "shard weights over the processes of torchrun (FSDP2)", action="store_true")
-    add("task", "of your own data (default: what its labels suggest)", choices=KINDS)
-    add("device", "cpu, cuda or cuda:N", type=device_name)
-    add("dtype", "of data and weights", choices=DTYPES)
-    add("seed", "of data, weights, order of samples and dropout", type=seed_number, metavar="N")
-    add("num_samples", "size of the data", type=positive_integer, metavar="N")
-    add("seq_length", "time steps of the data", type=positive_integer, metavar="N")
-
-
-def read_toml(path: Path, option: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{option} {path}: {first_line(error)}") from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Options from a TOML file, each checked as on the command line."""
-    found = read_toml(path, "--config")
-    parser = BlamingParser(f"--config {path}")
-    parser.add_argument("--data", type=data_name)
-    add_config_options(parser)
-    arguments = []
-    for name, value in found.items():
-        if value is not False:
-            arguments += [option(name)] + ([] if value is True else [str(value)])
-    return vars(parser.parse_args(arguments))
-
-
-class BlamingParser(argparse.ArgumentParser):
-    """Raises what is wrong, and says in which file."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(allow_abbrev=False, add_help=False)
-        self.where = where
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, without the usage text around it."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.where}: {message}")
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for: on the command line, or else in the file."""
-    given = {} if args.config is None else read_config(args.config)
-    names = {f.name for f in fields(Config)}
-    given.update({name: value for name, value in vars(args).items() if name in names})
-    return given
-
-
-def run_train(args: argparse.Namespace) -> int:
-    given = given_options(args)
-    save: Path | None = args.save
-    resume: Path | None = args.resume
-    if args.save_every is not None and save is None and resume is None:
-        raise UsageError("--save-every: it needs --save")
-    if args.log_dir is not None:
-        require("torch.utils.tensorboard")
-    if resume == Path("auto"):
-        if save is None:
-            raise UsageError("--resume auto: it needs --save")
-        resume = save if latest(save) else None
-    document: dict[str, Any] = {"runs": {}}
-    if resume is None:
-        config = config_for(**{"data": TUTORIAL, **given})
-        if save is not None and latest(save):
-            raise UsageError(f"--save {save}: exists; --resume {save} continues it")
-    else:
-        path, document = read_checkpoint(resume)
-        config = resumed_config(resume, document, given)
-        save = save or resume
-    compare = args.compare or len(document["runs"]) > 1
-    if config.fsdp and "WORLD_SIZE" not in os.environ:
-        raise UsageError("--fsdp: it needs torchrun --nproc-per-node N -m fastrnn train ...")
-    processes = Processes.start(config.device, always=config.fsdp)
-    if compare and processes.world > 1:
-        raise UsageError("--compare: it times one process, not several")
-    trainers = trainers_for(config, compare=compare, processes=processes)
-    if resume is not None:
-        restore(resume, path, document, trainers)
-    say = silent if args.json or not processes.first else print_line
+def run(program: str, argv: Sequence[str] | None) -> int:
+    """Run a command; the exit status. `argv` is None for the arguments of this process."""
+    parser = Parser(prog=program, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="command", required=True)
+    train.add_commands(commands)
+    tune.add_command(commands)
     try:
-        result = fit(trainers, say, save, save_every=args.save_every, log_dir=args.log_dir)
-    except (KeyboardInterrupt, Stopped) as stop:
-        if save is not None and processes.first:
-            print(f"interrupted: --resume {save} continues", file=sys.stderr)
-        if isinstance(stop, Stopped):
-            return 128 + stop.number  # as shells have it
-        raise
-    if not processes.first:
-        return 0
-    if args.json:
-        print(json.dumps(as_document(result), allow_nan=False))
-    elif result.compared:
-        print(summary(result))
-    if args.plot is not None:
-        plot(args.plot, [result])
-    return exit_status([result])
-
-
-def run_demo(args: argparse.Namespace) -> int:
-    """Both data sets, and the tutorial once more in the precision where the losses must agree."""
-    shown = [config_for(data) for data in DEFAULTS]
-    results = []
-    for config in [*shown, config_for(TUTORIAL, dtype="float64")]:
-        print_line(f"Training on {config.data} in {config.dtype}, with fastrnn and with torch.nn")
-        results.append(fit(trainers_for(config, compare=True), silent))
-    print(table(results))
-    plot(args.plot, results[: len(shown)])
-    print(f"Curves: {args.plot}")
-    return exit_status(results)
-
-
-def print_line(text: str) -> None:
-    print(text, flush=True)  # a reader at the other end of a pipe sees it at once
-
-
-def silent(text: str) -> None:
-    """Say nothing."""
+        args = parser.parse_args(argv)
+        status: int = args.run(args)
+    except UsageError as error:
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes prints the error
+            return 2
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        processes.end()
+    return status

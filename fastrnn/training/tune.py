@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 
-from fastrnn.training.command_line import (
+from fastrnn.training.errors import UsageError, blaming, first_line, option, require
+from fastrnn.training.loop import Diverged, Trainer, fit
+from fastrnn.training.model import DEFAULTS, TUTORIAL, Config, config_for
+from fastrnn.training.options import (
     BlamingParser,
     add_config_options,
     data_name,
     given_options,
     positive_integer,
-    print_line,
     read_toml,
     share,
 )
-from fastrnn.training.errors import UsageError, blaming, first_line, option, require
-from fastrnn.training.loop import Diverged, Trainer, fit
-from fastrnn.training.model import DEFAULTS, TUTORIAL, Config, config_for
+from fastrnn.training.train import print_line
 
 SPACE = Path(__file__).with_name("search_space.toml")
 FIXED = {"data", "task", "validation", "epochs", "seed", "device", "num_samples", "seq_length"}

@@ -28,7 +28,7 @@ TIMEOUT = 120
 spawner = multiprocessing.get_context("forkserver")
 spawner.set_forkserver_preload(
     [
-        "fastrnn.__main__",
+        "fastrnn.training.command_line",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.checkpoint.state_dict_loader",
         "torch.distributed.checkpoint.state_dict_saver",

@@ -24,7 +24,7 @@ import fastrnn
 from fastrnn.__main__ import main
 from fastrnn.training import checkpoint, loop, report, tasks
 from fastrnn.training import model as models
-from fastrnn.training.command_line import silent
+from fastrnn.training.train import silent
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -16,8 +16,8 @@ import torch
 import fastrnn
 from fastrnn.__main__ import main
 from fastrnn.training import loop
-from fastrnn.training.command_line import silent
 from fastrnn.training.model import config_for
+from fastrnn.training.train import silent
 
 ROOT = Path(fastrnn.__file__).parents[1]
 

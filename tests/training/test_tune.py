@@ -15,7 +15,7 @@ import torch
 
 from fastrnn.__main__ import main
 from fastrnn.training import tune
-from fastrnn.training.command_line import read_config
+from fastrnn.training.options import read_config
 
 optuna = pytest.importorskip("optuna")
 
