@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrnn.training.errors import UsageError, blaming, option
+from fastrnn.training.errors import Field, OptionError, blaming
 from fastrnn.training.model import Config
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
         "processes": processes.world,
         "runs": {trainer.implementation: trainer.progress() for trainer in trainers},
     }
-    with blaming(f"--save {folder}"):
+    with blaming(Field("save", folder)):
         try:
             if processes.first:
                 aside.mkdir(parents=True, exist_ok=True)
@@ -99,14 +99,19 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = latest(folder)
     if path is None:
         what = "no checkpoint in it" if folder.exists() else "no such folder"
-        raise UsageError(f"--resume {folder}: {what}")
+        raise OptionError(Field("resume", folder), what)
     try:
         document: dict[str, Any] = json.loads((path / DOCUMENT).read_text())
         if document["format"] == FORMAT:
             return path, document
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"--resume {folder}: damaged, or no checkpoint of this command") from error
-    raise UsageError(f"--resume {folder}: its format is {document['format']}, not {FORMAT}")
+        raise damaged(folder) from error
+    message = f"its format is {document['format']}, not {FORMAT}"
+    raise OptionError(Field("resume", folder), message)
+
+
+def damaged(folder: Path) -> OptionError:
+    return OptionError(Field("resume", folder), "damaged, or no checkpoint of this command")
 
 
 def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
@@ -116,18 +121,16 @@ def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, 
     for name, wanted in given.items():
         fixed = name != "epochs" or saved["schedule"] == "cosine"
         if fixed and saved[name] != wanted:
-            raise UsageError(
-                f"--resume {path}: saved with {option(name)} {saved[name]}, not {wanted}"
-            )
+            kept = Field(name, saved[name])
+            raise OptionError(Field("resume", path), "saved with ", kept, f", not {wanted}")
     try:
         config = Config(**{**saved, **given})
         done = max(len(run["history"]["loss"]) for run in document["runs"].values())
     except Exception as error:
-        raise UsageError(f"--resume {path}: damaged, or no checkpoint of this command") from error
+        raise damaged(path) from error
     if done > config.epochs:
-        raise UsageError(
-            f"--resume {path}: saved after {done} epochs, more than --epochs {config.epochs}"
-        )
+        epochs = Field("epochs", config.epochs)
+        raise OptionError(Field("resume", path), f"saved after {done} epochs, more than ", epochs)
     return config
 
 
@@ -151,17 +154,15 @@ def restore(
                 found: Any = metadata[f"{trainer.implementation}.model.{name}"]
                 size = found.size
                 if size != tensor.shape:
-                    raise UsageError(
-                        f"--resume {folder}: {name} is {tuple(size)} in it, {tuple(tensor.shape)} "
-                        f"in this model"
-                    )
+                    shapes = f"{tuple(size)} in it, {tuple(tensor.shape)} in this model"
+                    raise OptionError(Field("resume", folder), f"{name} is {shapes}")
         with warnings.catch_warnings():  # that it is one process
             warnings.simplefilter("ignore")
             one = trainers[0].processes.world == 1
             load(tensors, checkpoint_id=path, no_dist=one)
         for trainer in saved:
             trainer.load(document["runs"][trainer.implementation], tensors[trainer.implementation])
-    except UsageError:
+    except OptionError:
         raise
     except (Exception, CheckpointException) as error:  # a damaged file can raise anything
-        raise UsageError(f"--resume {folder}: damaged, or no checkpoint of this command") from error
+        raise damaged(folder) from error

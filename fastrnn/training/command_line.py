@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from fastrnn.training import processes, train, tune
 from fastrnn.training.errors import UsageError
+from fastrnn.training.options import option
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -32,7 +33,7 @@ def run(program: str, argv: Sequence[str] | None) -> int:
     except UsageError as error:
         if os.environ.get("RANK", "0") != "0":  # the first of several processes prints the error
             return 2
-        parser.error(str(error))
+        parser.error(error.text(option))
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

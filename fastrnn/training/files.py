@@ -19,17 +19,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastrnn.training.errors import UsageError
+from fastrnn.training.errors import Field, OptionError
 from fastrnn.training.tasks import CLASSIFICATION, NEXT_STEP, REGRESSION, Sequences, Task
 
 
+def bad_data(where: Path | str, message: str) -> OptionError:
+    """An error of the file, the line or the column that `where` names."""
+    return OptionError(Field("data", where), message)
+
+
 def read_task(path: Path, kind: str | None) -> Task:
-    """The task of ``--data``; a folder holds train.npz or train.csv, and maybe a test file."""
+    """The task of a file, or of a folder with train.npz or train.csv and maybe a test file."""
     if not path.is_dir():
         return _task_of_file(path, kind)[0]
     parts = {part: _part(path, part) for part in ("train", "test")}
     if parts["train"] is None:
-        raise UsageError(f"--data {path}: there is no train.npz or train.csv in it")
+        raise bad_data(path, "there is no train.npz or train.csv in it")
     task, classes = _task_of_file(parts["train"], kind)
     if parts["test"] is None:
         return task
@@ -40,7 +45,7 @@ def read_task(path: Path, kind: str | None) -> Task:
         ("numbers to predict", samples.labels.shape[1:], task.train.labels.shape[1:]),
     ):
         if a != b:
-            raise UsageError(f"--data {parts['test']}: {a} {what}, {b} in {parts['train'].name}")
+            raise bad_data(parts["test"], f"{a} {what}, {b} in {parts['train'].name}")
     return replace(task, test=samples)
 
 
@@ -59,21 +64,19 @@ def _part(folder: Path, part: str) -> Path | None:
 def _read(path: Path) -> tuple[Sequences, list[Any] | None]:
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix not in readers:
-        raise UsageError(f"--data {path}: expected a FILE.npz, a FILE.csv or a folder")
+        raise bad_data(path, "expected a FILE.npz, a FILE.csv or a folder")
     try:
         return readers[path.suffix](path)
-    except UsageError:
+    except OptionError:
         raise
     except Exception as error:  # a damaged file can raise anything
         text = str(error).partition("\n")[0]
-        raise UsageError(
-            f"--data {path}: cannot be read: {text or type(error).__name__}"
-        ) from error
+        raise bad_data(path, f"cannot be read: {text or type(error).__name__}") from error
 
 
 def _read_npz(path: Path) -> tuple[Sequences, list[Any] | None]:
     def fail(text: str) -> None:
-        raise UsageError(f"--data {path}: {text}")
+        raise bad_data(path, text)
 
     with np.load(path, allow_pickle=False) as file:
         unknown = sorted(set(file.files) - {"sequences", "lengths", "labels"})
@@ -117,29 +120,30 @@ def _read_csv(path: Path) -> tuple[Sequences, list[Any] | None]:
         header = next(rows, [])
         features = [name for name in header if name not in ("sequence", "label")]
         if "sequence" not in header or not features or len(set(header)) < len(header):
-            raise UsageError(
-                f"--data {path}, line 1: columns {', '.join(header) or 'none'}; expected sequence, "
-                f"features and, at will, label, each once"
+            raise bad_data(
+                f"{path}, line 1",
+                f"columns {', '.join(header) or 'none'}; expected sequence, features and, at will, "
+                f"label, each once",
             )
         for cells in rows:
-            where = f"--data {path}, line {rows.line_num}"
+            where = f"{path}, line {rows.line_num}"
             if len(cells) != len(header):
-                raise UsageError(f"{where}: {len(cells)} fields, expected {len(header)}")
+                raise bad_data(where, f"{len(cells)} fields, expected {len(header)}")
             row = dict(zip(header, cells, strict=True))
             step = [_number(row[name], f"{where}, {name}") for name in features]
             if not names or row["sequence"] != names[-1]:
                 if row["sequence"] in names:
-                    raise UsageError(f"{where}: sequence {row['sequence']!r} was over already")
+                    raise bad_data(where, f"sequence {row['sequence']!r} was over already")
                 names.append(row["sequence"])
                 sequences.append([])
                 labels.append(row.get("label", ""))
             elif row.get("label", "") != labels[-1]:
-                raise UsageError(f"{where}, label: {row['label']!r}, before it {labels[-1]!r}")
+                raise bad_data(f"{where}, label", f"{row['label']!r}, before it {labels[-1]!r}")
             if "label" in row and not row["label"]:
-                raise UsageError(f"{where}, label: it is empty")
+                raise bad_data(f"{where}, label", "it is empty")
             sequences[-1].append(step)
     if not sequences:
-        raise UsageError(f"--data {path}: there are no rows")
+        raise bad_data(path, "there are no rows")
     tensors = [torch.tensor(sequence, dtype=torch.float64) for sequence in sequences]
     lengths = torch.tensor([len(tensor) for tensor in tensors])
     x = pad_sequence(tensors, batch_first=True)
@@ -153,7 +157,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise UsageError(f"{where}: {text!r} is not a finite number")
+        raise bad_data(where, f"{text!r} is not a finite number")
     return value
 
 
@@ -190,16 +194,14 @@ def _labelled(
         assert samples.lengths is not None
         short = samples.lengths.lt(2).nonzero()
         if len(short):
-            raise UsageError(
-                f"--data {path}: sequence {int(short[0])} has one step and no next one"
-            )
+            raise bad_data(path, f"sequence {int(short[0])} has one step and no next one")
         return samples, None
     if labels is None:
-        raise UsageError(f"--data {path}: there are no labels for {kind}")
+        raise bad_data(path, f"there are no labels for {kind}")
     if kind == REGRESSION:
         for index, label in enumerate(labels):
             if isinstance(label, str):
-                raise UsageError(f"--data {path}: label {index} is {label!r}, expected a number")
+                raise bad_data(path, f"label {index} is {label!r}, expected a number")
         target = torch.tensor(labels, dtype=torch.float64).reshape(len(samples), -1)
         return replace(samples, labels=target), None
     target, classes = _class_numbers(path, labels, classes)
@@ -211,15 +213,15 @@ def _class_numbers(
 ) -> tuple[Tensor, list[Any]]:
     for index, label in enumerate(labels):
         if isinstance(label, (float, list)) or (isinstance(label, int) and not 0 <= label < 2**20):
-            raise UsageError(f"--data {path}: label {index} is {label}, expected 0 to {2**20 - 1}")
+            raise bad_data(path, f"label {index} is {label}, expected 0 to {2**20 - 1}")
     known = _classes(labels) if classes is None else classes
     if all(isinstance(label, str) for label in known):
         labels = [str(label) for label in labels]
     numbers = {label: number for number, label in enumerate(known)}
     for index, label in enumerate(labels):
         if label not in numbers:
-            raise UsageError(
-                f"--data {path}: label {index} is {label}, none of the {len(known)} classes that "
-                f"were trained"
+            raise bad_data(
+                path,
+                f"label {index} is {label}, none of the {len(known)} classes that were trained",
             )
     return torch.tensor([numbers[label] for label in labels]), known

@@ -26,7 +26,14 @@ from torch.utils.data import DataLoader
 
 from fastrnn.data import LengthGroupedSampler
 from fastrnn.training.checkpoint import clear, save_checkpoint
-from fastrnn.training.errors import UsageError, blaming, require
+from fastrnn.training.errors import (
+    Field,
+    OptionError,
+    UsageError,
+    blaming,
+    first_line,
+    require,
+)
 from fastrnn.training.model import LAYERS, Config, SequenceModel, load_task, loss_sum
 from fastrnn.training.processes import Processes
 from fastrnn.training.report import History, Result
@@ -67,7 +74,8 @@ class Trainer:
         dtype: torch.dtype = getattr(torch, config.dtype)
         torch.manual_seed(config.seed)
         self.task = load_task(config, self.device, dtype)
-        with blaming(f"--hidden-size {config.hidden_size}, --num-layers {config.num_layers}"):
+        sizes = (Field(name, getattr(config, name)) for name in ("hidden_size", "num_layers"))
+        with blaming(*sizes):
             model = SequenceModel(LAYERS[implementation], config, self.task)
             self.model = model.to(self.device, dtype)
         self.forward = self._distribute()
@@ -186,7 +194,11 @@ class Trainer:
             if config.on_nan == "stop" and not (
                 overflow and self.scaler.get_scale() >= SMALLEST_SCALE
             ):
-                raise Diverged(self._what_is_not_finite(finite_loss))
+                raise Diverged(
+                    f"{self._what_is_not_finite(finite_loss)}; a smaller ",
+                    *(Field("lr"), ", ", Field("clip_grad_norm"), " or ", Field("on_nan", "skip")),
+                    " may help",
+                )
             self.skipped += 1
             if self.scaler.is_enabled():
                 self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
@@ -218,8 +230,7 @@ class Trainer:
         names = ([] if finite_loss else ["the loss"]) + names
         return (
             f"step {self.step + 1} (epoch {self.history.epochs + 1}): not finite: "
-            f"{', '.join(names) or 'the norm of the gradients'}; a smaller --lr, --clip-grad-norm "
-            f"or --on-nan skip may help"
+            f"{', '.join(names) or 'the norm of the gradients'}"
         )
 
     @torch.no_grad()
@@ -317,7 +328,7 @@ def sampler_for(samples: Sequences, config: Config, processes: Processes) -> Len
             rank=processes.rank,
         )
     except ValueError as error:
-        raise UsageError(f"--batch-size {size}: {error}") from error
+        raise OptionError(Field("batch_size", size), first_line(error)) from error
 
 
 def loader(samples: Sequences, sampler: LengthGroupedSampler) -> DataLoader[Sequences]:
@@ -446,7 +457,7 @@ def logging(trainer: Trainer, log_dir: Path | None, by_name: bool) -> Iterator[A
         return
     tensorboard = require("torch.utils.tensorboard")
     folder = log_dir / trainer.implementation if by_name else log_dir
-    with blaming(f"--log-dir {log_dir}"):
+    with blaming(Field("log_dir", log_dir)):
         writer = tensorboard.SummaryWriter(str(folder), purge_step=trainer.step + 1)
     with writer:
         yield writer

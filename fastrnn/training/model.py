@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn.data import length_mask
-from fastrnn.training.errors import UsageError, blaming, option
+from fastrnn.training.errors import Field, OptionError, UsageError, blaming
 from fastrnn.training.files import read_task
 from fastrnn.training.tasks import (
     CLASSIFICATION,
@@ -140,20 +140,19 @@ def load_task(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     if config.data == VOWELS:
         task = japanese_vowels()
     elif config.data == TUTORIAL:
-        with blaming(f"--num-samples {num_samples}, --seq-length {seq_length}"):
+        with blaming(Field("num_samples", num_samples), Field("seq_length", seq_length)):
             task = tutorial(num_samples, seq_length)
     else:
         task = read_task(Path(config.data), config.task)
     if task.kind == NEXT_STEP and config.bidirectional:
-        raise UsageError("--bidirectional: the next step is predicted from the past alone")
+        raise OptionError(Field("bidirectional"), "the next step is predicted from the past alone")
     if config.validation > 0:
         task = task.with_validation(config.validation, config.seed)
     num_train = len(task.train)
     if config.batch_size is not None and config.batch_size > num_train:
-        raise UsageError(
-            f"--batch-size {config.batch_size}: there are {num_train} training samples"
-        )
-    with blaming(f"--data {config.data}"):
+        batch_size = Field("batch_size", config.batch_size)
+        raise OptionError(batch_size, f"there are {num_train} training samples")
+    with blaming(Field("data", config.data)):
         return task.to(device, dtype)
 
 
@@ -178,15 +177,22 @@ def config_for(data: str, **given: Any) -> Config:
     """The data set's defaults, but for what was given."""
     defaults = DEFAULTS.get(data, FILE_DEFAULTS)
     if "task" in given and data in DEFAULTS:
-        raise UsageError(f"--task: {data} is a classification")
+        raise OptionError(Field("task"), f"{data} is a classification")
     for name in ("num_samples", "seq_length"):
         if name in given and name not in defaults:
-            raise UsageError(f"{option(name)}: the size of {data} is fixed")
+            raise OptionError(Field(name), f"the size of {data} is fixed")
     config = Config(data=data, **{**defaults, **given})
     if config.dropout > 0 and config.num_layers == 1:
-        raise UsageError("--dropout acts between layers: it needs --num-layers 2 or more")
+        raise UsageError(
+            Field("dropout"), " acts between layers: it needs ", Field("num_layers", 2), " or more"
+        )
     if config.amp is not None and config.dtype != "float32":
-        raise UsageError(f"--amp {config.amp}: the weights are float32, not --dtype {config.dtype}")
+        dtype = Field("dtype", config.dtype)
+        raise OptionError(Field("amp", config.amp), "the weights are float32, not ", dtype)
     if config.fsdp and config.amp == "fp16":
-        raise UsageError("--fsdp --amp fp16: shards cannot agree on a loss scale; take --amp bf16")
+        raise OptionError(
+            (Field("fsdp"), Field("amp", "fp16")),
+            "shards cannot agree on a loss scale; take ",
+            Field("amp", "bf16"),
+        )
     return config

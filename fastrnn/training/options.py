@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from fastrnn.training.checkpoint import PREFIX
-from fastrnn.training.errors import UsageError, first_line, option, require
+from fastrnn.training.errors import UsageError, first_line, require
 from fastrnn.training.loop import AMP
 from fastrnn.training.model import CELLS, DEFAULTS, DTYPES, Config
 from fastrnn.training.tasks import KINDS
@@ -25,6 +25,11 @@ else:
     import tomli as tomllib
 
 SCHEDULES = ("constant", "cosine", "plateau")
+
+
+def option(name: str) -> str:
+    """How the command line spells a field: ``--batch-size`` for ``batch_size``."""
+    return "--" + name.replace("_", "-")
 
 
 def checked(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastrnn.training.errors import blaming, require
+from fastrnn.training.errors import Field, blaming, require
 from fastrnn.training.model import LAYERS, Config
 
 LOSS_TOLERANCE = 1e-6  # relative, in float64: far above round-off, far below a wrong formula
@@ -26,7 +26,7 @@ class History:
     accuracy: list[float] = field(default_factory=list)
     # after the epoch, of samples kept apart; for numbers the root of the mean squared error
     seconds: list[float] = field(default_factory=list)  # of training alone
-    validation_loss: list[float] = field(default_factory=list)  # with --validation
+    validation_loss: list[float] = field(default_factory=list)  # empty if no samples are kept apart
 
     @property
     def epochs(self) -> int:
@@ -58,7 +58,9 @@ class Result:
     config: Config
     accuracy_name: str
     histories: dict[str, History]
-    test: dict[str, float] = field(default_factory=dict)  # measured once, with --validation
+    test: dict[str, float] = field(
+        default_factory=dict
+    )  # measured once, if there was a validation part
 
     @property
     def compared(self) -> bool:
@@ -164,7 +166,7 @@ def plot(path: Path, results: Sequence[Result]) -> None:
             plot_curves(loss, accuracy, result)
             if times:
                 plot_times(times[0], result)
-        with blaming(f"--plot {path}"):
+        with blaming(Field("plot", path)):
             page.savefig(path, dpi=150)  # without pyplot: Agg draws it, no display is needed
 
 

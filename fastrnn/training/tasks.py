@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from fastrnn.training.errors import UsageError, require
+from fastrnn.training.errors import Field, OptionError, require
 
 CLASSIFICATION, REGRESSION, NEXT_STEP = KINDS = ("classification", "regression", "next-step")
 
@@ -91,7 +91,8 @@ class Task:
         marks = (torch.arange(count + 1, dtype=torch.float64) * share).floor().diff() > 0
         apart, kept = order[marks].sort()[0].tolist(), order[~marks].sort()[0].tolist()
         if not apart or not kept:
-            raise UsageError(f"--validation {share}: {len(apart)} of {count} training samples")
+            message = f"{len(apart)} of {count} training samples"
+            raise OptionError(Field("validation", share), message)
         train = self.train[kept]
         test = self.test if self.held_out else train
         return replace(self, train=train, test=test, validation=self.train[apart])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fastrnn.training.errors import UsageError, blaming, first_line, option, require
+from fastrnn.training.errors import Field, UsageError, blaming, first_line, require
 from fastrnn.training.loop import Diverged, Trainer, fit
 from fastrnn.training.model import DEFAULTS, TUTORIAL, Config, config_for
 from fastrnn.training.options import (
@@ -26,6 +26,7 @@ from fastrnn.training.options import (
     add_config_options,
     data_name,
     given_options,
+    option,
     positive_integer,
     read_toml,
     share,
@@ -167,7 +168,7 @@ def search_with_ray(
         except Diverged:
             tune.report({"loss": sys.float_info.max, "epoch": given["epochs"]})
 
-    with blaming(f"--ray {args.ray}"):
+    with blaming(Field("ray", args.ray)):
         address = None if args.ray == "local" else args.ray
         try:
             ray.init(address=address, num_cpus=args.workers, log_to_driver=False)
@@ -347,7 +348,7 @@ def run_tune(args: argparse.Namespace) -> int:
     given["epochs"] = base.epochs
     for batch_size in space.get("batch_size", {}).get("choices", [1]):
         Trainer(config_for(args.data, **{**given, "batch_size": batch_size or None}), "fastrnn")
-    with blaming(f"--out {args.out}"):
+    with blaming(Field("out", args.out)):
         args.out.mkdir(parents=True, exist_ok=True)
     study = open_study(args, space, given)
     (search if args.ray is None else search_with_ray)(study, args, space, given)

@@ -25,7 +25,8 @@ MOVED = {
     },
     "fastrnn.datasets": {
         "fastrnn.training.tasks": ("KINDS", "Sequences", "Task", "japanese_vowels", "tutorial"),
-        "fastrnn.training.errors": ("UsageError", "blaming", "first_line", "option", "require"),
+        "fastrnn.training.errors": ("UsageError", "blaming", "first_line", "require"),
+        "fastrnn.training.options": ("option",),
     },
 }
 
