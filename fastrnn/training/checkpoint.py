@@ -1,9 +1,9 @@
 """Checkpoints: a folder of them, each written aside and put in place by one rename.
 
-Whoever looks, after a kill at any moment too, finds whole checkpoints only, and from the first one
-on never none: they are numbered, so that none takes the place of another. Tensors are written by
-torch.distributed.checkpoint, so several processes write and read their shards; what is not a tensor
-is in a JSON file beside them.
+After the first save a complete checkpoint always exists, even after a kill: checkpoints are
+numbered, so that a new one does not take the place of an old one. torch.distributed.checkpoint
+writes the tensors, so that several processes write and read their shards; a JSON file beside them
+has the rest.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def latest(folder: Path) -> Path | None:
 
 def clear(folder: Path) -> None:
     """Remove what a killed run left half written."""
-    for rest in folder.glob(f"{PREFIX}*{ASIDE}"):
-        shutil.rmtree(rest)
+    for unfinished in folder.glob(f"{PREFIX}*{ASIDE}"):
+        shutil.rmtree(unfinished)
 
 
 def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
                 aside.mkdir(parents=True, exist_ok=True)
             processes.wait()
             tensors = {trainer.implementation: trainer.tensors() for trainer in trainers}
-            with warnings.catch_warnings():  # that it is one process
+            with warnings.catch_warnings():  # torch warns that one process saves without others
                 warnings.simplefilter("ignore")
                 save(tensors, checkpoint_id=aside, no_dist=processes.world == 1)
             if processes.first:
@@ -76,7 +76,7 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
         except BaseException as error:
             if processes.first:
                 shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, CheckpointException):  # no Exception: the cause is one
+            if isinstance(error, CheckpointException):  # It is no Exception, but its cause is.
                 raise OSError(str(next(iter(error.failures.values()))[0])) from error
             raise
 
@@ -88,7 +88,7 @@ def _sync(folder: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """A checkpoint in removal is none any more."""
+    """Rename a checkpoint before its removal, so that a half removed one does not count as one."""
     if not checkpoint.name.endswith(ASIDE):
         checkpoint = checkpoint.rename(checkpoint.with_name(checkpoint.name + ASIDE))
     shutil.rmtree(checkpoint)
@@ -98,13 +98,13 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint, and what it says of the run."""
     path = latest(folder)
     if path is None:
-        what = "no checkpoint in it" if folder.exists() else "no such folder"
-        raise OptionError(Field("resume", folder), what)
+        message = "no checkpoint in it" if folder.exists() else "no such folder"
+        raise OptionError(Field("resume", folder), message)
     try:
         document: dict[str, Any] = json.loads((path / DOCUMENT).read_text())
         if document["format"] == FORMAT:
             return path, document
-    except Exception as error:  # a damaged file can raise anything
+    except Exception as error:  # A damaged file can raise anything.
         raise damaged(folder) from error
     message = f"its format is {document['format']}, not {FORMAT}"
     raise OptionError(Field("resume", folder), message)
@@ -114,17 +114,19 @@ def damaged(folder: Path) -> OptionError:
     return OptionError(Field("resume", folder), "damaged, or no checkpoint of this command")
 
 
-def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
-    """The saved options. Only more epochs may be asked for: others would not give the result of an
-    uninterrupted run."""
+def resumed_config(path: Path, document: Mapping[str, Any], options: Mapping[str, Any]) -> Config:
+    """The saved configuration, with the user's options where a resumed run may differ.
+
+    It may have more epochs. Any other change would not give the result of an uninterrupted run.
+    """
     saved = document["config"]
-    for name, wanted in given.items():
+    for name, wanted in options.items():
         fixed = name != "epochs" or saved["schedule"] == "cosine"
         if fixed and saved[name] != wanted:
             kept = Field(name, saved[name])
             raise OptionError(Field("resume", path), "saved with ", kept, f", not {wanted}")
     try:
-        config = Config(**{**saved, **given})
+        config = Config(**{**saved, **options})
         done = max(len(run["history"]["loss"]) for run in document["runs"].values())
     except Exception as error:
         raise damaged(path) from error
@@ -137,7 +139,7 @@ def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, 
 def restore(
     folder: Path, path: Path, document: Mapping[str, Any], trainers: Sequence[Trainer]
 ) -> None:
-    """Continue where the runs stopped; a trainer whose run is not there starts anew."""
+    """Continue where the runs stopped; a trainer without a saved run starts anew."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -151,18 +153,16 @@ def restore(
             tensors[trainer.implementation] = trainer.tensors(of=run, world=document["processes"])
         for trainer in saved:
             for name, tensor in tensors[trainer.implementation]["model"].items():
-                found: Any = metadata[f"{trainer.implementation}.model.{name}"]
-                size = found.size
-                if size != tensor.shape:
-                    shapes = f"{tuple(size)} in it, {tuple(tensor.shape)} in this model"
+                stored: Any = metadata[f"{trainer.implementation}.model.{name}"]
+                if stored.size != tensor.shape:
+                    shapes = f"{tuple(stored.size)} in it, {tuple(tensor.shape)} in this model"
                     raise OptionError(Field("resume", folder), f"{name} is {shapes}")
-        with warnings.catch_warnings():  # that it is one process
+        with warnings.catch_warnings():  # torch warns that one process loads without others
             warnings.simplefilter("ignore")
-            one = trainers[0].processes.world == 1
-            load(tensors, checkpoint_id=path, no_dist=one)
+            load(tensors, checkpoint_id=path, no_dist=trainers[0].processes.world == 1)
         for trainer in saved:
             trainer.load(document["runs"][trainer.implementation], tensors[trainer.implementation])
     except OptionError:
         raise
-    except (Exception, CheckpointException) as error:  # a damaged file can raise anything
+    except (Exception, CheckpointException) as error:  # A damaged file can raise anything.
         raise damaged(folder) from error

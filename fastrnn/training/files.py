@@ -40,17 +40,18 @@ def read_task(path: Path, kind: str | None) -> Task:
         return task
     test, labels = _read(parts["test"])
     samples, _ = _labelled(parts["test"], test, labels, task.kind, classes)
-    for what, a, b in (
+    for quantity, in_test, in_train in (
         ("features", samples.x.size(-1), task.input_size),
         ("numbers to predict", samples.labels.shape[1:], task.train.labels.shape[1:]),
     ):
-        if a != b:
-            raise bad_data(parts["test"], f"{a} {what}, {b} in {parts['train'].name}")
+        if in_test != in_train:
+            message = f"{in_test} {quantity}, {in_train} in {parts['train'].name}"
+            raise bad_data(parts["test"], message)
     return replace(task, test=samples)
 
 
 def _task_of_file(path: Path, kind: str | None) -> tuple[Task, list[Any] | None]:
-    """The task that trains and tests on one file, and the classes there are."""
+    """The task that trains and tests on one file, and its classes, None without any."""
     samples, labels = _read(path)
     kind = kind or _kind(labels)
     samples, classes = _labelled(path, samples, labels, kind, None)
@@ -69,7 +70,7 @@ def _read(path: Path) -> tuple[Sequences, list[Any] | None]:
         return readers[path.suffix](path)
     except OptionError:
         raise
-    except Exception as error:  # a damaged file can raise anything
+    except Exception as error:  # A damaged file can raise anything.
         text = str(error).partition("\n")[0]
         raise bad_data(path, f"cannot be read: {text or type(error).__name__}") from error
 
@@ -112,7 +113,7 @@ def _read_npz(path: Path) -> tuple[Sequences, list[Any] | None]:
 
 
 def _read_csv(path: Path) -> tuple[Sequences, list[Any] | None]:
-    names: list[str] = []  # of the sequences
+    names: list[str] = []  # one a sequence, in the order of the file
     sequences: list[list[list[float]]] = []
     labels: list[str] = []
     with path.open(newline="") as file:
@@ -147,8 +148,8 @@ def _read_csv(path: Path) -> tuple[Sequences, list[Any] | None]:
     tensors = [torch.tensor(sequence, dtype=torch.float64) for sequence in sequences]
     lengths = torch.tensor([len(tensor) for tensor in tensors])
     x = pad_sequence(tensors, batch_first=True)
-    found = [_value(label) for label in labels] if "label" in header else None
-    return Sequences(x, torch.empty(len(x), 0), lengths), found
+    values = [_value(label) for label in labels] if "label" in header else None
+    return Sequences(x, torch.empty(len(x), 0), lengths), values
 
 
 def _number(text: str, where: str) -> float:
@@ -189,7 +190,7 @@ def _classes(labels: list[Any] | None) -> list[Any]:
 def _labelled(
     path: Path, samples: Sequences, labels: list[Any] | None, kind: str, classes: list[Any] | None
 ) -> tuple[Sequences, list[Any] | None]:
-    """Samples with labels as the kind of task wants them, and the classes there are."""
+    """Samples with labels as the kind of task wants them, and its classes, None without any."""
     if kind == NEXT_STEP:
         assert samples.lengths is not None
         short = samples.lengths.lt(2).nonzero()
@@ -214,14 +215,14 @@ def _class_numbers(
     for index, label in enumerate(labels):
         if isinstance(label, (float, list)) or (isinstance(label, int) and not 0 <= label < 2**20):
             raise bad_data(path, f"label {index} is {label}, expected 0 to {2**20 - 1}")
-    known = _classes(labels) if classes is None else classes
-    if all(isinstance(label, str) for label in known):
+    trained = _classes(labels) if classes is None else classes
+    if all(isinstance(label, str) for label in trained):
         labels = [str(label) for label in labels]
-    numbers = {label: number for number, label in enumerate(known)}
+    numbers = {label: number for number, label in enumerate(trained)}
     for index, label in enumerate(labels):
         if label not in numbers:
             raise bad_data(
                 path,
-                f"label {index} is {label}, none of the {len(known)} classes that were trained",
+                f"label {index} is {label}, none of the {len(trained)} classes that were trained",
             )
-    return torch.tensor([numbers[label] for label in labels]), known
+    return torch.tensor([numbers[label] for label in labels]), trained

@@ -71,7 +71,7 @@ class Config:
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
-    validation: float = 0.0  # share of the training samples to choose by, taken from training
+    validation: float = 0.0  # share of the training samples that is kept apart to choose by
     group_by_length: bool = False
     clip_grad_value: float | None = None
     on_nan: str = "stop"
@@ -80,8 +80,8 @@ class Config:
     amp: str | None = None
     compile: bool = False
     fsdp: bool = False
-    task: str | None = None  # of the user's data; None: what its labels suggest
-    num_samples: int = 0  # these two: size of the tutorial's data, 0 for data of a fixed size
+    task: str | None = None  # kind of the user's data; None: what its labels suggest
+    num_samples: int = 0  # This and the next are the tutorial's size, 0 for data of a fixed size.
     seq_length: int = 0
 
     @property
@@ -173,15 +173,15 @@ def loss_sum(kind: str, output: Tensor, batch: Sequences) -> tuple[Tensor, int]:
     return mse_loss(output, target, reduction="sum") / output.size(-1), len(target)
 
 
-def config_for(data: str, **given: Any) -> Config:
-    """The data set's defaults, but for what was given."""
+def config_for(data: str, **options: Any) -> Config:
+    """A configuration from options; the data set has the defaults of those that are absent."""
     defaults = DEFAULTS.get(data, FILE_DEFAULTS)
-    if "task" in given and data in DEFAULTS:
+    if "task" in options and data in DEFAULTS:
         raise OptionError(Field("task"), f"{data} is a classification")
     for name in ("num_samples", "seq_length"):
-        if name in given and name not in defaults:
+        if name in options and name not in defaults:
             raise OptionError(Field(name), f"the size of {data} is fixed")
-    config = Config(data=data, **{**defaults, **given})
+    config = Config(data=data, **{**defaults, **options})
     if config.dropout > 0 and config.num_layers == 1:
         raise UsageError(
             Field("dropout"), " acts between layers: it needs ", Field("num_layers", 2), " or more"

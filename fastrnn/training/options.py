@@ -61,7 +61,7 @@ def device_name(text: str) -> str:
         if text.partition(":")[0] not in ("cpu", "cuda"):
             raise RuntimeError("expected cpu, cuda or cuda:N")
         torch.empty(1, device=text)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA raises the latter
+    except (RuntimeError, AssertionError) as error:  # A torch without CUDA raises the latter.
         raise argparse.ArgumentTypeError(f"{text!r}: {first_line(error)}") from error
     return text
 
@@ -170,12 +170,12 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Options from a TOML file, each checked as on the command line."""
-    found = read_toml(path, "--config")
+    options = read_toml(path, "--config")
     parser = BlamingParser(f"--config {path}")
     parser.add_argument("--data", type=data_name)
     add_config_options(parser)
     arguments = []
-    for name, value in found.items():
+    for name, value in options.items():
         if value is not False:
             arguments += [option(name)] + ([] if value is True else [str(value)])
     return vars(parser.parse_args(arguments))
@@ -193,8 +193,8 @@ class BlamingParser(argparse.ArgumentParser):
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for: on the command line, or else in the file."""
-    given = {} if args.config is None else read_config(args.config)
+    """Options of the command line, and those of the file that it does not repeat."""
+    options = {} if args.config is None else read_config(args.config)
     names = {f.name for f in fields(Config)}
-    given.update({name: value for name, value in vars(args).items() if name in names})
-    return given
+    options.update({name: value for name, value in vars(args).items() if name in names})
+    return options

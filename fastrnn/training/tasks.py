@@ -119,7 +119,9 @@ def japanese_vowels() -> Task:
     load = require("sktime.datasets").load_japanese_vowels
     train, train_labels = _utterances(load, "train")
     test, test_labels = _utterances(load, "test")
-    std, mean = torch.std_mean(torch.cat(train), dim=0)  # of valid training steps only
+    std, mean = torch.std_mean(
+        torch.cat(train), dim=0
+    )  # over valid training steps, without padding
 
     def pad(utterances: list[Tensor], labels: Tensor) -> Sequences:
         padded = pad_sequence([(u - mean) / std for u in utterances], batch_first=True)

@@ -65,7 +65,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    given = given_options(args)
+    options = given_options(args)
     save: Path | None = args.save
     resume: Path | None = args.resume
     if args.save_every is not None and save is None and resume is None:
@@ -78,12 +78,12 @@ def run_train(args: argparse.Namespace) -> int:
         resume = save if latest(save) else None
     document: dict[str, Any] = {"runs": {}}
     if resume is None:
-        config = config_for(**{"data": TUTORIAL, **given})
+        config = config_for(**{"data": TUTORIAL, **options})
         if save is not None and latest(save):
             raise UsageError(f"--save {save}: exists; --resume {save} continues it")
     else:
         path, document = read_checkpoint(resume)
-        config = resumed_config(resume, document, given)
+        config = resumed_config(resume, document, options)
         save = save or resume
     compare = args.compare or len(document["runs"]) > 1
     if config.fsdp and "WORLD_SIZE" not in os.environ:
@@ -116,7 +116,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Both data sets, and the tutorial once more in the precision where the losses must agree."""
-    require("sktime.datasets")  # the second data set: a missing package is named before training
+    require("sktime.datasets")  # The second data set needs it: say so before training.
     shown = [config_for(data) for data in DEFAULTS]
     results = []
     for config in [*shown, config_for(TUTORIAL, dtype="float64")]:
@@ -129,7 +129,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def print_line(text: str) -> None:
-    print(text, flush=True)  # a reader at the other end of a pipe sees it at once
+    print(text, flush=True)  # A reader at the other end of a pipe sees it at once.
 
 
 def silent(text: str) -> None:

@@ -35,7 +35,7 @@ from fastrnn.training.train import print_line
 
 SPACE = Path(__file__).with_name("search_space.toml")
 FIXED = {"data", "task", "validation", "epochs", "seed", "device", "num_samples", "seq_length"}
-SHOWN = 10  # trials of the closing table
+SHOWN = 10  # trials in the closing table
 GRACE = 120  # seconds without a sign of life, after which a trial's worker counts as killed
 STUDY = "fastrnn"
 
@@ -65,13 +65,13 @@ def read_space(path: Path) -> Space:
         except (TypeError, ValueError) as error:
             text = first_line(error).rpartition("__init__() ")[2]
             raise UsageError(f"{where}: {text}") from error
-        # Values are checked as those of the command line are.
+        # Values go through the checks of the command line.
         parser = BlamingParser(where)
         add_config_options(parser)
         for value in [*spec.get("choices", []), *numbers]:
-            given = [] if value is True else [str(value)]
+            argument = [] if value is True else [str(value)]
             if value not in (False, ""):
-                parser.parse_args([option(name), *given])
+                parser.parse_args([option(name), *argument])
     if not space:
         raise UsageError(f"--space {path}: there is nothing to search through")
     return space
@@ -98,10 +98,10 @@ def in_order(space: Space) -> Space:
     return dict(sorted(space.items(), key=lambda item: item[0] != "num_layers"))
 
 
-def trial_config(data: str, given: Mapping[str, Any], params: Mapping[str, Any]) -> Config:
+def trial_config(data: str, options: Mapping[str, Any], params: Mapping[str, Any]) -> Config:
     drawn = {name: value for name, value in params.items() if value != ""}
     missing = {name: None for name, value in params.items() if value == ""}
-    return config_for(data, **{**given, **drawn, **missing})
+    return config_for(data, **{**options, **drawn, **missing})
 
 
 # --- Search -------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def run_epochs(config: Config, report: Callable[[int, float], None]) -> float:
     return trainer.history.validation_loss[-1]
 
 
-def search(study: Any, args: argparse.Namespace, space: Space, given: Mapping[str, Any]) -> None:
+def search(study: Any, args: argparse.Namespace, space: Space, options: Mapping[str, Any]) -> None:
     """Trials in this process, until the study has as many as were asked for."""
     optuna = require("optuna", "tune")
 
@@ -129,8 +129,8 @@ def search(study: Any, args: argparse.Namespace, space: Space, given: Mapping[st
                 raise optuna.TrialPruned
 
         try:
-            return run_epochs(trial_config(args.data, given, trial.params), report)
-        except Diverged as error:  # a poor configuration, not a failure of the search
+            return run_epochs(trial_config(args.data, options, trial.params), report)
+        except Diverged as error:  # The configuration is poor; the search has not failed.
             raise optuna.TrialPruned from error
 
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -146,7 +146,7 @@ def search(study: Any, args: argparse.Namespace, space: Space, given: Mapping[st
 
 
 def search_with_ray(
-    study: Any, args: argparse.Namespace, space: Space, given: Mapping[str, Any]
+    study: Any, args: argparse.Namespace, space: Space, options: Mapping[str, Any]
 ) -> None:
     """The same trials on the workers of a Ray cluster, kept in the same study."""
     ray, tune = require("ray", "ray"), require("ray.tune", "ray")
@@ -162,11 +162,11 @@ def search_with_ray(
         torch.set_num_threads(1)
         try:
             run_epochs(
-                trial_config(data, given, params),
+                trial_config(data, options, params),
                 lambda epoch, loss: tune.report({"loss": loss, "epoch": epoch}),
             )
         except Diverged:
-            tune.report({"loss": sys.float_info.max, "epoch": given["epochs"]})
+            tune.report({"loss": sys.float_info.max, "epoch": options["epochs"]})
 
     with blaming(Field("ray", args.ray)):
         address = None if args.ray == "local" else args.ray
@@ -176,11 +176,11 @@ def search_with_ray(
             raise UsageError(f"--ray {args.ray}: {first_line(error)}") from error
     scheduler = {
         "median": lambda: schedulers.MedianStoppingRule(time_attr="epoch", grace_period=5),
-        "hyperband": lambda: schedulers.ASHAScheduler(time_attr="epoch", max_t=given["epochs"]),
+        "hyperband": lambda: schedulers.ASHAScheduler(time_attr="epoch", max_t=options["epochs"]),
         "none": lambda: None,
     }[args.pruner]()
     searcher = optuna_search(
-        space=partial(suggest, space=space),  # it is pickled
+        space=partial(suggest, space=space),  # a partial, because Ray pickles it
         metric="loss",
         mode="min",
         sampler=study.sampler,
@@ -207,14 +207,14 @@ def search_with_ray(
         ray.shutdown()
 
 
-def open_study(args: argparse.Namespace, space: Space, given: Mapping[str, Any]) -> Any:
+def open_study(args: argparse.Namespace, space: Space, options: Mapping[str, Any]) -> Any:
     """The study of this search, continued if it is there; its trials must be comparable."""
     optuna = require("optuna", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = args.storage or f"sqlite:///{args.out / 'study.db'}"
     pruner = {
         "median": lambda: optuna.pruners.MedianPruner(n_warmup_steps=5),
-        "hyperband": lambda: optuna.pruners.HyperbandPruner(max_resource=given["epochs"]),
+        "hyperband": lambda: optuna.pruners.HyperbandPruner(max_resource=options["epochs"]),
         "none": optuna.pruners.NopPruner,
     }[args.pruner]()
     with warnings.catch_warnings():
@@ -234,10 +234,10 @@ def open_study(args: argparse.Namespace, space: Space, given: Mapping[str, Any])
                 sampler=optuna.samplers.TPESampler(seed=args.sampler_seed),
                 pruner=pruner,
             )
-        except Exception as error:  # of SQLAlchemy, of a driver, of Optuna
+        except Exception as error:  # SQLAlchemy, a driver or Optuna may raise it.
             raise UsageError(f"--storage {url}: {first_line(error)}") from error
-    asked = {"data": args.data, "space": space, "options": dict(given)}
-    for name, value in asked.items():
+    wanted = {"data": args.data, "space": space, "options": dict(options)}
+    for name, value in wanted.items():
         saved = study.user_attrs.get(name, value)
         if saved != value:
             raise UsageError(f"--storage {url}: its trials had another {name}: {saved}")
@@ -283,11 +283,11 @@ def draw(study: Any, folder: Path) -> None:
     }
     for name, kind in kinds.items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experimental; trials that differ in their options
+            warnings.simplefilter("ignore")  # The plots are experimental, and trials may differ.
             try:
                 interactive = getattr(optuna.visualization, f"plot_{kind}")(study)
                 picture = getattr(optuna.visualization.matplotlib, f"plot_{kind}")(study)
-            except (ValueError, RuntimeError) as error:  # too few trials to tell importances
+            except (ValueError, RuntimeError) as error:  # Few trials tell no importances.
                 print_line(f"{name}: not drawn: {first_line(error)}")
                 continue
             plotly.write_html(interactive, folder / f"{name}.html", include_plotlyjs="cdn")
@@ -299,10 +299,10 @@ def draw(study: Any, folder: Path) -> None:
 def write_config(path: Path, config: Config) -> None:
     """Options that `train --config` takes; what is off is left out."""
     default = {field.name: field.default for field in fields(Config)}
-    found = {n: v for n, v in asdict(config).items() if v is not None and v != default[n]}
+    changed = {n: v for n, v in asdict(config).items() if v is not None and v != default[n]}
     if config.data not in DEFAULTS:
-        found["data"] = str(Path(config.data).resolve())
-    path.write_text(require("tomli_w", "tune").dumps(found))
+        changed["data"] = str(Path(config.data).resolve())
+    path.write_text(require("tomli_w", "tune").dumps(changed))
 
 
 # --- Command line -------------------------------------------------------------------------------
@@ -341,27 +341,27 @@ def run_tune(args: argparse.Namespace) -> int:
         raise UsageError("--workers: it needs --ray; or start the command again beside this one")
     if args.validation == 0:
         raise UsageError("--validation 0: trials are judged by it")
-    given = {name: value for name, value in given_options(args).items() if name != "data"}
+    options = {name: value for name, value in given_options(args).items() if name != "data"}
     for name in space:
-        given.pop(name, None)
-    base = config_for(args.data, **given)
-    given["epochs"] = base.epochs
+        options.pop(name, None)
+    base = config_for(args.data, **options)
+    options["epochs"] = base.epochs
     for batch_size in space.get("batch_size", {}).get("choices", [1]):
-        Trainer(config_for(args.data, **{**given, "batch_size": batch_size or None}), "fastrnn")
+        Trainer(config_for(args.data, **{**options, "batch_size": batch_size or None}), "fastrnn")
     with blaming(Field("out", args.out)):
         args.out.mkdir(parents=True, exist_ok=True)
-    study = open_study(args, space, given)
-    (search if args.ray is None else search_with_ray)(study, args, space, given)
+    study = open_study(args, space, options)
+    (search if args.ray is None else search_with_ray)(study, args, space, options)
     best = best_trials(study, base.epochs)
     if not best:
         raise UsageError(f"--trials {args.trials}: none was trained to its end")
     print_line(closing_table(study, base.epochs))
     draw(study, args.out)
-    config = trial_config(args.data, given, best[0].params)
+    config = trial_config(args.data, options, best[0].params)
     write_config(args.out / "best.toml", config)
     print_line(f"Best configuration: {args.out / 'best.toml'}; pictures beside it")
     if not args.no_test:
-        final = trial_config(args.data, {**given, "validation": 0.0}, best[0].params)
+        final = trial_config(args.data, {**options, "validation": 0.0}, best[0].params)
         print_line("Trained with it on all training samples:")
         fit([Trainer(final, "fastrnn")], print_line)
     return 0

@@ -50,7 +50,7 @@ def torch_and_its_dependencies() -> set[str]:
             continue
         try:
             lines = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:  # of another system
+        except importlib.metadata.PackageNotFoundError:  # torch needs it on other systems only.
             continue
         known.add(name)
         requirements = map(Requirement, lines)

@@ -43,7 +43,7 @@ TRAINER = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in S
 )
 def test_a_field_is_spelled_by_whoever_prints_it(error, in_python, on_command_line):
     assert str(error) == in_python and error.text(option) == on_command_line
-    again = pickle.loads(pickle.dumps(error))  # workers hand errors to other processes
+    again = pickle.loads(pickle.dumps(error))  # Workers hand errors to other processes.
     assert type(again) is type(error) and again.text(option) == on_command_line
 
 

@@ -234,11 +234,11 @@ def test_batches_are_shuffled_every_epoch() -> None:
     def epochs(batch_size: int | None) -> list[list[int]]:
         config = models.config_for("tutorial", batch_size=batch_size)
         sampler = loop.sampler_for(samples, config, loop.Processes())
-        batches, found = loop.loader(samples, sampler), []
+        batches, orders = loop.loader(samples, sampler), []
         for epoch in range(2):
             sampler.set_epoch(epoch)
-            found.append(torch.cat([batch.labels for batch in batches]).tolist())
-        return found
+            orders.append(torch.cat([batch.labels for batch in batches]).tolist())
+        return orders
 
     in_order = list(range(60))
     first, second = epochs(25)
@@ -279,7 +279,7 @@ def learnt(path: str) -> dict[str, Any]:
     Path("whole.tensors").unlink()
     for run in tensors.values():
         for group in run.get("optimizer", {"param_groups": []})["param_groups"]:
-            del group["params"]  # names
+            del group["params"]  # They are names of parameters.
     return {name: {**run, "tensors": tensors[name]} for name, run in runs.items()}
 
 
@@ -288,7 +288,7 @@ def learnt(path: str) -> dict[str, Any]:
     [
         ("--num-samples 50 --batch-size 20 --num-layers 2 --dropout 0.3 --cell gru", 3),
         ("--data japanese-vowels --hidden-size 8 --batch-size 90", 2),
-        ("--num-samples 50 --compare", 9),  # the warm-ups take at least one each
+        ("--num-samples 50 --compare", 9),  # The warm-ups take at least one each
     ],
 )
 def test_interrupted_run_continues_to_the_same_bits(
@@ -398,9 +398,9 @@ def test_disagreement_shows_where_round_off_alone_may_differ(
 def test_largest_relative_difference(
     ours: list[float], theirs: list[float], difference: float
 ) -> None:
-    found = report.largest_relative_difference(ours, theirs)
-    assert found == pytest.approx(difference, nan_ok=True)
-    comparison = report.Comparison(1.0, found, must_agree=True)
+    largest = report.largest_relative_difference(ours, theirs)
+    assert largest == pytest.approx(difference, nan_ok=True)
+    comparison = report.Comparison(1.0, largest, must_agree=True)
     assert comparison.disagrees == (difference != 0)
 
 
@@ -447,7 +447,7 @@ def test_progress_bar_on_a_terminal_only(
     assert main(command) == 0
     terminal = capsys.readouterr()
     assert "10/10" in terminal.err and terminal.out == plain.out
-    monkeypatch.setattr(loop, "find_spec", lambda name: None)  # tqdm is not installed
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)  # as if tqdm were not installed
     assert main(command) == 0
     assert capsys.readouterr() == plain
 
