@@ -1,44 +1,29 @@
-"""Command line: ``python -m fastrnn <command>``."""
+"""Command line: ``python -m fastrnn <command>``.
+
+The commands need the packages of the extra ``train``, the library needs torch alone. So this module
+imports nothing of them by itself, and names the extra where one of its packages is missing.
+"""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from fastrnn import train, tune
-from fastrnn.datasets import UsageError
-from fastrnn.training import processes
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one line, without the usage text around it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+PROGRAM = "python -m fastrnn"
+USAGE = 2  # exit status, as argparse has it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m fastrnn", allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="command", required=True)
-    train.add_commands(commands)
-    tune.add_command(commands)
     try:
-        args = parser.parse_args(argv)
-        status: int = args.run(args)
-    except UsageError as error:
-        if os.environ.get("RANK", "0") != "0":  # of several processes, the first says it
-            return 2
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    finally:
-        processes.end()
-    return status
+        from fastrnn.training.command_line import run
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "fastrnn":  # a broken installation, which no extra mends
+            raise
+        hint = f"{package} is not installed: pip install 'fastrnn[train]'"
+        print(f"{PROGRAM}: error: {hint}", file=sys.stderr)
+        return USAGE
+    return run(PROGRAM, argv)
 
 
 if __name__ == "__main__":

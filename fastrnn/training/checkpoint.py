@@ -1,9 +1,9 @@
 """Checkpoints: a folder of them, each written aside and put in place by one rename.
 
-Whoever looks, after a kill at any moment too, finds whole checkpoints only, and from the first one
-on never none: they are numbered, so that none takes the place of another. Tensors are written by
-torch.distributed.checkpoint, so several processes write and read their shards; what is not a tensor
-is in a JSON file beside them.
+After the first save a complete checkpoint always exists, even after a kill: checkpoints are
+numbered, so that a new one does not take the place of an old one. torch.distributed.checkpoint
+writes the tensors, so that several processes write and read their shards; a JSON file beside them
+has the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrnn.datasets import UsageError, blaming, option
+from fastrnn.training.errors import Field, OptionError, blaming
 from fastrnn.training.model import Config
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def latest(folder: Path) -> Path | None:
 
 def clear(folder: Path) -> None:
     """Remove what a killed run left half written."""
-    for rest in folder.glob(f"{PREFIX}*{ASIDE}"):
-        shutil.rmtree(rest)
+    for unfinished in folder.glob(f"{PREFIX}*{ASIDE}"):
+        shutil.rmtree(unfinished)
 
 
 def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
@@ -54,13 +54,13 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
         "processes": processes.world,
         "runs": {trainer.implementation: trainer.progress() for trainer in trainers},
     }
-    with blaming(f"--save {folder}"):
+    with blaming(Field("save", folder)):
         try:
             if processes.first:
                 aside.mkdir(parents=True, exist_ok=True)
             processes.wait()
             tensors = {trainer.implementation: trainer.tensors() for trainer in trainers}
-            with warnings.catch_warnings():  # that it is one process
+            with warnings.catch_warnings():  # torch warns that one process saves without others
                 warnings.simplefilter("ignore")
                 save(tensors, checkpoint_id=aside, no_dist=processes.world == 1)
             if processes.first:
@@ -76,7 +76,7 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
         except BaseException as error:
             if processes.first:
                 shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, CheckpointException):  # no Exception: the cause is one
+            if isinstance(error, CheckpointException):  # It is no Exception, but its cause is.
                 raise OSError(str(next(iter(error.failures.values()))[0])) from error
             raise
 
@@ -88,7 +88,7 @@ def _sync(folder: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """A checkpoint in removal is none any more."""
+    """Rename a checkpoint before its removal, so that a half removed one does not count as one."""
     if not checkpoint.name.endswith(ASIDE):
         checkpoint = checkpoint.rename(checkpoint.with_name(checkpoint.name + ASIDE))
     shutil.rmtree(checkpoint)
@@ -98,43 +98,48 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint, and what it says of the run."""
     path = latest(folder)
     if path is None:
-        what = "no checkpoint in it" if folder.exists() else "no such folder"
-        raise UsageError(f"--resume {folder}: {what}")
+        message = "no checkpoint in it" if folder.exists() else "no such folder"
+        raise OptionError(Field("resume", folder), message)
     try:
         document: dict[str, Any] = json.loads((path / DOCUMENT).read_text())
         if document["format"] == FORMAT:
             return path, document
-    except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"--resume {folder}: damaged, or no checkpoint of this command") from error
-    raise UsageError(f"--resume {folder}: its format is {document['format']}, not {FORMAT}")
+    except Exception as error:  # A damaged file can raise anything.
+        raise damaged(folder) from error
+    message = f"its format is {document['format']}, not {FORMAT}"
+    raise OptionError(Field("resume", folder), message)
 
 
-def resumed_config(path: Path, document: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
-    """The saved options. Only more epochs may be asked for: others would not give the result of an
-    uninterrupted run."""
+def damaged(folder: Path) -> OptionError:
+    return OptionError(Field("resume", folder), "damaged, or no checkpoint of this command")
+
+
+def resumed_config(path: Path, document: Mapping[str, Any], options: Mapping[str, Any]) -> Config:
+    """The saved configuration, with the user's options where a resumed run may differ.
+
+    It may have more epochs. Any other change would not give the result of an uninterrupted run.
+    """
     saved = document["config"]
-    for name, wanted in given.items():
+    for name, wanted in options.items():
         fixed = name != "epochs" or saved["schedule"] == "cosine"
         if fixed and saved[name] != wanted:
-            raise UsageError(
-                f"--resume {path}: saved with {option(name)} {saved[name]}, not {wanted}"
-            )
+            kept = Field(name, saved[name])
+            raise OptionError(Field("resume", path), "saved with ", kept, f", not {wanted}")
     try:
-        config = Config(**{**saved, **given})
+        config = Config(**{**saved, **options})
         done = max(len(run["history"]["loss"]) for run in document["runs"].values())
     except Exception as error:
-        raise UsageError(f"--resume {path}: damaged, or no checkpoint of this command") from error
+        raise damaged(path) from error
     if done > config.epochs:
-        raise UsageError(
-            f"--resume {path}: saved after {done} epochs, more than --epochs {config.epochs}"
-        )
+        epochs = Field("epochs", config.epochs)
+        raise OptionError(Field("resume", path), f"saved after {done} epochs, more than ", epochs)
     return config
 
 
 def restore(
     folder: Path, path: Path, document: Mapping[str, Any], trainers: Sequence[Trainer]
 ) -> None:
-    """Continue where the runs stopped; a trainer whose run is not there starts anew."""
+    """Continue where the runs stopped; a trainer without a saved run starts anew."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -148,20 +153,16 @@ def restore(
             tensors[trainer.implementation] = trainer.tensors(of=run, world=document["processes"])
         for trainer in saved:
             for name, tensor in tensors[trainer.implementation]["model"].items():
-                found: Any = metadata[f"{trainer.implementation}.model.{name}"]
-                size = found.size
-                if size != tensor.shape:
-                    raise UsageError(
-                        f"--resume {folder}: {name} is {tuple(size)} in it, {tuple(tensor.shape)} "
-                        f"in this model"
-                    )
-        with warnings.catch_warnings():  # that it is one process
+                stored: Any = metadata[f"{trainer.implementation}.model.{name}"]
+                if stored.size != tensor.shape:
+                    shapes = f"{tuple(stored.size)} in it, {tuple(tensor.shape)} in this model"
+                    raise OptionError(Field("resume", folder), f"{name} is {shapes}")
+        with warnings.catch_warnings():  # torch warns that one process loads without others
             warnings.simplefilter("ignore")
-            one = trainers[0].processes.world == 1
-            load(tensors, checkpoint_id=path, no_dist=one)
+            load(tensors, checkpoint_id=path, no_dist=trainers[0].processes.world == 1)
         for trainer in saved:
             trainer.load(document["runs"][trainer.implementation], tensors[trainer.implementation])
-    except UsageError:
+    except OptionError:
         raise
-    except (Exception, CheckpointException) as error:  # a damaged file can raise anything
-        raise UsageError(f"--resume {folder}: damaged, or no checkpoint of this command") from error
+    except (Exception, CheckpointException) as error:  # A damaged file can raise anything.
+        raise damaged(folder) from error

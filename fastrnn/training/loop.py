@@ -25,16 +25,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastrnn.data import LengthGroupedSampler
-from fastrnn.datasets import CLASSIFICATION, Sequences, UsageError, blaming, require
 from fastrnn.training.checkpoint import clear, save_checkpoint
+from fastrnn.training.errors import (
+    Field,
+    OptionError,
+    UsageError,
+    blaming,
+    first_line,
+    require,
+)
 from fastrnn.training.model import LAYERS, Config, SequenceModel, load_task, loss_sum
 from fastrnn.training.processes import Processes
 from fastrnn.training.report import History, Result
+from fastrnn.training.tasks import CLASSIFICATION, Sequences
 
 EPOCHS_PER_LINE = 10
 WARM_UP_SECONDS = 0.2
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SMALLEST_SCALE = 2.0**-14  # of fp16's losses: below it, gradients are infinite whatever it is
+# The scale multiplies fp16 losses. A gradient that is infinite at this one, the smallest normal
+# number of fp16, is infinite at every scale.
+SMALLEST_SCALE = 2.0**-14
 PROGRESS = (
     *("step", "batch", "loss_total", "loss_count", "seconds", "skipped"),
     *("best_loss", "epochs_since_best"),
@@ -66,7 +76,8 @@ class Trainer:
         dtype: torch.dtype = getattr(torch, config.dtype)
         torch.manual_seed(config.seed)
         self.task = load_task(config, self.device, dtype)
-        with blaming(f"--hidden-size {config.hidden_size}, --num-layers {config.num_layers}"):
+        sizes = (Field(name, getattr(config, name)) for name in ("hidden_size", "num_layers"))
+        with blaming(*sizes):
             model = SequenceModel(LAYERS[implementation], config, self.task)
             self.model = model.to(self.device, dtype)
         self.forward = self._distribute()
@@ -81,16 +92,15 @@ class Trainer:
         }[config.schedule]()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.history = History()
-        self.step = 0  # of all epochs
-        self.batch = 0  # of this epoch
-        self.loss_total = self.loss_count = self.seconds = 0.0  # of this epoch
-        self.since = 0.0  # when the clock was started last
-        self.skipped = 0  # of this epoch
-        self.last: dict[str, float] = {}  # of the last step
+        self.step = 0  # steps of all epochs
+        self.batch = self.skipped = 0  # batches of this epoch: all, and those without a step
+        self.loss_total = self.loss_count = self.seconds = 0.0  # sums over this epoch
+        self.since = 0.0  # perf_counter() when the clock was started last
+        self.last: dict[str, float] = {}  # loss, gradient norm and learning rate of the last step
         self.best_loss, self.epochs_since_best = math.inf, 0
-        self.best: dict[str, Any] = {}  # weights, where they are wanted at the end
+        self.best: dict[str, Any] = {}  # weights of the best epoch, kept only with patience
         self.after_step: Callable[[], None] = lambda: None
-        if processes.rank:  # dropout's masks differ, as those of samples do
+        if processes.rank:  # Processes have other samples, so they draw other dropout masks.
             torch.manual_seed(config.seed + processes.rank)
         self.random_state = random_state(self.device)
 
@@ -171,7 +181,7 @@ class Trainer:
         total, count = loss_sum(self.task.kind, output, batch)
         whole = processes.sum([count])[0]
         self.optimizer.zero_grad()
-        # Gradients are averaged over processes, losses are of the whole batch.
+        # DDP averages gradients over processes, while the loss is a mean over the whole batch.
         self.scaler.scale(total * (processes.world / whole)).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.model.parameters())
@@ -185,7 +195,11 @@ class Trainer:
             if config.on_nan == "stop" and not (
                 overflow and self.scaler.get_scale() >= SMALLEST_SCALE
             ):
-                raise Diverged(self._what_is_not_finite(finite_loss))
+                raise Diverged(
+                    f"{self._what_is_not_finite(finite_loss)}; a smaller ",
+                    *(Field("lr"), ", ", Field("clip_grad_norm"), " or ", Field("on_nan", "skip")),
+                    " may help",
+                )
             self.skipped += 1
             if self.scaler.is_enabled():
                 self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
@@ -217,8 +231,7 @@ class Trainer:
         names = ([] if finite_loss else ["the loss"]) + names
         return (
             f"step {self.step + 1} (epoch {self.history.epochs + 1}): not finite: "
-            f"{', '.join(names) or 'the norm of the gradients'}; a smaller --lr, --clip-grad-norm "
-            f"or --on-nan skip may help"
+            f"{', '.join(names) or 'the norm of the gradients'}"
         )
 
     @torch.no_grad()
@@ -229,7 +242,7 @@ class Trainer:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         rank, world = self.processes.rank, self.processes.world
         for start in range(0, len(samples), size):
-            # A process without a sample takes part: shards are gathered by all.
+            # A process without a sample runs the model too, because all of them gather shards.
             batch = samples[list(range(len(samples)))[start : start + size][rank::world]]
             output = self.model(batch.x, batch.lengths)
             total, count = loss_sum(self.task.kind, output, batch)
@@ -242,7 +255,7 @@ class Trainer:
         numbers = self.task.kind != CLASSIFICATION
         return loss, math.sqrt(loss) if numbers else correct / samples_seen
 
-    # What a checkpoint has of it.
+    # A checkpoint consists of the next two: progress as JSON, tensors apart.
 
     def progress(self) -> dict[str, Any]:
         """All but tensors, as JSON has it."""
@@ -262,17 +275,17 @@ class Trainer:
             get_optimizer_state_dict,
         )
 
-        found: dict[str, Any] = {"model": get_model_state_dict(self.model)}
-        # Before its first step an optimizer has no state, and asking for it makes one.
+        tensors: dict[str, Any] = {"model": get_model_state_dict(self.model)}
+        # An optimizer has no state before its first step; get_optimizer_state_dict would make one.
         if self.optimizer.state if of is None else of["optimized"]:
-            found["optimizer"] = get_optimizer_state_dict(self.model, self.optimizer)
+            tensors["optimizer"] = get_optimizer_state_dict(self.model, self.optimizer)
         if self.processes.rank < (world or self.processes.world):
-            found["random"] = {f"{self.processes.rank}": dict(self.random_state)}
+            tensors["random"] = {f"{self.processes.rank}": dict(self.random_state)}
         if of is None and self.best:
-            found["best"] = self.best
+            tensors["best"] = self.best
         elif of is not None and of["best"]:
-            found["best"] = {name: w.clone() for name, w in self.model.state_dict().items()}
-        return found
+            tensors["best"] = {name: w.clone() for name, w in self.model.state_dict().items()}
+        return tensors
 
     def load(self, progress: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         from torch.distributed.checkpoint.state_dict import (
@@ -316,7 +329,7 @@ def sampler_for(samples: Sequences, config: Config, processes: Processes) -> Len
             rank=processes.rank,
         )
     except ValueError as error:
-        raise UsageError(f"--batch-size {size}: {error}") from error
+        raise OptionError(Field("batch_size", size), first_line(error)) from error
 
 
 def loader(samples: Sequences, sampler: LengthGroupedSampler) -> DataLoader[Sequences]:
@@ -369,9 +382,9 @@ class Watch:
         if self.log is not None:
             steps = len(trainer.sampler)
             values = {"accuracy": history.accuracy, "loss/validation": history.validation_loss}
-            for tag, found in values.items():
-                if found:
-                    self.log.add_scalar(tag, found[-1], trainer.step)
+            for tag, epochs in values.items():
+                if epochs:
+                    self.log.add_scalar(tag, epochs[-1], trainer.step)
             seconds = max(history.seconds[-1], sys.float_info.min)
             self.log.add_scalar("steps_per_second", steps / seconds, trainer.step)
 
@@ -425,27 +438,27 @@ def fit(
                     trainer.run_epoch()
                     watch.after_epoch(trainer)
                     report_epoch(trainer, say, bar)
-                found = trainer.finish()
+                test_values = trainer.finish()
             if trainer.history.epochs < trainer.config.epochs:
                 say(f"Stopped early, after {trainer.history.epochs} epochs")
             say(f"{accuracy_name}: {trainer.history.accuracy[-1]:.4f}")
-            for name, value in found.items():
+            for name, value in test_values.items():
                 if name != "loss":
                     say(f"{name}: {value:.4f}")
-            test = test or found
+            test = test or test_values
     histories = {trainer.implementation: trainer.history for trainer in trainers}
     return Result(trainers[0].config, accuracy_name, histories, test)
 
 
 @contextmanager
 def logging(trainer: Trainer, log_dir: Path | None, by_name: bool) -> Iterator[Any]:
-    """TensorBoard's writer; what it has past this step, of a run that was killed, is dropped."""
+    """TensorBoard's writer, which drops what a killed run has logged past this step."""
     if log_dir is None or not trainer.processes.first:
         yield None
         return
     tensorboard = require("torch.utils.tensorboard")
     folder = log_dir / trainer.implementation if by_name else log_dir
-    with blaming(f"--log-dir {log_dir}"):
+    with blaming(Field("log_dir", log_dir)):
         writer = tensorboard.SummaryWriter(str(folder), purge_step=trainer.step + 1)
     with writer:
         yield writer
@@ -472,7 +485,7 @@ def progress_bar(trainer: Trainer) -> AbstractContextManager[Any]:
 
 
 def report_epoch(trainer: Trainer, say: Say, bar: Any | None) -> None:
-    """A line now and then, above the bar if there is one."""
+    """Print a line every `EPOCHS_PER_LINE` epochs, above the bar if there is one."""
     epoch, loss = trainer.history.epochs, trainer.history.loss[-1]
     if bar is not None:
         bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{trainer.history.accuracy[-1]:.4f}")

@@ -14,18 +14,16 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn.data import length_mask
-from fastrnn.datasets import (
+from fastrnn.training.errors import Field, OptionError, UsageError, blaming
+from fastrnn.training.files import read_task
+from fastrnn.training.tasks import (
     CLASSIFICATION,
     NEXT_STEP,
     Sequences,
     Task,
-    UsageError,
-    blaming,
     japanese_vowels,
-    option,
     tutorial,
 )
-from fastrnn.files import read_task
 
 LAYERS: dict[str, ModuleType] = {"fastrnn": fastrnn, "torch.nn": nn}
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the layer's class, its own arguments
@@ -73,7 +71,7 @@ class Config:
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
-    validation: float = 0.0  # share of the training samples to choose by, taken from training
+    validation: float = 0.0  # share of the training samples that is kept apart to choose by
     group_by_length: bool = False
     clip_grad_value: float | None = None
     on_nan: str = "stop"
@@ -82,8 +80,8 @@ class Config:
     amp: str | None = None
     compile: bool = False
     fsdp: bool = False
-    task: str | None = None  # of the user's data; None: what its labels suggest
-    num_samples: int = 0  # these two: size of the tutorial's data, 0 for data of a fixed size
+    task: str | None = None  # kind of the user's data; None: what its labels suggest
+    num_samples: int = 0  # This and the next are the tutorial's size, 0 for data of a fixed size.
     seq_length: int = 0
 
     @property
@@ -142,20 +140,19 @@ def load_task(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     if config.data == VOWELS:
         task = japanese_vowels()
     elif config.data == TUTORIAL:
-        with blaming(f"--num-samples {num_samples}, --seq-length {seq_length}"):
+        with blaming(Field("num_samples", num_samples), Field("seq_length", seq_length)):
             task = tutorial(num_samples, seq_length)
     else:
         task = read_task(Path(config.data), config.task)
     if task.kind == NEXT_STEP and config.bidirectional:
-        raise UsageError("--bidirectional: the next step is predicted from the past alone")
+        raise OptionError(Field("bidirectional"), "the next step is predicted from the past alone")
     if config.validation > 0:
         task = task.with_validation(config.validation, config.seed)
     num_train = len(task.train)
     if config.batch_size is not None and config.batch_size > num_train:
-        raise UsageError(
-            f"--batch-size {config.batch_size}: there are {num_train} training samples"
-        )
-    with blaming(f"--data {config.data}"):
+        batch_size = Field("batch_size", config.batch_size)
+        raise OptionError(batch_size, f"there are {num_train} training samples")
+    with blaming(Field("data", config.data)):
         return task.to(device, dtype)
 
 
@@ -176,19 +173,26 @@ def loss_sum(kind: str, output: Tensor, batch: Sequences) -> tuple[Tensor, int]:
     return mse_loss(output, target, reduction="sum") / output.size(-1), len(target)
 
 
-def config_for(data: str, **given: Any) -> Config:
-    """The data set's defaults, but for what was given."""
+def config_for(data: str, **options: Any) -> Config:
+    """A configuration from options; the data set has the defaults of those that are absent."""
     defaults = DEFAULTS.get(data, FILE_DEFAULTS)
-    if "task" in given and data in DEFAULTS:
-        raise UsageError(f"--task: {data} is a classification")
+    if "task" in options and data in DEFAULTS:
+        raise OptionError(Field("task"), f"{data} is a classification")
     for name in ("num_samples", "seq_length"):
-        if name in given and name not in defaults:
-            raise UsageError(f"{option(name)}: the size of {data} is fixed")
-    config = Config(data=data, **{**defaults, **given})
+        if name in options and name not in defaults:
+            raise OptionError(Field(name), f"the size of {data} is fixed")
+    config = Config(data=data, **{**defaults, **options})
     if config.dropout > 0 and config.num_layers == 1:
-        raise UsageError("--dropout acts between layers: it needs --num-layers 2 or more")
+        raise UsageError(
+            Field("dropout"), " acts between layers: it needs ", Field("num_layers", 2), " or more"
+        )
     if config.amp is not None and config.dtype != "float32":
-        raise UsageError(f"--amp {config.amp}: the weights are float32, not --dtype {config.dtype}")
+        dtype = Field("dtype", config.dtype)
+        raise OptionError(Field("amp", config.amp), "the weights are float32, not ", dtype)
     if config.fsdp and config.amp == "fp16":
-        raise UsageError("--fsdp --amp fp16: shards cannot agree on a loss scale; take --amp bf16")
+        raise OptionError(
+            (Field("fsdp"), Field("amp", "fp16")),
+            "shards cannot agree on a loss scale; take ",
+            Field("amp", "bf16"),
+        )
     return config

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from fastrnn.datasets import UsageError
+from fastrnn.training.errors import Field, OptionError
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Processes:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-                raise UsageError(
-                    f"--device cuda: there are {torch.cuda.device_count()} for {world}"
-                )
+                count = torch.cuda.device_count()
+                message = f"there are {count} GPUs for {world} processes"
+                raise OptionError(Field("device", "cuda"), message)
             torch.cuda.set_device(device)
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")

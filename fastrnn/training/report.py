@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastrnn.datasets import blaming, require
+from fastrnn.training.errors import Field, blaming, require
 from fastrnn.training.model import LAYERS, Config
 
 LOSS_TOLERANCE = 1e-6  # relative, in float64: far above round-off, far below a wrong formula
@@ -23,10 +23,10 @@ class History:
     """One value an epoch."""
 
     loss: list[float] = field(default_factory=list)  # mean over the training samples
+    # Measured after the epoch, on samples kept apart; RMSE where numbers are predicted.
     accuracy: list[float] = field(default_factory=list)
-    # after the epoch, of samples kept apart; for numbers the root of the mean squared error
-    seconds: list[float] = field(default_factory=list)  # of training alone
-    validation_loss: list[float] = field(default_factory=list)  # with --validation
+    seconds: list[float] = field(default_factory=list)  # training time, without evaluation
+    validation_loss: list[float] = field(default_factory=list)  # empty if no samples are kept apart
 
     @property
     def epochs(self) -> int:
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def disagrees(self) -> bool:
-        agrees = self.largest_loss_difference <= LOSS_TOLERANCE  # NaN does not
+        agrees = self.largest_loss_difference <= LOSS_TOLERANCE  # False for NaN.
         return self.must_agree and not agrees
 
 
@@ -58,7 +58,8 @@ class Result:
     config: Config
     accuracy_name: str
     histories: dict[str, History]
-    test: dict[str, float] = field(default_factory=dict)  # measured once, with --validation
+    # Measured once at the end, if a validation part was kept apart; else empty.
+    test: dict[str, float] = field(default_factory=dict)
 
     @property
     def compared(self) -> bool:
@@ -129,7 +130,8 @@ def without_nan(value: Any) -> Any:
 # --- Plot ---------------------------------------------------------------------------------------
 
 INK, PALE = "#22303c", "#d9dee3"
-LINES: dict[str, dict[str, Any]] = {  # the second is thin and lies on the first: both are seen
+# The second line is thin and lies on the first, so that both are seen where they agree.
+LINES: dict[str, dict[str, Any]] = {
     "fastrnn": {"color": "#f0653a", "linewidth": 4},
     "torch.nn": {"color": INK, "linewidth": 1.3, "dashes": (4, 3)},
 }
@@ -164,8 +166,8 @@ def plot(path: Path, results: Sequence[Result]) -> None:
             plot_curves(loss, accuracy, result)
             if times:
                 plot_times(times[0], result)
-        with blaming(f"--plot {path}"):
-            page.savefig(path, dpi=150)  # without pyplot: Agg draws it, no display is needed
+        with blaming(Field("plot", path)):
+            page.savefig(path, dpi=150)  # Without pyplot Agg draws it, which needs no display.
 
 
 def headline(config: Config) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn import tune
 from fastrnn.__main__ import main
-from fastrnn.train import read_config
+from fastrnn.training import tune
+from fastrnn.training.options import read_config
 
 optuna = pytest.importorskip("optuna")
 
@@ -56,7 +56,7 @@ def study():
 def test_search_leaves_table_pictures_and_configuration(pruner, capsys):
     assert search(8, "--pruner", pruner) == 0
     out = capsys.readouterr().out
-    assert "8 trials, " in out and "Accuracy: " in out  # of the refit
+    assert "8 trials, " in out and "Accuracy: " in out  # The refit prints the accuracy.
     names = {path.name for path in Path("out").iterdir()}
     pictures = {f"{n}.{s}" for n in ("history", "importances", "parallel") for s in ("png", "html")}
     assert names == pictures | {"study.db", "best.toml"}
@@ -89,7 +89,7 @@ def test_interrupted_search_continues(monkeypatch, capsys):
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in after) == 6
     assert search(6, "--no-test") == 0 and len(study().trials) == len(
         after
-    )  # there is no more to do
+    )  # All trials were there already.
     capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
         search(6, "--seed", "3")
@@ -169,7 +169,7 @@ def test_bad_options(options, message, capsys):
 
 
 def kill_one_worker(killed):
-    """SIGKILL to the first Ray worker seen at a trial."""
+    """SIGKILL to the first Ray worker that runs a trial."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -185,10 +185,10 @@ def kill_one_worker(killed):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of Ray
+@pytest.mark.filterwarnings("ignore")  # Ray warns of much.
 def test_ray_on_two_workers_one_of_which_is_killed(monkeypatch):
     pytest.importorskip("ray.tune")
-    monkeypatch.setenv("PYTHONPATH", str(Path(tune.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(tune.__file__).parents[2]))
     killed: list = []
     killer = threading.Thread(target=kill_one_worker, args=(killed,))
     killer.start()

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import fastrnn
-from fastrnn import datasets
 from fastrnn.__main__ import main
-from fastrnn.train import silent
-from fastrnn.training import checkpoint, loop, report
+from fastrnn.training import checkpoint, loop, report, tasks
 from fastrnn.training import model as models
+from fastrnn.training.train import silent
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -69,7 +68,7 @@ def small_run(implementation: str = "fastrnn", **options: Any) -> loop.Trainer:
 
 
 def test_japanese_vowels_are_complete() -> None:
-    task = datasets.japanese_vowels()
+    task = tasks.japanese_vowels()
     assert (len(task.train), len(task.test), task.input_size) == (270, 370, 12)
     assert task.train.labels.bincount().tolist() == [30] * 9 and task.num_classes == 9
     assert task.test.labels.unique().tolist() == list(range(9))
@@ -79,7 +78,7 @@ def test_japanese_vowels_are_complete() -> None:
 
 
 def test_japanese_vowels_are_standardised_by_valid_training_steps() -> None:
-    samples = datasets.japanese_vowels().train
+    samples = tasks.japanese_vowels().train
     valid = torch.arange(samples.x.size(1)) < samples.lengths[:, None]  # (N, T)
     steps = samples.x[valid]
     torch.testing.assert_close(steps.mean(0), torch.zeros_like(steps[0]))
@@ -97,7 +96,7 @@ def test_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    datasets.japanese_vowels.cache_clear()
+    tasks.japanese_vowels.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit, match="2"):
         main(["train", *options.split()])
@@ -171,7 +170,7 @@ def test_japanese_vowels_are_learnt(document: Callable[[str], dict[str, Any]]) -
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_padding_is_never_seen(implementation: str, cell: str, bidirectional: bool) -> None:
     config = models.config_for("japanese-vowels", cell=cell, bidirectional=bidirectional)
-    samples = datasets.japanese_vowels().train[list(range(0, 270, 30))].to("cpu", torch.float32)
+    samples = tasks.japanese_vowels().train[list(range(0, 270, 30))].to("cpu", torch.float32)
     padding = torch.arange(samples.x.size(1)) >= samples.lengths[:, None]
     other = replace(samples, x=samples.x.masked_fill(padding[..., None], 1e3))
     model = loop.Trainer(config, implementation).model
@@ -230,16 +229,16 @@ def test_more_layers_have_more_weights() -> None:
 
 
 def test_batches_are_shuffled_every_epoch() -> None:
-    samples = datasets.Sequences(torch.zeros(60, 1, 1), torch.arange(60))
+    samples = tasks.Sequences(torch.zeros(60, 1, 1), torch.arange(60))
 
     def epochs(batch_size: int | None) -> list[list[int]]:
         config = models.config_for("tutorial", batch_size=batch_size)
         sampler = loop.sampler_for(samples, config, loop.Processes())
-        batches, found = loop.loader(samples, sampler), []
+        batches, orders = loop.loader(samples, sampler), []
         for epoch in range(2):
             sampler.set_epoch(epoch)
-            found.append(torch.cat([batch.labels for batch in batches]).tolist())
-        return found
+            orders.append(torch.cat([batch.labels for batch in batches]).tolist())
+        return orders
 
     in_order = list(range(60))
     first, second = epochs(25)
@@ -280,7 +279,7 @@ def learnt(path: str) -> dict[str, Any]:
     Path("whole.tensors").unlink()
     for run in tensors.values():
         for group in run.get("optimizer", {"param_groups": []})["param_groups"]:
-            del group["params"]  # names
+            del group["params"]  # They are names of parameters.
     return {name: {**run, "tensors": tensors[name]} for name, run in runs.items()}
 
 
@@ -289,7 +288,7 @@ def learnt(path: str) -> dict[str, Any]:
     [
         ("--num-samples 50 --batch-size 20 --num-layers 2 --dropout 0.3 --cell gru", 3),
         ("--data japanese-vowels --hidden-size 8 --batch-size 90", 2),
-        ("--num-samples 50 --compare", 9),  # the warm-ups take at least one each
+        ("--num-samples 50 --compare", 9),  # The warm-ups take at least one each
     ],
 )
 def test_interrupted_run_continues_to_the_same_bits(
@@ -399,9 +398,9 @@ def test_disagreement_shows_where_round_off_alone_may_differ(
 def test_largest_relative_difference(
     ours: list[float], theirs: list[float], difference: float
 ) -> None:
-    found = report.largest_relative_difference(ours, theirs)
-    assert found == pytest.approx(difference, nan_ok=True)
-    comparison = report.Comparison(1.0, found, must_agree=True)
+    largest = report.largest_relative_difference(ours, theirs)
+    assert largest == pytest.approx(difference, nan_ok=True)
+    comparison = report.Comparison(1.0, largest, must_agree=True)
     assert comparison.disagrees == (difference != 0)
 
 
@@ -448,7 +447,7 @@ def test_progress_bar_on_a_terminal_only(
     assert main(command) == 0
     terminal = capsys.readouterr()
     assert "10/10" in terminal.err and terminal.out == plain.out
-    monkeypatch.setattr(loop, "find_spec", lambda name: None)  # tqdm is not installed
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)  # as if tqdm were not installed
     assert main(command) == 0
     assert capsys.readouterr() == plain
 

@@ -15,9 +15,9 @@ import torch
 
 import fastrnn
 from fastrnn.__main__ import main
-from fastrnn.train import silent
 from fastrnn.training import loop
 from fastrnn.training.model import config_for
+from fastrnn.training.train import silent
 
 ROOT = Path(fastrnn.__file__).parents[1]
 
@@ -121,9 +121,9 @@ def test_tensorboard_reads_the_scalars():
     by_epoch = {"accuracy", "loss/validation", "steps_per_second"}
     by_step = {"loss/train", "gradient_norm", "learning_rate"}
     assert set(events.Tags()["scalars"]) == by_epoch | by_step
-    found = {tag: events.Scalars(tag) for tag in by_epoch | by_step}
-    assert {len(found[tag]) for tag in by_step} == {12} and {
-        len(found[tag]) for tag in by_epoch
+    scalars = {tag: events.Scalars(tag) for tag in by_epoch | by_step}
+    assert {len(scalars[tag]) for tag in by_step} == {12} and {
+        len(scalars[tag]) for tag in by_epoch
     } == {4}
     trainer = loop.Trainer(
         config_for(
@@ -132,14 +132,14 @@ def test_tensorboard_reads_the_scalars():
         "fastrnn",
     )
     loop.fit([trainer], silent)
-    assert [e.value for e in found["accuracy"]] == pytest.approx(trainer.history.accuracy)
-    assert [e.value for e in found["loss/validation"]] == pytest.approx(
+    assert [e.value for e in scalars["accuracy"]] == pytest.approx(trainer.history.accuracy)
+    assert [e.value for e in scalars["loss/validation"]] == pytest.approx(
         trainer.history.validation_loss
     )
-    assert [e.step for e in found["gradient_norm"]] == list(range(1, 13))
+    assert [e.step for e in scalars["gradient_norm"]] == list(range(1, 13))
     rates = [0.01 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
-    assert [e.value for e in found["learning_rate"]] == pytest.approx(rates)
-    assert min(e.value for e in found["steps_per_second"]) > 0
+    assert [e.value for e in scalars["learning_rate"]] == pytest.approx(rates)
+    assert min(e.value for e in scalars["steps_per_second"]) > 0
 
 
 def test_plateau_lowers_the_learning_rate():
@@ -168,7 +168,7 @@ def test_validation_samples_are_not_trained_on():
 def test_clip_by_value():
     trainer = trained(clip_grad_value=1e-9)
     assert max(p.grad.abs().max() for p in trainer.model.parameters()) <= 1e-9
-    assert trainer.last["norm"] > 1e-6  # before clipping
+    assert trainer.last["norm"] > 1e-6  # The norm before clipping.
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -264,7 +264,7 @@ def test_npz_next_step_is_masked():
     rng = np.random.default_rng(0)
     x, lengths = rng.normal(size=(10, 7, 3)), rng.integers(2, 8, 10)
     np.savez("a.npz", sequences=x, lengths=lengths)
-    x[np.arange(7) >= lengths[:, None]] = np.nan  # padding is never read
+    x[np.arange(7) >= lengths[:, None]] = np.nan  # Padding is never read.
     np.savez("b.npz", sequences=x, lengths=lengths)
     a, b = (trained(f, batch_size=5, dtype="float64") for f in ("a.npz", "b.npz"))
     assert a.task.kind == "next-step" and a.history.loss == b.history.loss
@@ -291,9 +291,10 @@ def test_folder_has_a_test_set(capsys):
             labels=labels,
         )
     assert main(["train", "--data", "mine", "--batch-size", "5", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     assert (
-        found["accuracy"] == "Held-out accuracy" and found["runs"]["fastrnn"]["final_accuracy"] == 1
+        result["accuracy"] == "Held-out accuracy"
+        and result["runs"]["fastrnn"]["final_accuracy"] == 1
     )
 
 

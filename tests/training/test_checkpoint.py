@@ -28,7 +28,7 @@ TIMEOUT = 120
 spawner = multiprocessing.get_context("forkserver")
 spawner.set_forkserver_preload(
     [
-        "fastrnn.__main__",
+        "fastrnn.training.command_line",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.checkpoint.state_dict_loader",
         "torch.distributed.checkpoint.state_dict_saver",
@@ -76,7 +76,7 @@ def result_of(folder: Path) -> dict:
     dcp_to_torch_save(path, folder / "tensors")
     tensors = torch.load(folder / "tensors", weights_only=True)["fastrnn"]
     for group in tensors["optimizer"]["param_groups"]:
-        del group["params"]  # names
+        del group["params"]  # They are names of parameters.
     return {"run": run, "tensors": tensors}
 
 
@@ -84,15 +84,15 @@ def result_of(folder: Path) -> dict:
 def undisturbed(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert ended(start(folder)) == 0
-    found = result_of(folder)
-    assert found["run"]["step"] == 42 and len(found["run"]["history"]["loss"]) == 6
-    return found
+    result = result_of(folder)
+    assert result["run"]["step"] == 42 and len(result["run"]["history"]["loss"]) == 6
+    return result
 
 
 def assert_same(folder: Path, undisturbed: dict) -> None:
     torch.testing.assert_close(result_of(folder), undisturbed, rtol=0, atol=0)
     whole = checkpoint.latest(folder / "run")
-    assert list((folder / "run").iterdir()) == [whole]  # nothing half written is left
+    assert list((folder / "run").iterdir()) == [whole]  # Nothing half written is left.
 
 
 def test_killed_at_random_moments(tmp_path, undisturbed):
@@ -109,7 +109,7 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
         time.sleep(dice.uniform(0, 0.02))
         process.kill()
         process.join()
-        if process.exitcode == 0:  # it was finished; once more, from nothing
+        if process.exitcode == 0:  # The run was finished: start once more from nothing.
             assert_same(tmp_path, undisturbed)
             (tmp_path / "run").rename(tmp_path / f"done-{kills}")
         else:
@@ -132,7 +132,7 @@ def test_killed_at_every_file_operation_of_a_write(tmp_path, undisturbed):
             break
         assert exit_code == -signal.SIGKILL
         kills += 1
-        assert checkpoint.latest(tmp_path / "run") or not saved  # it never goes again
+        assert checkpoint.latest(tmp_path / "run") or not saved  # From then on there is always one.
         saved = checkpoint.latest(tmp_path / "run") is not None
     assert kills >= 20
     assert_same(tmp_path, undisturbed)
@@ -165,13 +165,13 @@ def test_what_a_resumed_run_saves_first_is_what_it_read(tmp_path):
     trainer.after_step = after_step
     with pytest.raises(Stopped):
         trainer.run_epoch()
-    found = result_of(tmp_path)
+    saved = result_of(tmp_path)
     path, document = checkpoint.read_checkpoint(tmp_path / "run")
     resumed = Trainer(config, "fastrnn")
     checkpoint.restore(tmp_path / "run", path, document, [resumed])
     checkpoint.save_checkpoint(tmp_path / "run", [resumed])
     assert checkpoint.latest(tmp_path / "run") != path
-    torch.testing.assert_close(result_of(tmp_path), found, rtol=0, atol=0)
+    torch.testing.assert_close(result_of(tmp_path), saved, rtol=0, atol=0)
 
 
 def test_another_shape_is_named(tmp_path, monkeypatch, capsys):
