@@ -129,3 +129,12 @@ def test_named_commands_exist(page):
     for module in re.findall(r"python -m (benchmarks(?:\.\w+)?)", code):
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").is_file(), module
+
+
+# The pages name the folders of the layout with csrc/torch; before it they name what is to come.
+@pytest.mark.skipif(not (ROOT / "csrc" / "torch").is_dir(), reason="the tree has no csrc/torch yet")
+@every_page
+def test_named_files_exist(page):
+    folders = "csrc|fastrnn|tests|benchmarks|examples|simulator"
+    for path in re.findall(rf"`((?:{folders})/[\w./]*)`", page.read_text()):
+        assert "NAME" in path or (ROOT / path).exists(), path
