@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Generator
 from pathlib import Path
 
@@ -83,6 +84,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if common.DEVICE != "cuda":
+        return
+    if importlib.util.find_spec("rich") is None:
+        terminalreporter.write_line("no build/gpu/report.md: it needs the package rich")
         return
     from benchmarks.report import write_part
 
