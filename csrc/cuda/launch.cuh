@@ -424,21 +424,6 @@ void with_cell(std::string_view cell, F&& f) {
   if (!Cells::dispatch(cell, f)) throw LaunchError("unknown cell '" + std::string(cell) + "'");
 }
 
-// Whether all blocks of a plan are on the device at once. One that is shared may hold fewer than it has
-// multiprocessors.
-inline bool fits_at_once(const void* kernel, const Plan& plan, const DeviceLimits& limits) {
-  constexpr int64_t kSharedUnasked = 48 << 10;
-  // As much as there is, as what is allowed belongs to the kernel, and another thread may launch it with more.
-  if (plan.shared_bytes > kSharedUnasked)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(limits.shared_bytes_per_block)),
-          "asking for shared memory");
-  int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, plan.threads, plan.shared_bytes),
-        "asking how many blocks fit");
-  return blocks * limits.multiprocessors >= plan.blocks();
-}
-
 template <class S>
 Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction, const DeviceLimits& device, bool tf32,
               std::string_view forced) {
@@ -447,19 +432,26 @@ Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction
     with_precision<S>(tf32, [&]<Precision kPrecision>() {
       const Sizes sizes{Cell::kGates, p.schedule.T, p.schedule.N, p.hidden_size, bool(p.weights.hr)};
       DeviceLimits limits = device;
-      cudaFuncAttributes code;
-      check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(column_sums<S>)), "asking what the code is for");
-      // Code for an older GPU, which a newer one runs too, has nothing in its resident kernels.
-      if (code.ptxVersion < 80) limits.compute_capability = code.ptxVersion;
+      // Below sm_80 the resident kernels compile to empty bodies, and a newer GPU runs such code too.
+      const int version = code_version(reinterpret_cast<const void*>(column_sums<S>));
+      if (version < 80) limits.compute_capability = version;
       found = plan(sizes, kPrecision, direction, limits, forced);
-      if (found.step_us < 0) throw LaunchError(found.refused.empty() ? "no such regime" : found.refused);
       if constexpr (kPrecision != Precision::kDouble)
-        if (found.regime == Regime::kGridResident &&
-            !fits_at_once(grid_kernel<Cell, S, kPrecision>(found), found, limits)) {
-          limits.cooperative = false;
-          found = plan(sizes, kPrecision, direction, limits, forced);
-          if (found.step_us < 0) throw LaunchError("grid-resident: its blocks do not fit the device at once");
+        if (found.step_us >= 0 && found.regime == Regime::kGridResident) {
+          // A device that is shared may hold fewer blocks than it has multiprocessors.
+          const int64_t blocks =
+              blocks_at_once(grid_kernel<Cell, S, kPrecision>(found), found.threads, found.shared_bytes);
+          if (blocks < found.blocks()) {
+            const Refusal refusal{Reason::kTooFewAtOnce, found.blocks(), blocks};
+            limits.cooperative = false;
+            found = plan(sizes, kPrecision, direction, limits, forced);
+            found.refusal(Regime::kGridResident) = refusal;
+          }
         }
+      if (found.step_us < 0) {
+        const std::string reasons = refusals(found);
+        throw LaunchError(reasons.empty() ? "no such regime" : reasons);
+      }
     });
   });
   return found;

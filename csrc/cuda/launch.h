@@ -52,7 +52,9 @@ template <class S>
 void launch(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Plan& plan,
             void* workspace, const Context& context);
 
-// The limits of the current device, asked once a device.
+// What the current device can hold. CUDA is asked once a device and kernel; any thread may call these.
 DeviceLimits device_limits();
+int code_version(const void* kernel);  // 10 * major + minor of the architecture it is compiled for
+int blocks_at_once(const void* kernel, int threads, int64_t shared_bytes);  // on all multiprocessors together
 
 }  // namespace fastrnn::cuda

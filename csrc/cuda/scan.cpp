@@ -319,7 +319,7 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
     say("exchange_bytes", plan.exchange_bytes);
     say("steps", plan.steps);
     say("step_us", plan.step_us);
-    std::string refused = plan.refused;  // a line each
+    std::string refused = refusals(plan);  // a line each
     std::replace(refused.begin(), refused.end(), '\n', ';');
     say("refused", refused);
   };

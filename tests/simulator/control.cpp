@@ -118,7 +118,11 @@ const char* fastrnn_simulator_printed() {
   return answer.c_str();
 }
 
+// Questions of the host about devices and kernels, since the last clear.
+uint64_t fastrnn_simulator_queries() { return machine().queries; }
+
 void fastrnn_simulator_clear() {
+  machine().queries = 0;
   machine().findings.clear();
   machine().launches.clear();
 }

@@ -187,6 +187,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     launches: list[LaunchReport] = field(default_factory=list)
     printed: str = ""
+    queries: int = 0  # of the host about devices and kernels, cudaGetDevice aside
 
     def total(self, counter: str) -> int:
         return sum(launch.total[counter] for launch in self.launches)
@@ -268,7 +269,8 @@ class Simulator:
         assert self.library.fastrnn_simulator_handshake() == b"fastrnn simulator"
         self.cudart = self.library
         self.library.cudaGetErrorString.restype = ctypes.c_char_p
-        self.library.fastrnn_simulator_written.restype = ctypes.c_uint64
+        for name in ("written", "queries"):
+            getattr(self.library, f"fastrnn_simulator_{name}").restype = ctypes.c_uint64
         for name in ("findings", "launches", "printed", "kernels"):
             getattr(self.library, f"fastrnn_simulator_{name}").restype = ctypes.c_char_p
         self._counters = counter_names()
@@ -374,6 +376,7 @@ class Simulator:
         finally:
             report.findings = self.findings()
             report.launches = self.launches()
+            report.queries = self.library.fastrnn_simulator_queries()
             report.printed = self.library.fastrnn_simulator_printed().decode()
             self.library.fastrnn_simulator_clear()
             if expect is None and report.findings:

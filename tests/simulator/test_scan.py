@@ -408,6 +408,17 @@ def test_code_for_an_older_gpu() -> None:
         case.run("grid-resident", ptx_version=75)
 
 
+def test_cuda_is_asked_once() -> None:
+    """About a device and a kernel: planning is a part of every call."""
+    case = Case("lstm", "float16", T=2, N=3, H=40)
+    _, first = case.run("grid-resident", multiprocessors=77)
+    assert all(each.report.queries > 0 for each in first)
+    _, again = case.run("grid-resident", multiprocessors=77)
+    assert [each.report.queries for each in again] == [0, 0]
+    _, elsewhere = case.run("grid-resident", multiprocessors=78)
+    assert all(each.report.queries > 0 for each in elsewhere)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_projection_of_rows(layout: str) -> None:
     case = Case("lstm", "float32", T=4, N=4, H=21, R=13, **LAYOUTS[layout])
