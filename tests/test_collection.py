@@ -58,3 +58,50 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
     assert reasons.keys() == packages.keys()
     for file, package in packages.items():
         assert f"No module named '{package}'" in reasons[file], reasons[file]
+
+
+def identifiers(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stdout[-3000:]
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_what_may_trap_runs_last_and_can_be_left_out(tmp_path: Path) -> None:
+    files = ("tests/test_cuda.py", "tests/test_threads.py")
+    collected = identifiers(collect(*files, plugins=tmp_path))
+    trapping = identifiers(collect(*files, "-m", "traps", plugins=tmp_path))
+    assert {re.sub(r".*::(\w+).*", r"\1", test) for test in trapping} == {
+        "test_on_the_current_stream",
+        "test_threads_side_by_side",
+    }
+    assert collected[-len(trapping) :] == trapping
+    others = identifiers(collect(*files, "-m", "not traps", plugins=tmp_path))
+    assert others + trapping == collected
+
+
+WARNING_TESTS = """
+import pytest
+
+@pytest.mark.parametrize("module", ["fastrnn.ops", "numpy"])
+def test_warns(module):
+    exec("import warnings; warnings.warn('old')", {"__name__": module})
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "failing"),
+    [((), ["fastrnn.ops", "numpy"]), (("--foreign-versions",), ["fastrnn.ops"])],
+    ids=["pinned", "foreign"],
+)
+def test_warnings_of_other_packages_are_errors_where_we_pin_them(
+    tmp_path: Path, options: tuple[str, ...], failing: list[str]
+) -> None:
+    test = tmp_path / "test_warns.py"
+    test.write_text(WARNING_TESTS)
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "conftest"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", *options, str(test)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        text=True,
+        capture_output=True,
+    )
+    assert re.findall(r"^FAILED .*test_warns\[(.*?)\]", done.stdout, re.MULTILINE) == failing

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from common import DEVICE, random
+from common import DEVICE, assert_all_close, random
 from torch import Tensor
 
 import fastrnn
@@ -37,8 +37,9 @@ def step(module: fastrnn.LSTM, x: Tensor, lengths: Tensor | None = None) -> list
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert torch.equal(a, b), f"tensor {index}"
+    """To rounding: every result depends on products of cuBLAS, which may choose another algorithm for a graph,
+    a stream or a device."""
+    assert_all_close(found, expected, torch.float16)
     assert all(tensor.isfinite().all() and tensor.abs().max() > 0 for tensor in expected)
 
 
@@ -62,6 +63,8 @@ def test_in_a_cuda_graph(instruction_set: str) -> None:
     assert_same(found, step(module, other, lengths))
 
 
+# Grids of several streams wait for each other's multiprocessors: a block that never starts ends in a trap.
+@pytest.mark.traps
 def test_on_the_current_stream(instruction_set: str) -> None:
     module, x, other = make(), normal(T, 8, I), normal(T, 8, I, seed=1)
     expected = step(module, other)
@@ -77,6 +80,7 @@ def test_on_the_current_stream(instruction_set: str) -> None:
     assert_same(found, expected)
 
 
+@pytest.mark.traps
 def test_threads_side_by_side(instruction_set: str) -> None:
     """Batches of other sizes, for which the same kernels want other amounts of shared memory."""
     module = make()
