@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,6 +63,34 @@ def test_in_a_cuda_graph(instruction_set: str) -> None:
     lengths.copy_(lengths.flip(0) - 3)
     graph.replay()
     assert_same(found, step(module, other, lengths))
+
+
+FIRST_USE = """
+import torch, fastrnn
+torch.manual_seed(0)
+module = fastrnn.LSTM(16, 96, device="cuda", dtype=torch.float16)
+x = torch.randn(20, 8, 16, device="cuda", dtype=torch.float16)
+
+def step():
+    y, _ = module(x)
+    return [y, *torch.autograd.grad(y.square().sum(), list(module.parameters()))]
+
+x[0] @ x[0].mT  # cuBLAS makes its handle, which no capture allows
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = step()
+graph.replay()
+for a, b in zip(captured, step(), strict=True):
+    torch.testing.assert_close(a, b, rtol=0, atol=4e-3 * max(1, b.abs().max().item()))
+"""
+
+
+def test_first_use_inside_a_capture(instruction_set: str) -> None:
+    """CUDA loads kernels at their first launch, here in a process that has launched none."""
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], text=True, capture_output=True)
+    if "what FASTRNN_CUDA_REGIME asks for cannot run this" in done.stderr:
+        pytest.skip(f"{instruction_set} cannot run this")
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # Grids of several streams wait for each other's multiprocessors: a block that never starts ends in a trap.
