@@ -198,13 +198,23 @@ void run_block(const Context& context, Kernel kernel, const Chunk& chunk, const 
   check(cudaGetLastError(), "launching a block-resident kernel");
 }
 
+// Whether an error says that this device takes no cooperative launch now, and not that the launch is wrong.
+inline bool is_refusal(cudaError_t error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported ||
+         error == cudaErrorNotPermitted || error == cudaErrorLaunchOutOfResources;
+}
+
 template <class Chunk>
 void run_grid(const Context& context, const void* kernel, Chunk chunk, const Plan& plan, uint32_t* exchange) {
   GridArguments grid{plan.unit_blocks, plan.columns, plan.steps, exchange};
   check(cudaMemsetAsync(exchange, 0xff, plan.exchange_bytes * plan.steps, context.stream), "clearing the exchange");
   void* arguments[] = {&chunk, &grid};
-  check(cudaLaunchCooperativeKernel(kernel, plan.blocks(), plan.threads, arguments, plan.shared_bytes, context.stream),
-        "launching a grid-resident kernel");
+  const cudaError_t error =
+      cudaLaunchCooperativeKernel(kernel, plan.blocks(), plan.threads, arguments, plan.shared_bytes, context.stream);
+  if (!is_refusal(error)) return check(error, "launching a grid-resident kernel");
+  cudaGetLastError();  // clears it, so that a later launch does not report it
+  remember_refused_launch(error);
+  throw LaunchRefused(cudaGetErrorString(error));
 }
 
 // The grid-resident kernel of a plan.

@@ -79,6 +79,11 @@ int code_version(const void* kernel) {
   return kept(current_device().code_versions, kernel, [&] { return ask_code_version(kernel); });
 }
 
+void remember_refused_launch(cudaError_t error) {
+  const std::lock_guard lock(devices_mutex);
+  current_device().limits.refused_launch = cudaGetErrorString(error);  // a string that lives forever
+}
+
 int blocks_at_once(const void* kernel, int threads, int64_t shared_bytes) {
   const std::lock_guard lock(devices_mutex);
   Device& device = current_device();

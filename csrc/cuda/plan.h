@@ -31,6 +31,7 @@ struct DeviceLimits {
   int multiprocessors = 0;
   int64_t shared_bytes_per_block = 0;  // with opt-in
   bool cooperative = false;
+  const char* refused_launch = nullptr;  // CUDA's words, where it refused a cooperative launch before
 };
 
 // What the step time is modelled by. One entry a generation, none of it measured by us.
@@ -92,6 +93,7 @@ enum class Reason {
   kUnits,
   kRegisters,
   kNoCooperativeLaunch,
+  kRefusedLaunch,
   kTooFewAtOnce,
   kBlocks,
   kSamples,
@@ -101,6 +103,7 @@ enum class Reason {
 struct Refusal {
   Reason reason = Reason::kNone;
   int64_t wanted = 0, most = 0;
+  const char* words = nullptr;  // CUDA's
 
   std::string text() const;
 };
@@ -136,6 +139,7 @@ inline std::string Refusal::text() const {
     case Reason::kRegisters:
       return "a warp would keep " + a + " pairs of k-steps of each tile, and has registers for " + b;
     case Reason::kNoCooperativeLaunch: return "the device has no cooperative launch";
+    case Reason::kRefusedLaunch: return "the driver refused a cooperative launch: " + std::string(words);
     case Reason::kTooFewAtOnce: return "the device holds " + b + " of its " + a + " blocks at once";
     case Reason::kBlocks: return a + " blocks are more than " + b + " multiprocessors";
     case Reason::kSamples: return a + " samples are more than the " + b + " of all blocks";
@@ -238,6 +242,7 @@ class Planner {
 
   Plan grid_resident(int units) const {
     const Regime regime = Regime::kGridResident;
+    if (limits_.refused_launch) return refuse(regime, {Reason::kRefusedLaunch, 0, 0, limits_.refused_launch});
     if (!limits_.cooperative) return refuse(regime, {Reason::kNoCooperativeLaunch});
     const int64_t depth = depth_of(precision_, direction_, sizes_.gates, groups_);
     const int64_t pairs = divide_up(depth / 16, kWarps);

@@ -6,7 +6,8 @@ int main() {
   using namespace fastrnn::cuda;
   using fastrnn::test::check;
   constexpr DeviceLimits kT4{75, 40, 64 << 10, true}, kA100{80, 108, 163 << 10, true},
-      kRtx4090{89, 128, 99 << 10, true}, kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false};
+      kRtx4090{89, 128, 99 << 10, true}, kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false},
+      kRefused{90, 132, 227 << 10, true, "operation not supported"};
   constexpr auto kForward = Direction::kForward, kBackward = Direction::kBackward;
   constexpr auto kBlock = Regime::kBlockResident, kGrid = Regime::kGridResident, kStep = Regime::kStepwise;
   struct Row {
@@ -40,6 +41,8 @@ int main() {
       {kH100, Precision::kHalf, kForward, 4, 16, 64, true, kStep, 1, 0, 60, "a projection needs a product more"},
       {kT4, Precision::kHalf, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "compute capability 75, of the device"},
       {kShared, Precision::kHalf, kForward, 4, 16, 768, false, kStep, 1, 0, 60, "no cooperative launch"},
+      {kRefused, Precision::kHalf, kForward, 4, 16, 768, false, kStep, 1, 0, 60,
+       "the driver refused a cooperative launch: operation not supported"},
   };
   for (const Row& row : table) {
     const Plan found = plan({row.gates, 100, row.N, row.H, row.projected}, row.precision, row.direction, row.limits);

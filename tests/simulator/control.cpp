@@ -77,6 +77,8 @@ int fastrnn_simulator_set(const char* name, uint64_t value) {
     machine().device.sms = static_cast<int>(value);
   } else if (key == "ptx_version") {
     machine().device.ptx_version = static_cast<int>(value);
+  } else if (key == "cooperative_error") {
+    machine().device.cooperative_error = static_cast<int>(value);
   } else {
     return 1;
   }

@@ -15,7 +15,8 @@ struct Device {
   uint32_t registers_per_sm = 65536;
   uint64_t l2_bytes, memory_bytes;
   int clock_khz;
-  int ptx_version = 0;  // of the code it runs; 0: its own
+  int ptx_version = 0;        // of the code it runs; 0: its own
+  int cooperative_error = 0;  // the cudaError_t of every cooperative launch; 0: it runs
 
   bool operator==(const Device&) const = default;
 };

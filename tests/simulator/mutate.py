@@ -52,7 +52,7 @@ HALF = "(float16 and not bfloat16 or without or padding)"
 NARROW = "not float16 and not bfloat16 and not float64"
 STAGES = (
     ("double", GRU, "gru and every_regime and float64"),
-    ("half", GRU, f"(gru or padding) and {HALF}"),
+    ("half", GRU, f"refused or (gru or padding) and {HALF}"),
     ("double", LSTM, "(lstm and every_regime or projection or alone) and float64"),
     ("half", LSTM, f"lstm and {HALF}"),
     ("float", GRU, f"(test_rows or features or gru and (nonfinite or recomputed or every_regime or few)) and {NARROW}"),

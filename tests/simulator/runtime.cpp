@@ -85,6 +85,8 @@ cudaError_t start(const char* call, const void* function, dim3 grid, dim3 block,
   const std::lock_guard lock(engine_lock());
   const KernelInfo* kernel = kernel_of(function, call);
   if (!kernel) return done(cudaErrorInvalidDeviceFunction);
+  if (const int refused = machine().device.cooperative_error; refused && cooperative)
+    return done(static_cast<cudaError_t>(refused));
   std::vector<std::byte> params(std::max(kernel->param_bytes, 1u));
   for (uint32_t i = 0; i < kernel->param_count; ++i)
     std::memcpy(&params[kernel->params[i].offset], arguments[i], kernel->params[i].bytes);

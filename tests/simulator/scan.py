@@ -75,7 +75,8 @@ def host(unit: str, storage: str) -> ctypes.CDLL:
         built = pool.submit(launch_code, unit, storage)
         load_kernels(unit)
         library = simulator().load(built.result())
-    library.scan.restype = library.last_plan.restype = ctypes.c_char_p
+    for answer in (library.scan, library.last_plan, library.last_refusals):
+        answer.restype = ctypes.c_char_p
     library.machine.restype = Machine
     return library
 
@@ -103,6 +104,7 @@ class Done:
     results: dict[str, Tensor]
     plan: str  # regime, unit and column blocks, units, columns, steps, dependent products, us
     report: Report
+    refusals: str  # "regime: reason" of each that cannot run it, a line each
 
 
 class Refused(Exception):
@@ -164,4 +166,5 @@ def scan(
         {name: get(arrays[name], tensor) for name, tensor in results.items()},
         library.last_plan().decode(),
         report,
+        library.last_refusals().decode(),
     )

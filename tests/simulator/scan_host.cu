@@ -27,11 +27,14 @@ Matrix<T> matrix(P* data, int64_t columns) {
   return data ? Matrix<T>{static_cast<T*>(data), columns, 1} : Matrix<T>{};
 }
 
-// A result to compare plans by: what was chosen, or an error.
-std::string text;
+template <class S>
+struct Scan {
+  ScanParams<S> params;
+  ScanGradients<S> gradients;  // backward alone
+};
 
 template <class S>
-void run(const Call& call) {
+Scan<S> scan_of(const Call& call) {
   using A = Accumulate<S>;
   const auto& [T, N, I, H, R] = std::tie(call.T, call.N, call.I, call.H, call.R);
   const auto sequence = [&]<class E>(auto* data, E*, int64_t columns) {
@@ -40,7 +43,8 @@ void run(const Call& call) {
     return Sequence<E>{static_cast<E*>(data),        call.step_start, call.sample_start,
                        rows ? columns : N * columns, columns,         1};
   };
-  ScanParams<S> p;
+  Scan<S> scan;
+  ScanParams<S>& p = scan.params;
   p.input_size = I;
   p.hidden_size = H;
   p.output_size = R;
@@ -68,7 +72,7 @@ void run(const Call& call) {
   p.h_n = matrix<S>(call.h_n, R);
   p.c_n = matrix<S>(call.c_n, H);
 
-  ScanGradients<S> d;
+  ScanGradients<S>& d = scan.gradients;
   if (call.backward) {
     d.y = sequence(call.d_y, static_cast<const S*>(nullptr), R);
     d.cells = sequence(call.d_cells, static_cast<const A*>(nullptr), H);
@@ -86,33 +90,55 @@ void run(const Call& call) {
     d.weights.bias_hh = {static_cast<S*>(call.d_bias_hh), 1};
     d.weights.hr = matrix<S>(call.d_weight_hr, H);
   }
+  return scan;
+}
 
-  cublasHandle_t blas = nullptr;
-  if (cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) throw LaunchError("no cuBLAS");
-  const Context context{nullptr, blas, call.tf32 != 0};
-  Plan plan = plan_for(call.cell, p, call.backward ? Direction::kBackward : Direction::kForward, device_limits(),
-                       context.tf32, call.regime);
+template <class S>
+Plan planned(const Call& call, const ScanParams<S>& params) {
+  const Direction direction = call.backward ? Direction::kBackward : Direction::kForward;
+  Plan plan = plan_for(call.cell, params, direction, device_limits(), call.tf32 != 0, call.regime);
   if (call.steps > 0) plan.steps = std::min(call.steps, plan.steps);  // so that short sequences are chunks too
-  void* workspace = nullptr;
-  const int64_t bytes = call.backward ? workspace_bytes(call.cell, p, d, plan) : workspace_bytes(call.cell, p, plan);
-  if (cudaMalloc(&workspace, std::max<int64_t>(bytes, 1)) != cudaSuccess) throw LaunchError("no memory");
-  try {
-    if (call.backward)
-      launch(call.cell, p, d, plan, workspace, context);
-    else
-      launch(call.cell, p, plan, workspace, context);
-  } catch (...) {
-    cudaFree(workspace);
-    cublasDestroy(blas);
-    throw;
+  return plan;
+}
+
+struct Blas {
+  cublasHandle_t handle = nullptr;
+  Blas() {
+    if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) throw LaunchError("no cuBLAS");
   }
-  cudaFree(workspace);
-  cublasDestroy(blas);
-  text = std::string(name(plan.regime));
+  ~Blas() { cublasDestroy(handle); }
+};
+
+struct Workspace {
+  void* data = nullptr;
+  ~Workspace() { cudaFree(data); }
+  void* allocate(int64_t bytes) {
+    cudaFree(data);
+    data = nullptr;
+    if (cudaMalloc(&data, std::max<int64_t>(bytes, 1)) != cudaSuccess) throw LaunchError("no memory");
+    return data;
+  }
+};
+
+// What was chosen by the last scan: numbers to compare, and why not another regime.
+std::string plan_text, refusals_text;
+
+template <class S>
+void run(const Call& call) {
+  const Scan<S> scan = scan_of<S>(call);
+  const Blas blas;
+  Workspace workspace;
+  const Context context{nullptr, blas.handle, call.tf32 != 0};
+  const auto choose = [&] { return planned(call, scan.params); };
+  const auto allocate = [&](int64_t bytes) { return workspace.allocate(bytes); };
+  const Plan plan = call.backward ? plan_and_launch(call.cell, context, choose, allocate, scan.params, scan.gradients)
+                                  : plan_and_launch(call.cell, context, choose, allocate, scan.params);
+  plan_text = std::string(name(plan.regime));
   for (const int64_t part : {int64_t{plan.unit_blocks}, int64_t{plan.column_blocks}, int64_t{plan.units},
                              int64_t{plan.columns}, plan.steps, plan.dependent_products})
-    text += " " + std::to_string(part);
-  text += " " + std::to_string(plan.step_us);
+    plan_text += " " + std::to_string(part);
+  plan_text += " " + std::to_string(plan.step_us);
+  refusals_text = refusals(plan);
 }
 
 }  // namespace
@@ -132,4 +158,5 @@ extern "C" const char* scan(const Call* call) {
 // What the plan models the current device by.
 extern "C" Machine machine() { return machine_of(device_limits()); }
 
-extern "C" const char* last_plan() { return text.c_str(); }
+extern "C" const char* last_plan() { return plan_text.c_str(); }
+extern "C" const char* last_refusals() { return refusals_text.c_str(); }

@@ -300,7 +300,8 @@ class Simulator:
 
     def set(self, **settings: int) -> None:
         """schedule_seed, numeric_seed (0: exact), races, store_buffer, traffic, round_ns, idle_rounds, branch_limit, lost_blocks;
-        multiprocessors and ptx_version (of the code it runs), of the device until another is set."""
+        multiprocessors, ptx_version (of the code it runs) and cooperative_error (of each cooperative launch), of
+        the device until another is set."""
         for name, value in settings.items():
             if self.library.fastrnn_simulator_set(name.encode(), ctypes.c_uint64(int(value))) != 0:
                 raise ValueError(f"no setting {name}")

@@ -408,6 +408,23 @@ def test_code_for_an_older_gpu() -> None:
         case.run("grid-resident", ptx_version=75)
 
 
+@pytest.mark.parametrize("error", [720, 801], ids=["too large", "not supported"])
+def test_a_refused_cooperative_launch_goes_stepwise(error: int) -> None:
+    """The scan that is refused begins again, and later ones do not try."""
+    case = Case("gru", "float16", T=4, N=5, H=200, lengths=[4, 1, 3, 4, 0])
+    for _ in range(2):
+        found, done = case.run("", cooperative_error=error)
+        assert all(each.plan.startswith("stepwise") for each in done)
+        assert_close(case, found)
+    words = "too many blocks in cooperative launch" if error == 720 else "operation not supported"
+    expected = f"grid-resident: the driver refused a cooperative launch: {words}"
+    assert all(expected in each.refusals for each in done)
+    with pytest.raises(Refused, match=expected):
+        case.run("grid-resident", cooperative_error=error)
+    found, done = case.run("")
+    assert all(each.plan.startswith("grid-resident") for each in done)
+
+
 def test_cuda_is_asked_once() -> None:
     """About a device and a kernel: planning is a part of every call."""
     case = Case("lstm", "float16", T=2, N=3, H=40)
