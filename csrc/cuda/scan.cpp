@@ -72,7 +72,6 @@ struct DeviceSchedule {
       lengths = contiguous_or_none(in.lengths);
     }
     schedule = {.T = T, .N = N, .reverse = in.reverse, .reset = matrix<const uint8_t>(in.reset)};
-    if (in.rows_input()) schedule.rows_in_memory = in.input.size(0);
     if (lengths && N > 0) schedule.lengths = data_of<const int64_t>(*lengths);
     if (host.empty()) return;
     numbers = torch::stable::new_empty(in.input, std::vector{static_cast<int64_t>(host.size())}, ScalarType::Long);

@@ -10,7 +10,7 @@ using namespace fastrnn::cuda;
 // As test_scan.py fills it; pointers are null where there is nothing.
 struct Call {
   const char *cell, *regime;
-  int64_t T, N, I, H, R, groups, rows, steps;
+  int64_t T, N, I, H, R, groups, steps;
   int32_t reverse, tf32, backward;
   const void *x, *h_0, *c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *reset_h, *reset_c;
   const int64_t *lengths, *step_start, *sample_start;
@@ -51,7 +51,6 @@ Scan<S> scan_of(const Call& call) {
   p.schedule.T = T;
   p.schedule.N = N;
   p.schedule.lengths = call.lengths;
-  p.schedule.rows_in_memory = call.rows;
   p.schedule.reverse = call.reverse;
   p.schedule.reset = matrix<const uint8_t>(call.reset, N);
   p.weights.ih = matrix<const S>(call.weight_ih, I);
@@ -141,6 +140,14 @@ void run(const Call& call) {
   refusals_text = refusals(plan);
 }
 
+template <class S>
+int64_t scratch(const Call& call) {
+  const Scan<S> scan = scan_of<S>(call);
+  const Plan plan = planned(call, scan.params);
+  return call.backward ? workspace_bytes(call.cell, scan.params, scan.gradients, plan)
+                       : workspace_bytes(call.cell, scan.params, plan);
+}
+
 }  // namespace
 
 // Of one storage type, which the compiler is told. Null, or what went wrong.
@@ -160,3 +167,6 @@ extern "C" Machine machine() { return machine_of(device_limits()); }
 
 extern "C" const char* last_plan() { return plan_text.c_str(); }
 extern "C" const char* last_refusals() { return refusals_text.c_str(); }
+
+// Bytes of scratch memory of a scan that is not run: addresses may be anything but null.
+extern "C" int64_t scratch_bytes(const Call* call) { return scratch<FASTRNN_STORAGE>(*call); }

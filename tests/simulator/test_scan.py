@@ -26,7 +26,7 @@ try:
 except toolchain.ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from scan import INPUTS, SAVED, Done, Refused, scan
+from scan import INPUTS, SAVED, Done, Refused, scan, scratch_bytes
 from simulator import SimulatorFinding
 
 import fastrnn.ops  # noqa: F401
@@ -95,7 +95,7 @@ class Case:
         leading = (self.rows,) if self.rows else (T, N)
         self.leading = leading
         self.sizes = {
-            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": groups or 1, "rows": self.rows, "steps": 0,
+            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": groups or 1, "steps": 0,
         }  # fmt: skip
         spread = H**-0.5
         self.inputs: dict[str, Tensor | None] = {
@@ -441,6 +441,35 @@ def test_projection_of_rows(layout: str) -> None:
     case = Case("lstm", "float32", T=4, N=4, H=21, R=13, **LAYOUTS[layout])
     found, _ = case.run("", steps=3)
     assert_close(case, found)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chunks_of_rows(layout: str, regime: str, recompute: bool) -> None:
+    """A step a chunk: no bit of a sample's own differs from those of a single chunk."""
+    case = Case("lstm", "float16", T=4, N=4, H=18, recompute=recompute, **LAYOUTS[layout])
+    whole, _ = case.run(regime)
+    for steps in (1, 3):
+        found, done = case.run(regime, steps=steps)
+        assert all(f" {steps} " in each.plan for each in done)
+        assert_close(case, found)
+        for name in ("y", "h_n", "c_n"):
+            assert torch.equal(found[name], whole[name]), name
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("layout", ["step_start", "sample_start"])
+def test_scratch_memory_does_not_grow_with_the_sequence(layout: str, backward: bool) -> None:
+    sizes = {"T": 0, "N": 8, "I": 64, "H": 768, "R": 768, "groups": 1, "steps": 0}
+    pointers = ["x", "c_0", "lengths", layout]
+    if backward:  # gates were not saved: more buffers than in any other case
+        pointers += [f"d_{name}" for name in ("x", *WEIGHTS) if name != "weight_hr"]
+    short, long = (
+        scratch_bytes("lstm", torch.float16, {**sizes, "T": T}, pointers, backward)
+        for T in (4096, 1 << 20)
+    )
+    assert short == long < 1 << 28
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
