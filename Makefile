@@ -153,8 +153,9 @@ $(BENCH): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]' torch==$(TORCH)
 	@touch $@
 
-# A torch for CUDA, and nvcc of the same version: its parts find each other where they are installed.
-$(CUDA_READY): pyproject.toml Makefile
+# A torch for CUDA, and nvcc of the same version: its parts find each other where they are installed. This file
+# is no prerequisite: an edit of it would install gigabytes anew.
+$(CUDA_READY): pyproject.toml
 	test -x $(CUDA_BIN)/python || $(PYTHON) -m venv .venv-$(TORCH_CUDA)
 	$(CUDA_BIN)/pip install -q torch==$(TORCH_CUDA) 'setuptools>=77.0.3' ninja numpy
 	cuda=$$($(CUDA_BIN)/python -c 'import torch; print(torch.version.cuda)') && \

@@ -80,7 +80,6 @@ struct Schedule {
   bool reverse = false;              // from the last step to the first
   Matrix<const uint8_t> reset;       // [T, N], not 0 at the first step of a segment; null: none
   const int64_t* lengths = nullptr;  // [N], on a GPU instead of order and active; clamped to [0, T]; null: T
-  int64_t rows_in_memory = 0;        // of a packed or jagged sequence, on a GPU
 
   int64_t sample(int64_t r) const { return order ? order[r] : r; }
   int64_t rows(int64_t t) const { return active ? active[t] : N; }

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastrnn import modules
-from fastrnn.ops import DTYPES
+from fastrnn.library import DEVICES, DTYPES
 
 __all__ = ["Report", "accelerate", "decelerate"]
 
@@ -140,7 +140,7 @@ def _weight_names(module: nn.Module) -> list[str]:
 
 def _reason_to_leave(module: nn.Module) -> str | None:
     weight = getattr(module, _weight_names(module)[0])
-    if weight.device.type not in ("cpu", "meta"):
+    if weight.device.type not in DEVICES:
         return f"fastrnn has no kernel for device '{weight.device}' in this build"
     if weight.dtype not in DTYPES:
         return f"fastrnn has no kernel for {weight.dtype}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Generator
 from pathlib import Path
 
@@ -19,10 +20,19 @@ REGIMES = ("automatic", "block-resident", "grid-resident", "stepwise")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda")
+    parser.addoption(
+        "--foreign-versions",
+        action="store_true",
+        help="packages have versions that we did not pin: their warnings are no errors, fastrnn's are; "
+        "--device cuda implies it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     common.DEVICE = config.getoption("--device")
+    if common.DEVICE == "cuda" or config.getoption("--foreign-versions"):
+        for line in ("default", "error:::fastrnn"):  # the last one that matches counts
+            config.addinivalue_line("filterwarnings", line)
     if common.DEVICE == "cuda":
         if not torch.cuda.is_available():
             pytest.exit("fastrnn: --device cuda: torch finds no GPU", returncode=2)
@@ -36,6 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item.get_closest_marker("gpu")]
+    items.sort(key=lambda item: item.get_closest_marker("traps") is not None)  # see pyproject.toml
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,6 +94,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if common.DEVICE != "cuda":
+        return
+    if importlib.util.find_spec("rich") is None:
+        terminalreporter.write_line("no build/gpu/report.md: it needs the package rich")
         return
     from benchmarks.report import write_part
 

@@ -5,7 +5,8 @@
 
 Of each kernel and architecture: registers a thread, bytes of local memory, which are spilled registers and
 arrays, static shared memory, and how many matrix instructions its machine code has. Exits with 1 where a
-resident kernel has local memory, or one for half types has no matrix instruction.
+resident kernel has local memory, or one for half types has no matrix instruction, or where a library is
+larger than 32 MB an architecture: built for one it must be small enough to be carried to a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -181,15 +182,34 @@ def table(found: list[Kernel]) -> str:
     return "\n".join(lines)
 
 
-def contents(library: Path) -> str:
-    """One line: the architectures a library has machine code for, and PTX."""
-    cuobjdump = tool("cuobjdump")
-    lists = {}
-    for kind, flag in (("code", "--list-elf"), ("PTX", "--list-ptx")):
-        archs = set(re.findall(r"sm_(\d+)", _run(cuobjdump, flag, str(library))))
-        lists[kind] = ", ".join(f"sm_{arch}" for arch in sorted(archs, key=int)) or "none"
+@dataclass(frozen=True)
+class Contents:
+    """How large a library is, and the architectures that it has machine code and PTX for."""
+
+    name: str
+    megabytes: float
+    code: list[str]
+    ptx: list[str]
+
+    def __str__(self) -> str:
+        code, ptx = (
+            ", ".join(f"sm_{arch}" for arch in archs) or "none" for archs in (self.code, self.ptx)
+        )
+        return f"{self.name}, {self.megabytes:.1f} MB: code for {code}; PTX for {ptx}"
+
+    @property
+    def faults(self) -> list[str]:
+        most = 32 * (len(self.code) + len(self.ptx))
+        return [f"is larger than {most} MB"] if self.megabytes > most else []
+
+
+def contents(library: Path) -> Contents:
+    def architectures(flag: str) -> list[str]:
+        said = _run(tool("cuobjdump"), flag, str(library))
+        return sorted(set(re.findall(r"sm_(\d+)", said)), key=int)
+
     size = library.stat().st_size / 1e6
-    return f"{library.name}, {size:.1f} MB: code for {lists['code']}; PTX for {lists['PTX']}"
+    return Contents(library.name, size, architectures("--list-elf"), architectures("--list-ptx"))
 
 
 def main() -> int:
@@ -211,10 +231,12 @@ def main() -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(table(found) + "\n")
     faults = [f"{k.name} on {k.arch} {fault}" for k in found for fault in k.faults]
+    if args.library:
+        whole = contents(args.library)
+        print(whole)
+        faults += [f"{whole.name} {fault}" for fault in whole.faults]
     for fault in faults:
         print("FAULT:", fault, file=sys.stderr)
-    if args.library:
-        print(contents(args.library))
     return 1 if faults else 0
 
 

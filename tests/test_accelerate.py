@@ -9,6 +9,7 @@ import pytest
 import torch
 from common import OurMasks
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 import fastrnn
@@ -158,6 +159,38 @@ def test_what_has_no_kernel_is_left(monkeypatch):
     model = fastrnn.accelerate(nn.Sequential(nn.GRU(2, 3)), report=report)
     assert type(model[0]) is nn.GRU
     assert report.left == {"0": "GRU: fastrnn has no kernel for torch.float32"}
+
+
+@pytest.mark.parametrize("built_with_cuda", [False, True], ids=["cpu build", "cuda build"])
+def test_the_build_decides_which_devices_have_a_kernel(monkeypatch, without_cudnn, built_with_cuda):
+    module = importlib.import_module("fastrnn.accelerate")
+    monkeypatch.setattr(module, "DEVICES", ("cpu", "meta") + ("cuda",) * built_with_cuda)
+    monkeypatch.setattr(nn.init, "uniform_", lambda tensor, *_: tensor)  # would draw on the GPU
+    report = fastrnn.Report()
+    with FakeTensorMode():  # needs no GPU
+        model = nn.Sequential(nn.LSTM(2, 3, device="cuda"), nn.GRUCell(2, 3, device="cuda"))
+    fastrnn.accelerate(model, report=report)
+    if built_with_cuda:
+        assert report.replaced == {"0": "fastrnn.LSTM", "1": "fastrnn.GRUCell"}
+    else:
+        reason = "fastrnn has no kernel for device 'cuda:0' in this build"
+        assert report.left == {"0": f"LSTM: {reason}", "1": f"GRUCell: {reason}"}
+
+
+@pytest.mark.gpu
+def test_on_the_device():
+    """What accelerate replaced runs there, and backward, as torch.nn's did."""
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.LSTM(3, 4, num_layers=2)).double()
+    fast, x = copy.deepcopy(original), torch.randn(5, 2, 3, dtype=torch.float64)
+    report = fastrnn.Report()
+    fastrnn.accelerate(fast, report=report)
+    assert report.replaced == {"0": "fastrnn.LSTM"}
+    for model in (original, fast):
+        model(x)[0].square().sum().backward()
+    torch.testing.assert_close(fast(x)[0], original(x)[0])
+    for ours, theirs in zip(fast.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_whoever_holds_the_module_sees_the_change():

@@ -10,6 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip("rich")  # the benchmarks draw their tables with it
+
 from benchmarks import compare, report
 from benchmarks.__main__ import GPU_DTYPES, QUICK_GPU_MINUTES, chosen_cases, main, parser
 from benchmarks.cases import (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from common import DEVICE, random
+from common import DEVICE, assert_all_close, random
 from torch import Tensor
 
 import fastrnn
@@ -37,8 +39,9 @@ def step(module: fastrnn.LSTM, x: Tensor, lengths: Tensor | None = None) -> list
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert torch.equal(a, b), f"tensor {index}"
+    """To rounding: every result depends on products of cuBLAS, which may choose another algorithm for a graph,
+    a stream or a device."""
+    assert_all_close(found, expected, torch.float16)
     assert all(tensor.isfinite().all() and tensor.abs().max() > 0 for tensor in expected)
 
 
@@ -62,6 +65,36 @@ def test_in_a_cuda_graph(instruction_set: str) -> None:
     assert_same(found, step(module, other, lengths))
 
 
+FIRST_USE = """
+import torch, fastrnn
+torch.manual_seed(0)
+module = fastrnn.LSTM(16, 96, device="cuda", dtype=torch.float16)
+x = torch.randn(20, 8, 16, device="cuda", dtype=torch.float16)
+
+def step():
+    y, _ = module(x)
+    return [y, *torch.autograd.grad(y.square().sum(), list(module.parameters()))]
+
+x[0] @ x[0].mT  # cuBLAS makes its handle, which no capture allows
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = step()
+graph.replay()
+for a, b in zip(captured, step(), strict=True):
+    torch.testing.assert_close(a, b, rtol=0, atol=4e-3 * max(1, b.abs().max().item()))
+"""
+
+
+def test_first_use_inside_a_capture(instruction_set: str) -> None:
+    """CUDA loads kernels at their first launch, here in a process that has launched none."""
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], text=True, capture_output=True)
+    if "what FASTRNN_CUDA_REGIME asks for cannot run this" in done.stderr:
+        pytest.skip(f"{instruction_set} cannot run this")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# Grids of several streams wait for each other's multiprocessors: a block that never starts ends in a trap.
+@pytest.mark.traps
 def test_on_the_current_stream(instruction_set: str) -> None:
     module, x, other = make(), normal(T, 8, I), normal(T, 8, I, seed=1)
     expected = step(module, other)
@@ -77,6 +110,7 @@ def test_on_the_current_stream(instruction_set: str) -> None:
     assert_same(found, expected)
 
 
+@pytest.mark.traps
 def test_threads_side_by_side(instruction_set: str) -> None:
     """Batches of other sizes, for which the same kernels want other amounts of shared memory."""
     module = make()

@@ -43,6 +43,13 @@ def test_faults_of_kernels():
     assert kernel("each<Half>", matrix=0, local=8).faults == []
 
 
+def test_size_of_a_library():
+    one = resources.Contents("_C.abi3.so", 20.04, ["90"], [])
+    assert str(one) == "_C.abi3.so, 20.0 MB: code for sm_90; PTX for none" and one.faults == []
+    large = resources.Contents("_C.abi3.so", 65, ["80"], ["80"])
+    assert large.faults == ["is larger than 64 MB"]
+
+
 def test_resources():
     """Of every kernel of the shipped sources, for the architectures that CI builds."""
     if resources.toolkit() is None:

@@ -6,13 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx.reference
-import onnxruntime
 import pytest
 import torch
 from common import assert_all_close
-from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
@@ -20,6 +16,11 @@ from torch.utils._pytree import tree_leaves
 import fastrnn
 from fastrnn import ops
 from fastrnn.ops import ScanWeights
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+ir = pytest.importorskip("onnxscript").ir
+pytest.importorskip("onnx.reference")
 
 pytestmark = [
     # Said by torch.export inside copyreg, and by torch.onnx where two inputs share a dimension.

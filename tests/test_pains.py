@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import common
-import onnxruntime
 import pytest
 import torch
 from common import AVAILABLE_INSTRUCTION_SETS, DEVICE, assert_all_close, gradients, random
@@ -608,6 +607,7 @@ class Packing(nn.Module):
 
 
 def export(module: nn.Module, path: Path, inputs, shapes) -> None:
+    pytest.importorskip("onnxscript")
     torch.onnx.export(
         module.eval(),
         (),
@@ -622,6 +622,7 @@ def export(module: nn.Module, path: Path, inputs, shapes) -> None:
 
 
 def run_onnx(path: Path, inputs) -> list[torch.Tensor]:
+    onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

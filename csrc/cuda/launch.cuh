@@ -53,21 +53,22 @@ class Arena {
   int64_t bytes_ = 0;
 };
 
+// Whether a step's rows lie where the host cannot tell: of a packed or jagged sequence.
 template <class S>
-bool rows_only(const ScanParams<S>& p) {
-  return p.x.step_start || p.x.sample_start;  // packed or jagged
+bool scattered(const ScanParams<S>& p) {
+  return p.x.step_start || p.x.sample_start;
 }
-// Rows that a chunk's buffers hold: where rows of a step cannot be told apart on the host, all of them.
+// Rows that a chunk's buffers hold, whatever the layout, so that scratch memory does not grow with the sequence.
 template <class S>
 int64_t chunk_rows(const ScanParams<S>& p, const Plan& plan) {
-  return rows_only(p) ? p.schedule.rows_in_memory : std::min(plan.steps, p.schedule.T) * p.schedule.N;
+  return std::min(plan.steps, p.schedule.T) * p.schedule.N;
 }
 
 template <class S>
 struct ForwardBuffers {
   using A = Accumulate<S>;
   A *h, *c, *gx, *gh, *product;
-  S *entering, *output;
+  S *x, *entering, *output;
   uint32_t* exchange;
 
   template <class Cell>
@@ -77,6 +78,7 @@ struct ForwardBuffers {
     ForwardBuffers found;
     found.h = arena.take<A>(N * R);
     found.c = arena.take<A>(N * H, Cell::kHasCellState);
+    found.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
     found.gx = arena.take<A>(chunk_rows(p, plan) * gates);
     found.gh = arena.take<A>(N * gates, stepwise);
     found.entering = arena.take<S>(N * R, stepwise);
@@ -91,7 +93,7 @@ template <class S>
 struct BackwardBuffers {
   using A = Accumulate<S>;
   A *h, *c, *d_reset_h, *d_reset_c, *gx, *gh, *d_output, *through_gh;
-  S *h_previous, *x, *gates, *d_gx, *d_gh, *d_gh_now, *d_projected, *d_now, *outputs;
+  S *h_previous, *x, *d_x, *gates, *d_gx, *d_gh, *d_gh_now, *d_projected, *d_now, *outputs;
   A *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;  // sums over chunks, group after group
   uint32_t* exchange;
 
@@ -115,7 +117,9 @@ struct BackwardBuffers {
     found.gh = arena.take<A>(rows * gates, recompute);
     found.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
     found.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
-    found.x = arena.take<S>(rows * I, d.weights.ih && (p.schedule.lengths || p.x.sample_start));
+    found.x =
+        arena.take<S>(rows * I, (d.weights.ih && p.schedule.lengths) || ((d.weights.ih || recompute) && scattered(p)));
+    found.d_x = arena.take<S>(rows * I, d.x && scattered(p));
     found.d_gx = arena.take<S>(rows * gates);
     found.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : found.d_gx;
     found.d_gh_now = arena.take<S>(N * gates, stepwise);
@@ -198,13 +202,23 @@ void run_block(const Context& context, Kernel kernel, const Chunk& chunk, const 
   check(cudaGetLastError(), "launching a block-resident kernel");
 }
 
+// Whether an error says that this device takes no cooperative launch now, and not that the launch is wrong.
+inline bool is_refusal(cudaError_t error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported ||
+         error == cudaErrorNotPermitted || error == cudaErrorLaunchOutOfResources;
+}
+
 template <class Chunk>
 void run_grid(const Context& context, const void* kernel, Chunk chunk, const Plan& plan, uint32_t* exchange) {
   GridArguments grid{plan.unit_blocks, plan.columns, plan.steps, exchange};
   check(cudaMemsetAsync(exchange, 0xff, plan.exchange_bytes * plan.steps, context.stream), "clearing the exchange");
   void* arguments[] = {&chunk, &grid};
-  check(cudaLaunchCooperativeKernel(kernel, plan.blocks(), plan.threads, arguments, plan.shared_bytes, context.stream),
-        "launching a grid-resident kernel");
+  const cudaError_t error =
+      cudaLaunchCooperativeKernel(kernel, plan.blocks(), plan.threads, arguments, plan.shared_bytes, context.stream);
+  if (!is_refusal(error)) return check(error, "launching a grid-resident kernel");
+  cudaGetLastError();  // clears it, so that a later launch does not report it
+  remember_refused_launch(error);
+  throw LaunchRefused(cudaGetErrorString(error));
 }
 
 // The grid-resident kernel of a plan.
@@ -218,22 +232,30 @@ const void* grid_kernel(const Plan& plan) {
 
 // --- forward -----------------------------------------------------------------------------------------
 
-// A part of a walk that is launched at once, where its rows start and how many its buffers hold.
+// A part of a walk that is launched at once, and how many rows its buffers hold.
 struct Span {
-  int64_t first, steps, first_row, rows;
+  int64_t first, steps, first_time, rows;
 };
 template <class S>
 Span span(const ScanParams<S>& p, const Plan& plan, int64_t first) {
   const Schedule& schedule = p.schedule;
   const int64_t steps = std::min(plan.steps, schedule.T - first);
-  if (rows_only(p)) return {first, steps, 0, schedule.rows_in_memory};
-  const int64_t start = schedule.reverse ? schedule.T - first - steps : first;
-  return {first, steps, start * schedule.N, steps * schedule.N};
+  return {first, steps, schedule.reverse ? schedule.T - first - steps : first, steps * schedule.N};
 }
 
+// The rows of a padded sequence that a chunk's are.
+template <class E>
+E* rows_of(const Sequence<E>& sequence, const Span& span, int64_t columns) {
+  return sequence.data + span.first_time * (span.rows / span.steps) * columns;
+}
+
+// The rows of x for a chunk's products: as they lie in memory, or gathered where there is a buffer for them.
 template <class S>
-Matrix<const S> rows_of(const Sequence<const S>& x, const Span& span, int64_t columns) {
-  return dense(x.data + span.first_row * columns, columns);
+const S* input_rows(const Context& context, const Chunk<S>& chunk, const Span& at, S* gathered) {
+  const int64_t I = chunk.scan.input_size;
+  if (!gathered) return rows_of(chunk.scan.x, at, I);
+  for_each(context, at.rows * I, GatherInput<S>{chunk, gathered});
+  return gathered;
 }
 
 template <class Cell, class S>
@@ -261,9 +283,9 @@ void forward(const ScanParams<S>& p, const Plan& plan, void* workspace, const Co
   if (plan.regime == Regime::kStepwise) for_each(context, N * R, Write<S>{buffers.h, R, {buffers.entering, R, 1}});
   for (int64_t first = 0; first < T && N > 0; first += plan.steps) {
     const Span at = span(p, plan, first);
-    if (first == 0 || !rows_only(p))
-      multiply<S>(context, at.rows, Cell::kGates * H, I, rows_of(p.x, at, I), p.weights.ih.transposed(), buffers.gx);
-    const ForwardChunk<S> chunk{{p, at.first, at.steps, at.first_row, buffers.h, buffers.c}, buffers.gx};
+    const ForwardChunk<S> chunk{{p, at.first, at.steps, at.first_time, buffers.h, buffers.c}, buffers.gx};
+    const S* x = input_rows<S>(context, chunk, at, buffers.x);
+    multiply<S>(context, at.rows, Cell::kGates * H, I, dense(x, I), p.weights.ih.transposed(), buffers.gx);
     if (plan.regime == Regime::kStepwise) {
       step_forward<Cell>(context, chunk, buffers);
     } else if constexpr (!std::is_same_v<S, double>) {
@@ -304,7 +326,7 @@ void step_backward(const Context& context, BackwardChunk<S> chunk, const Backwar
 // Gradients of weights, from those of a chunk's gates.
 template <class Cell, class S>
 void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk, const ScanGradients<S>& d,
-                          const BackwardBuffers<S>& buffers, const Span& at) {
+                          const BackwardBuffers<S>& buffers, const Span& at, const S* x) {
   const ScanParams<S>& p = chunk.scan;
   const int64_t I = p.input_size, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
   const int64_t groups = d.groups, rows = at.rows / groups;
@@ -319,16 +341,13 @@ void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk,
     column_sums<S><<<grid, dim3(kLanes, kSumRows), 0, context.stream>>>(from, at.rows, gates, groups, sums);
     check(cudaGetLastError(), "summing a bias's gradient");
   };
-  if (d.weights.ih) {
-    if (buffers.x) for_each(context, at.steps * p.schedule.N * I, MaskedInput<S>{chunk, buffers.x});
-    add(buffers.d_gx, gates, buffers.x ? buffers.x : rows_of(p.x, at, I).data, I, buffers.weight_ih);
-  }
+  if (d.weights.ih) add(buffers.d_gx, gates, x, I, buffers.weight_ih);
   if (d.weights.hh) add(buffers.d_gh, gates, buffers.h_previous, R, buffers.weight_hh);
   if (d.weights.bias_ih) add_rows(buffers.d_gx, buffers.bias_ih);
   if (d.weights.bias_hh) add_rows(buffers.d_gh, buffers.bias_hh);
   if constexpr (Cell::kHasCellState)
     if (d.weights.hr) {
-      for_each(context, at.steps * p.schedule.N * H, Outputs<Cell, S>{chunk, buffers.outputs});
+      for_each(context, at.rows * H, Outputs<Cell, S>{chunk, buffers.outputs});
       add(buffers.d_projected, R, buffers.outputs, H, buffers.weight_hr);
     }
 }
@@ -351,33 +370,24 @@ void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& pla
   clear(buffers.bias_ih, d.groups * gates);
   clear(buffers.bias_hh, d.groups * gates);
   clear(buffers.weight_hr, d.groups * R * H);
-  if (p.x.sample_start) {  // rows between samples are no sample's step
-    const int64_t rows = p.schedule.rows_in_memory;
-    clear(buffers.h_previous, rows * R);
-    clear(buffers.x, rows * I);
-    clear(buffers.d_gx, rows * gates);
-    clear(buffers.d_gh, rows * gates);
-    clear(buffers.d_projected, rows * R);
-    clear(buffers.outputs, rows * H);
-  }
   for_each(context, N * R, Read<S>{d.h_n, R, buffers.h});
   if (Cell::kHasCellState) for_each(context, N * H, Read<S>{d.c_n, H, buffers.c});
   const int64_t chunks = N > 0 ? divide_up(T, plan.steps) : 0;
   for (int64_t i = chunks - 1; i >= 0; --i) {
     const Span at = span(p, plan, i * plan.steps);
-    BackwardChunk<S> chunk{{p, at.first, at.steps, at.first_row, buffers.h, buffers.c}, d};
+    BackwardChunk<S> chunk{{p, at.first, at.steps, at.first_time, buffers.h, buffers.c}, d};
     chunk.h_previous = buffers.h_previous;
-    chunk.gates = buffers.gates ? buffers.gates : p.gates.data;
-    chunk.gates_first_row = buffers.gates ? at.first_row : 0;
+    chunk.gates = buffers.gates;
     chunk.d_gx = buffers.d_gx;
     chunk.d_gh = buffers.d_gh;
     chunk.d_reset_h = buffers.d_reset_h;
     chunk.d_reset_c = buffers.d_reset_c;
-    if (buffers.h_previous) for_each(context, at.steps * N * R, PreviousStates<S>{chunk, buffers.h_previous});
+    const S* x = input_rows<S>(context, chunk, at, buffers.x);
+    if (buffers.h_previous) for_each(context, at.rows * R, PreviousStates<S>{chunk, buffers.h_previous});
     if (buffers.gates) {
-      multiply<S>(context, at.rows, gates, I, rows_of(p.x, at, I), p.weights.ih.transposed(), buffers.gx);
+      multiply<S>(context, at.rows, gates, I, dense(x, I), p.weights.ih.transposed(), buffers.gx);
       multiply<S>(context, at.rows, gates, R, dense<S>(buffers.h_previous, R), p.weights.hh.transposed(), buffers.gh);
-      for_each(context, at.steps * N * H, RecomputeGates<Cell, S>{chunk, buffers.gx, buffers.gh, buffers.gates});
+      for_each(context, at.rows * H, RecomputeGates<Cell, S>{chunk, buffers.gx, buffers.gh, buffers.gates});
     }
     if (plan.regime == Regime::kStepwise) {
       step_backward<Cell>(context, chunk, buffers);
@@ -389,18 +399,11 @@ void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& pla
           run_grid(context, grid_kernel<Cell, S, kPrecision>(plan), chunk, plan, buffers.exchange);
       });
     }
-    // Of a packed or jagged sequence all steps share the buffers, and are summed once.
-    if (rows_only(p) && i > 0) continue;
-    Span all = at;
-    if (rows_only(p)) {
-      all = {0, T, 0, p.schedule.rows_in_memory};
-      chunk.first = 0;
-      chunk.steps = T;
-    }
     if (d.x)
-      multiply<S>(context, all.rows, I, gates, dense<S>(buffers.d_gx, gates), p.weights.ih,
-                  d.x.data + all.first_row * I);
-    if (d.any_weight()) add_weight_gradients<Cell>(context, chunk, d, buffers, all);
+      multiply<S>(context, at.rows, I, gates, dense<S>(buffers.d_gx, gates), p.weights.ih,
+                  scattered(p) ? buffers.d_x : rows_of(d.x, at, I));
+    if (d.x && scattered(p)) for_each(context, at.rows * I, ScatterInputGradient<S>{chunk, buffers.d_x});
+    if (d.any_weight()) add_weight_gradients<Cell>(context, chunk, d, buffers, at, x);
   }
   for_each(context, N * R, FinishBackward<S>{p, buffers.h, buffers.d_reset_h, R, d.h_0});
   if (Cell::kHasCellState) for_each(context, N * H, FinishBackward<S>{p, buffers.c, buffers.d_reset_c, H, d.c_0});
@@ -424,21 +427,6 @@ void with_cell(std::string_view cell, F&& f) {
   if (!Cells::dispatch(cell, f)) throw LaunchError("unknown cell '" + std::string(cell) + "'");
 }
 
-// Whether all blocks of a plan are on the device at once. One that is shared may hold fewer than it has
-// multiprocessors.
-inline bool fits_at_once(const void* kernel, const Plan& plan, const DeviceLimits& limits) {
-  constexpr int64_t kSharedUnasked = 48 << 10;
-  // As much as there is, as what is allowed belongs to the kernel, and another thread may launch it with more.
-  if (plan.shared_bytes > kSharedUnasked)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(limits.shared_bytes_per_block)),
-          "asking for shared memory");
-  int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, plan.threads, plan.shared_bytes),
-        "asking how many blocks fit");
-  return blocks * limits.multiprocessors >= plan.blocks();
-}
-
 template <class S>
 Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction, const DeviceLimits& device, bool tf32,
               std::string_view forced) {
@@ -453,19 +441,26 @@ Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction
                         .saved = Cell::kSaved,
                         .has_cell_state = Cell::kHasCellState};
       DeviceLimits limits = device;
-      cudaFuncAttributes code;
-      check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(column_sums<S>)), "asking what the code is for");
-      // Code for an older GPU, which a newer one runs too, has nothing in its resident kernels.
-      if (code.ptxVersion < 80) limits.compute_capability = code.ptxVersion;
+      // Below sm_80 the resident kernels compile to empty bodies, and a newer GPU runs such code too.
+      const int version = code_version(reinterpret_cast<const void*>(column_sums<S>));
+      if (version < 80) limits.compute_capability = version;
       found = plan(sizes, kPrecision, direction, limits, forced);
-      if (found.step_us < 0) throw LaunchError(found.refused.empty() ? "no such regime" : found.refused);
       if constexpr (kPrecision != Precision::kDouble)
-        if (found.regime == Regime::kGridResident &&
-            !fits_at_once(grid_kernel<Cell, S, kPrecision>(found), found, limits)) {
-          limits.cooperative = false;
-          found = plan(sizes, kPrecision, direction, limits, forced);
-          if (found.step_us < 0) throw LaunchError("grid-resident: its blocks do not fit the device at once");
+        if (found.step_us >= 0 && found.regime == Regime::kGridResident) {
+          // A device that is shared may hold fewer blocks than it has multiprocessors.
+          const int64_t blocks =
+              blocks_at_once(grid_kernel<Cell, S, kPrecision>(found), found.threads, found.shared_bytes);
+          if (blocks < found.blocks()) {
+            const Refusal refusal{Reason::kTooFewAtOnce, found.blocks(), blocks};
+            limits.cooperative = false;
+            found = plan(sizes, kPrecision, direction, limits, forced);
+            found.refusal(Regime::kGridResident) = refusal;
+          }
         }
+      if (found.step_us < 0) {
+        const std::string reasons = refusals(found);
+        throw LaunchError(reasons.empty() ? "no such regime" : reasons);
+      }
     });
   });
   return found;

@@ -20,6 +20,12 @@ struct LaunchError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A cooperative launch that CUDA refused although the device should hold it, as under MPS, MIG or a debugger. The next
+// plan needs none, and everything that was launched before may be launched again.
+struct LaunchRefused : LaunchError {
+  using LaunchError::LaunchError;
+};
+
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // forgets it: the next kernel's launch, of whoever, is not to blame
@@ -52,7 +58,26 @@ template <class S>
 void launch(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Plan& plan,
             void* workspace, const Context& context);
 
-// The limits of the current device, asked once a device.
+// Launches what choose() plans, in scratch memory of allocate(bytes), and returns the plan that ran. `gradients` in the
+// backward pass alone.
+template <class S, class Choose, class Allocate, class... Gradients>
+Plan plan_and_launch(std::string_view cell, const Context& context, Choose&& choose, Allocate&& allocate,
+                     const ScanParams<S>& params, const Gradients&... gradients) {
+  for (;;) {
+    const Plan plan = choose();
+    void* const workspace = allocate(workspace_bytes(cell, params, gradients..., plan));
+    try {
+      launch(cell, params, gradients..., plan, workspace, context);
+      return plan;
+    } catch (const LaunchRefused&) {  // remembered: the next plan has no cooperative launch
+    }
+  }
+}
+
+// What the current device can hold. CUDA is asked once a device and kernel; any thread may call these.
 DeviceLimits device_limits();
+int code_version(const void* kernel);  // 10 * major + minor of the architecture it is compiled for
+void remember_refused_launch(cudaError_t error);
+int blocks_at_once(const void* kernel, int threads, int64_t shared_bytes);  // on all multiprocessors together
 
 }  // namespace fastrnn::cuda

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -15,12 +16,15 @@
 
 namespace fastrnn::cuda {
 
+constexpr int kRegimes = 3;
+
 // A device, as the runtime describes it.
 struct DeviceLimits {
   int compute_capability = 0;  // 10 * major + minor
   int multiprocessors = 0;
   int64_t shared_bytes_per_block = 0;  // with opt-in
   bool cooperative = false;
+  const char* refused_launch = nullptr;  // CUDA's words, where it refused a cooperative launch before
 };
 
 struct Sizes {
@@ -60,6 +64,31 @@ constexpr int pairs_a_warp(Precision precision, int tiles) {
   return precision == Precision::kFloat ? 8 / tiles : std::min(12, 16 / tiles);
 }
 
+// Why a regime cannot run a scan: numbers alone, since a plan is made at every call and told of rarely.
+enum class Reason {
+  kNone,
+  kFloat64,
+  kProjection,
+  kComputeCapability,
+  kUnits,
+  kRegisters,
+  kNoCooperativeLaunch,
+  kRefusedLaunch,
+  kTooFewAtOnce,
+  kBlocks,
+  kSamples,
+  kSharedMemory,
+  kNarrowBlocks,
+};
+
+struct Refusal {
+  Reason reason = Reason::kNone;
+  int64_t wanted = 0, most = 0;
+  const char* words = nullptr;  // CUDA's
+
+  std::string text() const;
+};
+
 struct Plan {
   Regime regime = Regime::kStepwise;
   Direction direction = Direction::kForward;
@@ -68,16 +97,48 @@ struct Plan {
   int units = 0;          // of a block
   int columns = 0;        // of a block: samples, a multiple of kTileColumns
   int threads = 0;
-  int64_t shared_bytes = 0;        // of a block
-  int64_t exchange_bytes = 0;      // of a step, in the exchange buffer
-  int64_t steps = 0;               // that one launch walks
-  StepWork work;                   // of a resident regime
-  double step_us = 0;              // modelled
-  int64_t dependent_products = 0;  // of a warp in a step: matrix instructions that wait for each other
-  std::string refused;             // "regime: reason" of each one that cannot run it, a line each
+  int64_t shared_bytes = 0;               // of a block
+  int64_t exchange_bytes = 0;             // of a step, in the exchange buffer
+  int64_t steps = 0;                      // that one launch walks
+  StepWork work;                          // of a resident regime
+  double step_us = 0;                     // modelled
+  int64_t dependent_products = 0;         // of a warp in a step: matrix instructions that wait for each other
+  std::array<Refusal, kRegimes> refused;  // by regime; kNone: it can run the scan, or was not asked for
 
   int blocks() const { return unit_blocks * column_blocks; }
+  Refusal& refusal(Regime of) { return refused[static_cast<int>(of)]; }
 };
+
+inline std::string Refusal::text() const {
+  const std::string a = std::to_string(wanted), b = std::to_string(most);
+  switch (reason) {
+    case Reason::kNone: return {};
+    case Reason::kFloat64: return "float64 has no tiles";
+    case Reason::kProjection: return "a projection needs a product more every step";
+    case Reason::kComputeCapability:
+      return "compute capability " + a + ", of the device or of the code built for it, is below " + b;
+    case Reason::kUnits: return a + " units are more than a block's " + b;
+    case Reason::kRegisters:
+      return "a warp would keep " + a + " pairs of k-steps of each tile, and has registers for " + b;
+    case Reason::kNoCooperativeLaunch: return "the device has no cooperative launch";
+    case Reason::kRefusedLaunch: return "the driver refused a cooperative launch: " + std::string(words);
+    case Reason::kTooFewAtOnce: return "the device holds " + b + " of its " + a + " blocks at once";
+    case Reason::kBlocks: return a + " blocks are more than " + b + " multiprocessors";
+    case Reason::kSamples: return a + " samples are more than the " + b + " of all blocks";
+    case Reason::kNarrowBlocks: return "blocks of 8 units are for forward passes of cells with four gates";
+    case Reason::kSharedMemory: return a + " bytes of shared memory are more than a block's " + b;
+  }
+  return {};
+}
+
+// "regime: reason" of each one that cannot run the plan's scan, a line each.
+inline std::string refusals(const Plan& plan) {
+  std::string lines;
+  for (int i = 0; i < kRegimes; ++i)
+    if (const std::string text = plan.refused[i].text(); !text.empty())
+      lines += std::string(name(static_cast<Regime>(i))) + ": " + text + "\n";
+  return lines;
+}
 
 // Long sequences are walked in chunks, so that what a chunk's buffers hold stays in L2.
 constexpr int64_t kExchangeBytes = int64_t{16} << 20;
@@ -106,11 +167,10 @@ class Planner {
   // `refused` if there is none.
   Plan of(Regime regime, int units = 0) const {
     if (regime == Regime::kStepwise) return with_steps(stepwise());
-    if (const std::string reason = no_resident(); !reason.empty()) return refuse(regime, reason);
+    if (const Refusal refusal = no_resident(); refusal.reason != Reason::kNone) return refuse(regime, refusal);
     if (regime == Regime::kBlockResident) return with_steps(block_resident());
     const bool has_narrow = direction_ == Direction::kForward && sizes_.gates == 4;
-    if (units == kGroupUnits / 2 && !has_narrow)
-      return refuse(regime, "blocks of 8 units are for forward passes of cells with four gates");
+    if (units == kGroupUnits / 2 && !has_narrow) return refuse(regime, {Reason::kNarrowBlocks});
     if (units != 0) return with_steps(grid_resident(units));
     Plan best = grid_resident(kGroupUnits);
     if (has_narrow) {
@@ -148,32 +208,26 @@ class Planner {
     const StepCounts counts = step_counts(regime, direction_, precision_, sizes_.gates, units);
     return work.warps * counts.a_warp + work.column_tiles * counts.a_column_tile + work.pairs * counts.a_pair;
   }
-  Plan refuse(Regime regime, const std::string& reason) const {
+  Plan refuse(Regime regime, const Refusal& refusal) const {
     Plan plan;
     plan.step_us = -1;
-    plan.refused = std::string(name(regime)) + ": " + reason + "\n";
+    plan.refusal(regime) = refusal;
     return plan;
   }
 
-  std::string no_resident() const {
-    if (precision_ == Precision::kDouble) return "float64 has no tiles";
-    if (sizes_.projected) return "a projection needs a product more every step";
-    if (limits_.compute_capability < 80)
-      return "compute capability " + std::to_string(limits_.compute_capability) +
-             ", of the device or of the code built for it, is below 80";
+  Refusal no_resident() const {
+    constexpr int kOldest = 80;
+    if (precision_ == Precision::kDouble) return {Reason::kFloat64};
+    if (sizes_.projected) return {Reason::kProjection};
+    if (limits_.compute_capability < kOldest) return {Reason::kComputeCapability, limits_.compute_capability, kOldest};
     return {};
   }
 
   Plan block_resident() const {
     const int64_t depth = depth_of(precision_, direction_, sizes_.gates, groups_);
     const int most = pairs_a_warp(precision_, tiles(16));
-    if (groups_ > kWarps)
-      return refuse(Regime::kBlockResident, std::to_string(sizes_.H) + " units are more than a block's " +
-                                                std::to_string(kWarps * kGroupUnits));
-    if (depth / 16 > most)
-      return refuse(Regime::kBlockResident, "a warp would keep " + std::to_string(depth / 16) +
-                                                " pairs of k-steps of each tile, and has registers for " +
-                                                std::to_string(most));
+    if (groups_ > kWarps) return refuse(Regime::kBlockResident, {Reason::kUnits, sizes_.H, kWarps * kGroupUnits});
+    if (depth / 16 > most) return refuse(Regime::kBlockResident, {Reason::kRegisters, depth / 16, most});
     Plan plan;
     plan.regime = Regime::kBlockResident;
     plan.units = static_cast<int>(groups_ * kGroupUnits);
@@ -200,34 +254,30 @@ class Planner {
 
   Plan grid_resident(int units) const {
     const Regime regime = Regime::kGridResident;
-    if (!limits_.cooperative) return refuse(regime, "the device has no cooperative launch");
+    if (limits_.refused_launch) return refuse(regime, {Reason::kRefusedLaunch, 0, 0, limits_.refused_launch});
+    if (!limits_.cooperative) return refuse(regime, {Reason::kNoCooperativeLaunch});
     const int64_t depth = depth_of(precision_, direction_, sizes_.gates, groups_);
     const int64_t pairs = divide_up(depth / 16, kWarps);
     const int most = pairs_a_warp(precision_, tiles(units));
-    if (pairs > most)
-      return refuse(regime, "a warp would keep " + std::to_string(pairs) +
-                                " pairs of k-steps of each tile, and has registers for " + std::to_string(most));
+    if (pairs > most) return refuse(regime, {Reason::kRegisters, pairs, most});
     Plan plan;
     plan.regime = regime;
     plan.units = units;
     plan.unit_blocks = static_cast<int>(groups_ * kGroupUnits / units);
     if (plan.unit_blocks > limits_.multiprocessors)
-      return refuse(regime, std::to_string(plan.unit_blocks) + " blocks are more than " +
-                                std::to_string(limits_.multiprocessors) + " multiprocessors");
+      return refuse(regime, {Reason::kBlocks, plan.unit_blocks, limits_.multiprocessors});
     const int64_t column_tiles = divide_up(std::max<int64_t>(1, sizes_.N), kTileColumns);
     const int64_t of_block = divide_up(column_tiles, limits_.multiprocessors / plan.unit_blocks);
     const int64_t most_tiles = units == 16 ? 4 : 8;
     if (of_block > most_tiles)
-      return refuse(regime, std::to_string(sizes_.N) + " samples are more than the " +
-                                std::to_string(limits_.multiprocessors / plan.unit_blocks * most_tiles * kTileColumns) +
-                                " of all blocks");
+      return refuse(
+          regime, {Reason::kSamples, sizes_.N, limits_.multiprocessors / plan.unit_blocks * most_tiles * kTileColumns});
     plan.columns = static_cast<int>(of_block * kTileColumns);
     plan.column_blocks = static_cast<int>(divide_up(column_tiles, of_block));
     plan.threads = kThreads;
     plan.shared_bytes = 2 * of_block * kWarps * tiles(units) * 16 * kTileColumns * 4;
     if (plan.shared_bytes > limits_.shared_bytes_per_block)
-      return refuse(regime, std::to_string(plan.shared_bytes) + " bytes of shared memory are more than a block's " +
-                                std::to_string(limits_.shared_bytes_per_block));
+      return refuse(regime, {Reason::kSharedMemory, plan.shared_bytes, limits_.shared_bytes_per_block});
     plan.exchange_bytes = plan.column_blocks * plan.columns * depth * 4;
     plan.dependent_products = 2 * pairs;
     StepWork& work = plan.work;
@@ -296,11 +346,11 @@ inline Plan plan(const Sizes& sizes, Precision precision, Direction direction, c
   const auto [forced_regime, units] = forced_by(forced);
   Plan best;
   best.step_us = -1;
-  std::string refused;
+  std::array<Refusal, kRegimes> refused;
   for (const Regime regime : {Regime::kBlockResident, Regime::kGridResident, Regime::kStepwise}) {
     if (!forced.empty() && forced_regime != name(regime)) continue;
-    const Plan found = planner.of(regime, units);
-    refused += found.refused;
+    Plan found = planner.of(regime, units);
+    refused[static_cast<int>(regime)] = found.refusal(regime);
     if (found.step_us >= 0 && (best.step_us < 0 || found.step_us < best.step_us)) best = found;
   }
   best.refused = refused;

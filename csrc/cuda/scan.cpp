@@ -72,7 +72,6 @@ struct DeviceSchedule {
       lengths = contiguous_or_none(in.lengths);
     }
     schedule = {.T = T, .N = N, .reverse = in.reverse, .reset = matrix<const uint8_t>(in.reset)};
-    if (in.rows_input()) schedule.rows_in_memory = in.input.size(0);
     if (lengths && N > 0) schedule.lengths = data_of<const int64_t>(*lengths);
     if (host.empty()) return;
     numbers = torch::stable::new_empty(in.input, std::vector{static_cast<int64_t>(host.size())}, ScalarType::Long);
@@ -113,13 +112,17 @@ Plan planned(const ScanInputs& in, Direction direction, const ScanParams<S>& p, 
 
 // ps: params, and gradients in the backward pass
 template <class S, class... Ps>
-void plan_and_launch(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const Ps&... ps) {
+void run(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const Ps&... ps) {
   guarded("", [&] {
-    const Plan plan = planned(in, direction, p, device_limits());
-    const std::vector<int64_t> bytes{workspace_bytes(in.cell, p, ps..., plan)};
-    const Tensor workspace = torch::stable::new_empty(in.input, bytes, ScalarType::Byte);
+    Tensor workspace;
     const Context context{current_stream(in.input), static_cast<cublasHandle_t>(blas_handle()), in.tf32};
-    launch(in.cell, p, ps..., plan, workspace.mutable_data_ptr(), context);
+    plan_and_launch(
+        in.cell, context, [&] { return planned(in, direction, p, device_limits()); },
+        [&](int64_t bytes) {
+          workspace = torch::stable::new_empty(in.input, std::vector<int64_t>{bytes}, ScalarType::Byte);
+          return workspace.mutable_data_ptr();
+        },
+        p, ps...);
   });
 }
 
@@ -255,7 +258,7 @@ ScanResults scan(const ScanInputs& given, const ScanFlags& flags) {
   dispatch_real_dtype(in.input, [&]<class S>() {
     ScanParams<S> p = forward_params<S>(in, sizes, results, device.starts, 0);
     p.schedule = device.schedule;
-    plan_and_launch(in, Direction::kForward, p);
+    run(in, Direction::kForward, p);
   });
   return results;
 }
@@ -278,7 +281,7 @@ ScanGradientResults scan_backward(const ScanInputs& given, const ScanSaved& give
   dispatch_real_dtype(in.input, [&]<class S>() {
     ScanParams<S> p = backward_params<S>(in, sizes, saved, device.starts, 0);
     p.schedule = device.schedule;
-    plan_and_launch(in, Direction::kBackward, p, scan_gradients<S>(saved, results, device.starts, 0, in.groups));
+    run(in, Direction::kBackward, p, scan_gradients<S>(saved, results, device.starts, 0, in.groups));
   });
   return results;
 }
@@ -319,7 +322,7 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
     say("exchange_bytes", plan.exchange_bytes);
     say("steps", plan.steps);
     say("step_us", plan.step_us);
-    std::string refused = plan.refused;  // a line each
+    std::string refused = refusals(plan);  // a line each
     std::replace(refused.begin(), refused.end(), '\n', ';');
     say("refused", refused);
   };

@@ -13,14 +13,15 @@
 
 namespace fastrnn::cuda {
 
-// Some steps of a walk, and the buffers that hold only theirs.
+// Some steps of a walk, and the buffers that hold only theirs. A buffer has a row for every step and sample, whatever
+// the sequence's layout: row (t - first_time) * N + n.
 template <class S>
 struct Chunk {
   using A = Accumulate<S>;
 
   ScanParams<S> scan;
   int64_t first = 0, steps = 0;  // of the walk
-  int64_t first_row = 0;         // of the buffers, among the rows of a sequence
+  int64_t first_time = 0;        // the earliest of the steps
 
   A* h = nullptr;  // [N, R], state before the first step; after the launch that after the last one
   A* c = nullptr;  // [N, H]
@@ -28,17 +29,16 @@ struct Chunk {
 
 template <class S>
 struct ForwardChunk : Chunk<S> {
-  const Accumulate<S>* gx = nullptr;  // [rows, G * H], input products without bias
+  const Accumulate<S>* gx = nullptr;  // [steps * N, G * H], input products without bias
 };
 
 template <class S>
 struct BackwardChunk : Chunk<S> {
   ScanGradients<S> gradients;
-  const S* h_previous = nullptr;       // [rows, R], the state before each step
-  const S* gates = nullptr;            // [rows, kSaved * H], saved or computed again
-  int64_t gates_first_row = 0;         // of `gates`
-  S* d_gx = nullptr;                   // [rows, G * H]
-  S* d_gh = nullptr;                   // [rows, G * H], d_gx itself unless the cell splits them
+  const S* h_previous = nullptr;       // [steps * N, R], the state before each step
+  const S* gates = nullptr;            // [steps * N, kSaved * H], computed again; null: those of the scan were saved
+  S* d_gx = nullptr;                   // [steps * N, G * H]
+  S* d_gh = nullptr;                   // [steps * N, G * H], d_gx itself unless the cell splits them
   Accumulate<S>* d_reset_h = nullptr;  // [N, R], null: not wanted
   Accumulate<S>* d_reset_c = nullptr;  // [N, H]
   // Of a projected h: the gradient of o * tanh(c), which a product made. Null: h and dh are the cell's own.
@@ -69,6 +69,20 @@ FASTRNN_FN int64_t row_of(const ScanParams<S>& scan, int64_t t, int64_t n) {
   if (scan.x.step_start) return scan.x.step_start[t] + n;
   if (scan.x.sample_start) return scan.x.sample_start[n] + t;
   return t * scan.schedule.N + n;
+}
+
+// Row of a chunk's buffers.
+template <class S>
+FASTRNN_FN int64_t buffer_row(const Chunk<S>& chunk, int64_t t, int64_t n) {
+  return (t - chunk.first_time) * chunk.scan.schedule.N + n;
+}
+
+// What the cell saved at a step: [kSaved * H].
+template <class Cell, class S>
+FASTRNN_FN const S* saved_gates(const BackwardChunk<S>& chunk, int64_t t, int64_t n) {
+  const int64_t width = Cell::kSaved * chunk.scan.hidden_size;
+  return chunk.gates ? chunk.gates + buffer_row(chunk, t, n) * width
+                     : chunk.scan.gates.data + row_of(chunk.scan, t, n) * width;
 }
 
 // 0 of what there is not.
@@ -133,7 +147,7 @@ struct ForwardInputs {
     runs = cuda::runs(scan.schedule, t, n);
     resets_next = resets(scan.schedule, time_after(scan.schedule, t), n);
     if (!runs) return;
-    const Accumulate<S>* row = chunk.gx + (row_of(scan, t, n) - chunk.first_row) * Cell::kGates * scan.hidden_size;
+    const Accumulate<S>* row = chunk.gx + buffer_row(chunk, t, n) * Cell::kGates * scan.hidden_size;
 #pragma unroll
     for (int gate = 0; gate < Cell::kGates; ++gate) gx[gate] = row[gate * scan.hidden_size + unit];
   }
@@ -195,11 +209,12 @@ struct BackwardInputs {
     resets_next = resets(scan.schedule, time_after(scan.schedule, t), n);
     if (!runs) return;
     const int64_t row = row_of(scan, t, n);
-    if constexpr (Cell::kSaved > 0)
+    if constexpr (Cell::kSaved > 0) {
+      const S* gates = saved_gates<Cell>(chunk, t, n);
 #pragma unroll
-      for (int i = 0; i < Cell::kSaved; ++i)
-        saved[i] = load<S>(chunk.gates[((row - chunk.gates_first_row) * Cell::kSaved + i) * H + unit]);
-    if constexpr (Cell::kReadsPreviousH) previous.h = load<S>(chunk.h_previous[(row - chunk.first_row) * H + unit]);
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load<S>(gates[i * H + unit]);
+    }
+    if constexpr (Cell::kReadsPreviousH) previous.h = load<S>(chunk.h_previous[buffer_row(chunk, t, n) * H + unit]);
     if constexpr (Cell::kReadsNextH) next.h = load<S>(scan.y.data[row * H + unit]);
     if constexpr (Cell::kHasCellState) {
       previous.c = previous_c(scan, t, n, unit);
@@ -258,9 +273,7 @@ FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64
                    d_x, d_h);
     d_state = {d.h.x, Cell::kHasCellState ? d.c.x : A(0)};
   }
-  const int64_t t = time_of(scan.schedule, walked);
-  if (!inputs.runs && (scan.x.step_start || scan.x.sample_start)) return;  // such a step has no row
-  const int64_t row = (row_of(scan, t, n) - chunk.first_row) * kGates;
+  const int64_t row = buffer_row(chunk, time_of(scan.schedule, walked), n) * kGates;
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) {
     d_gh[gate] = d_h[gate].x;

@@ -154,7 +154,7 @@ struct ProjectBackward {
   BackwardChunk<S> chunk;
   int64_t walked;
   const Accumulate<S>* through_gh;  // [N, R]
-  S* d_projected;                   // [rows, R]
+  S* d_projected;                   // [steps * N, R]
   S* d_now;                         // [N, R]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
@@ -163,17 +163,13 @@ struct ProjectBackward {
     Accumulate<S>& d = chunk.h[at];
     d = with_product(chunk, through_gh, walked, n, at);
     if (resets(scan.schedule, time_after(scan.schedule, t), n)) take_reset<S>(d, chunk.d_reset_h, at);
-    const bool here = runs(scan.schedule, t, n);
     S sum = store<S>(0);
-    if (here) {
-      const int64_t row = row_of(scan, t, n);
+    if (runs(scan.schedule, t, n)) {
       const Sequence<const S>& d_y = chunk.gradients.y;
-      sum = store<S>(d + (d_y ? load<S>(d_y.data[row * R + r]) : Accumulate<S>(0)));
+      sum = store<S>(d + (d_y ? load<S>(d_y.data[row_of(scan, t, n) * R + r]) : Accumulate<S>(0)));
       d = 0;
-      d_projected[(row - chunk.first_row) * R + r] = sum;
-    } else if (!scan.x.step_start && !scan.x.sample_start) {
-      d_projected[(row_of(scan, t, n) - chunk.first_row) * R + r] = sum;
     }
+    d_projected[buffer_row(chunk, t, n) * R + r] = sum;
     d_now[at] = sum;
   }
 };
@@ -191,51 +187,71 @@ struct AddProduct {
 
 // --- over all steps of a chunk -------------------------------------------------------------------------
 
-// Calls f(t, n, row, i) for an element [walked step, n, i], of steps that have a row in memory.
-template <class S, class F>
-FASTRNN_DEVICE void with_row(const Chunk<S>& chunk, int64_t at, int64_t width, F&& f) {
-  const ScanParams<S>& scan = chunk.scan;
-  const int64_t N = scan.schedule.N, n = at / width % N;
-  const int64_t t = time_of(scan.schedule, chunk.first + at / width / N);
-  const bool here = runs(scan.schedule, t, n);
-  if (!here && (scan.x.step_start || scan.x.sample_start)) return;
-  f(t, n, row_of(scan, t, n) - chunk.first_row, at % width, here);
-}
+// A step of a sample and a column of it: element [walked step, n, column] of a chunk's buffer.
+template <class S>
+struct Place {
+  int64_t t, n, column;
+  int64_t row;  // of the chunk's buffers
+  bool runs;
+
+  FASTRNN_DEVICE Place(const Chunk<S>& chunk, int64_t at, int64_t width) {
+    const Schedule& schedule = chunk.scan.schedule;
+    column = at % width;
+    n = at / width % schedule.N;
+    t = time_of(schedule, chunk.first + at / width / schedule.N);
+    row = buffer_row(chunk, t, n);
+    runs = cuda::runs(schedule, t, n);
+  }
+};
 
 // The state before each step, 0 where a sample does not run. Element [walked step, n, r].
 template <class S>
 struct PreviousStates {
   Chunk<S> chunk;
-  S* to;  // [rows, R]
+  S* to;  // [steps * N, R]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const ScanParams<S>& scan = chunk.scan;
     const int64_t R = scan.output_size;
-    with_row(chunk, at, R, [&](int64_t t, int64_t n, int64_t row, int64_t r, bool here) {
-      Accumulate<S> h = 0;
-      const int64_t before = time_before(scan.schedule, t);
-      if (here && resets(scan.schedule, t, n))
-        h = cuda::at(scan.reset_h, n, r);
-      else if (here && runs(scan.schedule, before, n))
-        h = load<S>(scan.y.data[row_of(scan, before, n) * R + r]);
-      else if (here)
-        h = cuda::at(scan.h_0, n, r);
-      to[row * R + r] = store<S>(h);
-    });
+    const Place<S> place(chunk, at, R);
+    Accumulate<S> h = 0;
+    const int64_t before = time_before(scan.schedule, place.t);
+    if (place.runs && resets(scan.schedule, place.t, place.n))
+      h = cuda::at(scan.reset_h, place.n, place.column);
+    else if (place.runs && runs(scan.schedule, before, place.n))
+      h = load<S>(scan.y.data[row_of(scan, before, place.n) * R + place.column]);
+    else if (place.runs)
+      h = cuda::at(scan.h_0, place.n, place.column);
+    to[place.row * R + place.column] = store<S>(h);
   }
 };
 
 // x, 0 where a sample does not run: 0 * NaN of a padding is no gradient of a weight. Element [walked step, n, i].
 template <class S>
-struct MaskedInput {
+struct GatherInput {
   Chunk<S> chunk;
-  S* to;  // [rows, I]
+  S* to;  // [steps * N, I]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const int64_t I = chunk.scan.input_size;
-    with_row(chunk, at, I, [&](int64_t, int64_t, int64_t row, int64_t i, bool here) {
-      to[row * I + i] = here ? chunk.scan.x.data[(row + chunk.first_row) * I + i] : store<S>(0);
-    });
+    const Place<S> place(chunk, at, I);
+    to[place.row * I + place.column] =
+        place.runs ? chunk.scan.x.data[row_of(chunk.scan, place.t, place.n) * I + place.column] : store<S>(0);
+  }
+};
+
+// The gradient of x, from the chunk's rows to those of a packed or jagged sequence. Element [walked step, n, i].
+template <class S>
+struct ScatterInputGradient {
+  BackwardChunk<S> chunk;
+  const S* from;  // [steps * N, I]
+
+  FASTRNN_DEVICE void operator()(int64_t at) const {
+    const int64_t I = chunk.scan.input_size;
+    const Place<S> place(chunk, at, I);
+    if (place.runs)
+      chunk.gradients.x.data[row_of(chunk.scan, place.t, place.n) * I + place.column] =
+          from[place.row * I + place.column];
   }
 };
 
@@ -243,29 +259,29 @@ struct MaskedInput {
 template <class Cell, class S>
 struct RecomputeGates {
   Chunk<S> chunk;
-  const Accumulate<S>* gx;  // [rows, G * H]
-  const Accumulate<S>* gh;  // [rows, G * H]
-  S* gates;                 // [rows, kSaved * H]
+  const Accumulate<S>* gx;  // [steps * N, G * H]
+  const Accumulate<S>* gh;  // [steps * N, G * H]
+  S* gates;                 // [steps * N, kSaved * H]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const int64_t H = chunk.scan.hidden_size;
-    with_row(chunk, at, H, [&](int64_t, int64_t, int64_t row, int64_t unit, bool here) {
-      if (!here) return;
-      using V = RealOf<S>;
-      const Bias<Cell, S> bias(chunk.scan, unit);
-      std::array<V, Cell::kGates> x, h;
+    const Place<S> place(chunk, at, H);
+    if (!place.runs) return;
+    using V = RealOf<S>;
+    const Bias<Cell, S> bias(chunk.scan, place.column);
+    std::array<V, Cell::kGates> x, h;
 #pragma unroll
-      for (int gate = 0; gate < Cell::kGates; ++gate) {
-        const int64_t index = (row * Cell::kGates + gate) * H + unit;
-        x[gate] = gx[index] + bias.ih[gate];
-        h[gate] = gh[index] + bias.hh[gate];
-      }
-      State<V> state{Accumulate<S>(0), Accumulate<S>(0)};  // no gate depends on it
-      std::array<V, Cell::kSaved> saved;
-      Cell::forward(x, h, state, saved);
+    for (int gate = 0; gate < Cell::kGates; ++gate) {
+      const int64_t index = (place.row * Cell::kGates + gate) * H + place.column;
+      x[gate] = gx[index] + bias.ih[gate];
+      h[gate] = gh[index] + bias.hh[gate];
+    }
+    State<V> state{Accumulate<S>(0), Accumulate<S>(0)};  // no gate depends on it
+    std::array<V, Cell::kSaved> saved;
+    Cell::forward(x, h, state, saved);
 #pragma unroll
-      for (int i = 0; i < Cell::kSaved; ++i) gates[(row * Cell::kSaved + i) * H + unit] = store<S>(saved[i].x);
-    });
+    for (int i = 0; i < Cell::kSaved; ++i)
+      gates[(place.row * Cell::kSaved + i) * H + place.column] = store<S>(saved[i].x);
   }
 };
 
@@ -273,23 +289,21 @@ struct RecomputeGates {
 template <class Cell, class S>
 struct Outputs {
   BackwardChunk<S> chunk;
-  S* to;  // [rows, H]
+  S* to;  // [steps * N, H]
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const int64_t H = chunk.scan.hidden_size;
-    with_row(chunk, at, H, [&](int64_t, int64_t, int64_t row, int64_t unit, bool here) {
-      Accumulate<S> h = 0;
-      if (here) {
-        using V = RealOf<S>;
-        const int64_t of_all = row + chunk.first_row;
-        std::array<V, Cell::kSaved> saved;
+    const Place<S> place(chunk, at, H);
+    Accumulate<S> h = 0;
+    if (place.runs) {
+      using V = RealOf<S>;
+      const S* gates = saved_gates<Cell>(chunk, place.t, place.n);
+      std::array<V, Cell::kSaved> saved;
 #pragma unroll
-        for (int i = 0; i < Cell::kSaved; ++i)
-          saved[i] = load<S>(chunk.gates[((of_all - chunk.gates_first_row) * Cell::kSaved + i) * H + unit]);
-        h = Cell::output(saved, V(chunk.scan.cells.data[of_all * H + unit])).x;
-      }
-      to[row * H + unit] = store<S>(h);
-    });
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load<S>(gates[i * H + place.column]);
+      h = Cell::output(saved, V(chunk.scan.cells.data[row_of(chunk.scan, place.t, place.n) * H + place.column])).x;
+    }
+    to[place.row * H + place.column] = store<S>(h);
   }
 };
 

@@ -6,7 +6,8 @@ int main() {
   using namespace fastrnn::cuda;
   using fastrnn::test::check;
   constexpr DeviceLimits kT4{75, 40, 64 << 10, true}, kA100{80, 108, 163 << 10, true},
-      kRtx4090{89, 128, 99 << 10, true}, kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false};
+      kRtx4090{89, 128, 99 << 10, true}, kH100{90, 132, 227 << 10, true}, kShared{90, 132, 227 << 10, false},
+      kRefused{90, 132, 227 << 10, true, "operation not supported"};
   constexpr auto kForward = Direction::kForward, kBackward = Direction::kBackward;
   constexpr auto kBlock = Regime::kBlockResident, kGrid = Regime::kGridResident, kStep = Regime::kStepwise;
   struct Row {
@@ -42,16 +43,19 @@ int main() {
       {kH100, Precision::kHalf, kForward, 4, 16, 64, true, kStep, 1, 0, 60, "a projection needs a product more"},
       {kT4, Precision::kHalf, kForward, 4, 16, 64, false, kStep, 1, 0, 60, "compute capability 75, of the device"},
       {kShared, Precision::kHalf, kForward, 4, 16, 768, false, kStep, 1, 0, 60, "no cooperative launch"},
+      {kRefused, Precision::kHalf, kForward, 4, 16, 768, false, kStep, 1, 0, 60,
+       "the driver refused a cooperative launch: operation not supported"},
   };
   for (const Row& row : table) {
     const Plan found = plan({row.gates, 100, row.N, row.H, row.projected}, row.precision, row.direction, row.limits);
+    const std::string refused = refusals(found);
     const bool right = found.regime == row.regime && found.unit_blocks == row.unit_blocks &&
                        found.columns == row.columns && found.step_us <= row.most_us && found.step_us > 0 &&
-                       found.refused.find(row.refused) != std::string::npos;
+                       refused.find(row.refused) != std::string::npos;
     check(right, std::string(name(found.regime)) + " " + std::to_string(found.unit_blocks) + " unit blocks, " +
                      std::to_string(found.columns) + " columns, " + std::to_string(found.step_us) + " us: gates " +
                      std::to_string(row.gates) + " N " + std::to_string(row.N) + " H " + std::to_string(row.H) + "\n" +
-                     found.refused);
+                     refused);
   }
   // What every plan must keep to.
   for (const DeviceLimits& limits : {kT4, kA100, kRtx4090, kH100})

@@ -77,6 +77,8 @@ int fastrnn_simulator_set(const char* name, uint64_t value) {
     machine().device.sms = static_cast<int>(value);
   } else if (key == "ptx_version") {
     machine().device.ptx_version = static_cast<int>(value);
+  } else if (key == "cooperative_error") {
+    machine().device.cooperative_error = static_cast<int>(value);
   } else {
     return 1;
   }
@@ -118,7 +120,11 @@ const char* fastrnn_simulator_printed() {
   return answer.c_str();
 }
 
+// Questions of the host about devices and kernels, since the last clear.
+uint64_t fastrnn_simulator_queries() { return machine().queries; }
+
 void fastrnn_simulator_clear() {
+  machine().queries = 0;
   machine().findings.clear();
   machine().launches.clear();
 }

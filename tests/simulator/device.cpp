@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 namespace sim {
 
@@ -20,6 +21,14 @@ Device device_named(const std::string& architecture) {
   for (const Device& device : devices)
     if (architecture == device.name) return device;
   throw std::invalid_argument("no device of architecture " + architecture);
+}
+
+int number_of(const Device& device) {
+  static std::vector<Device> known{device_named("sm_90")};
+  const auto at = std::find(known.begin(), known.end(), device);
+  if (at != known.end()) return static_cast<int>(at - known.begin());
+  known.push_back(device);
+  return static_cast<int>(known.size()) - 1;
 }
 
 uint32_t blocks_per_sm(const Device& device, uint32_t threads, uint32_t registers, uint32_t shared_bytes) {

@@ -173,6 +173,7 @@ struct Machine {
   std::unordered_map<std::string, uint32_t> registers;                     // ptxas' answers
   std::unordered_map<std::string, uint32_t> dynamic_shared_limit;          // cudaFuncSetAttribute's
   uint64_t launch_count = 0;
+  uint64_t queries = 0;  // of the host, about devices and kernels
 };
 Machine& machine();
 extern Launch* current;  // the one that runs

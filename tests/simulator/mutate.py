@@ -52,9 +52,9 @@ HALF = "(float16 and not bfloat16 or without or padding)"
 NARROW = "not float16 and not bfloat16 and not float64"
 STAGES = (
     ("double", GRU, "gru and every_regime and float64"),
-    ("half", GRU, f"(gru or padding) and {HALF}"),
+    ("half", GRU, f"refused or (gru or padding) and {HALF}"),
     ("double", LSTM, "(lstm and every_regime or projection or alone) and float64"),
-    ("half", LSTM, f"lstm and {HALF}"),
+    ("half", LSTM, f"chunks_of_rows or lstm and {HALF}"),
     ("float", GRU, f"(test_rows or features or gru and (nonfinite or recomputed or every_regime or few)) and {NARROW}"),
     ("float", LSTM, f"(projection or watchdog or alone or lstm and recomputed) and {NARROW}"),
     ("float", LSTM, "lstm and (every_regime and forward or few) and tf32"),
@@ -86,7 +86,7 @@ SURVIVORS: dict[Place, str] = {
     (GUARD, GRID, "[if (pair < pairs) -> if (true)]", 0): _NOT_MULTIPLIED,
     (GUARD, GRID, "[if (first + column >= column_tiles) break; -> ;]", 1):
         "where it multiplies: sums of columns that are not there go nowhere",
-    (GUARD, STEPWISE, "[if (!here) return; -> ;]", 0):
+    (GUARD, STEPWISE, "[if (!place.runs) return; -> ;]", 0):
         "of a padded step gates are computed again, which nothing reads",
 }  # fmt: skip
 

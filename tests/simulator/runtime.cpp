@@ -85,6 +85,8 @@ cudaError_t start(const char* call, const void* function, dim3 grid, dim3 block,
   const std::lock_guard lock(engine_lock());
   const KernelInfo* kernel = kernel_of(function, call);
   if (!kernel) return done(cudaErrorInvalidDeviceFunction);
+  if (const int refused = machine().device.cooperative_error; refused && cooperative)
+    return done(static_cast<cudaError_t>(refused));
   std::vector<std::byte> params(std::max(kernel->param_bytes, 1u));
   for (uint32_t i = 0; i < kernel->param_count; ++i)
     std::memcpy(&params[kernel->params[i].offset], arguments[i], kernel->params[i].bytes);
@@ -93,6 +95,9 @@ cudaError_t start(const char* call, const void* function, dim3 grid, dim3 block,
       params.data()};
   return done(static_cast<cudaError_t>(launch(request)));
 }
+
+// 0 is the current device too, as there is no other.
+bool is_current(int device) { return device == 0 || device == number_of(machine().device); }
 
 bool on_device(const void* p) {
   const auto address = reinterpret_cast<uint64_t>(p);
@@ -226,6 +231,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   const std::lock_guard lock(engine_lock());
+  ++machine().queries;
   const KernelInfo* kernel = kernel_of(function, "cudaFuncSetAttribute");
   if (!kernel) return done(cudaErrorInvalidDeviceFunction);
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
@@ -238,6 +244,7 @@ cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSucc
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function) {
   const std::lock_guard lock(engine_lock());
+  ++machine().queries;
   const KernelInfo* kernel = kernel_of(function, "cudaFuncGetAttributes");
   if (!kernel) return done(cudaErrorInvalidDeviceFunction);
   *out = {};
@@ -256,6 +263,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function)
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function, int threads,
                                                                    size_t dynamic_shared, unsigned) {
   const std::lock_guard lock(engine_lock());
+  ++machine().queries;
   const KernelInfo* kernel = kernel_of(function, "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   if (!kernel) return done(cudaErrorInvalidDeviceFunction);
   if (threads <= 0) return done(cudaErrorInvalidValue);
@@ -271,10 +279,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  const std::lock_guard lock(engine_lock());
+  *device = number_of(machine().device);
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : done(cudaErrorInvalidDevice); }
+cudaError_t cudaSetDevice(int device) { return is_current(device) ? cudaSuccess : done(cudaErrorInvalidDevice); }
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
@@ -287,7 +296,9 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return done(cudaErrorInvalidDevice);
+  const std::lock_guard lock(engine_lock());
+  if (!is_current(device)) return done(cudaErrorInvalidDevice);
+  ++machine().queries;
   const Device& d = machine().device;
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
@@ -323,7 +334,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int device) {
-  if (device != 0) return done(cudaErrorInvalidDevice);
+  const std::lock_guard lock(engine_lock());
+  if (!is_current(device)) return done(cudaErrorInvalidDevice);
+  ++machine().queries;
   const Device& d = machine().device;
   *out = {};
   std::snprintf(out->name, sizeof out->name, "simulated %s", d.name);

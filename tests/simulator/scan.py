@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ STORAGE = {
     torch.float32: ("float", "float"),
     torch.float64: ("double", "double"),
 }
-SIZES = ("T", "N", "I", "H", "R", "groups", "rows", "steps")
+SIZES = ("T", "N", "I", "H", "R", "groups", "steps")
 FLAGS_OF_CALL = ("reverse", "tf32", "backward")
 INPUTS = (
     "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "reset_h", "reset_c",
@@ -75,7 +75,9 @@ def host(unit: str, storage: str) -> ctypes.CDLL:
         built = pool.submit(launch_code, unit, storage)
         load_kernels(unit)
         library = simulator().load(built.result())
-    library.scan.restype = library.last_plan.restype = ctypes.c_char_p
+    for answer in (library.scan, library.last_plan, library.last_refusals):
+        answer.restype = ctypes.c_char_p
+    library.scratch_bytes.restype = ctypes.c_int64
     library.last_work.restype, library.modelled_us.restype = StepWork, ctypes.c_double
     return library
 
@@ -117,6 +119,7 @@ class Done:
     plan: str  # regime, unit and column blocks, units, columns, steps, dependent products, us
     work: StepWork  # of a step, as the plan has it
     report: Report
+    refusals: str  # "regime: reason" of each that cannot run it, a line each
 
 
 class Refused(Exception):
@@ -179,4 +182,16 @@ def scan(
         library.last_plan().decode(),
         library.last_work(),
         report,
+        library.last_refusals().decode(),
     )
+
+
+def scratch_bytes(
+    cell: str, dtype: torch.dtype, sizes: Mapping[str, int], pointers: Iterable[str], backward: bool
+) -> int:
+    """Scratch memory of a scan on an H100 that is given these and not run."""
+    simulator().set_device("sm_90")
+    call = Call(cell.encode(), b"", *(sizes[name] for name in SIZES), backward=backward)
+    for name in pointers:
+        setattr(call, name, 256)
+    return host(*STORAGE[dtype]).scratch_bytes(ctypes.byref(call))

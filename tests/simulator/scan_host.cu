@@ -10,7 +10,7 @@ using namespace fastrnn::cuda;
 // As test_scan.py fills it; pointers are null where there is nothing.
 struct Call {
   const char *cell, *regime;
-  int64_t T, N, I, H, R, groups, rows, steps;
+  int64_t T, N, I, H, R, groups, steps;
   int32_t reverse, tf32, backward;
   const void *x, *h_0, *c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *reset_h, *reset_c;
   const int64_t *lengths, *step_start, *sample_start;
@@ -27,12 +27,14 @@ Matrix<T> matrix(P* data, int64_t columns) {
   return data ? Matrix<T>{static_cast<T*>(data), columns, 1} : Matrix<T>{};
 }
 
-// A result to compare plans by: what was chosen, or an error.
-std::string text;
-StepWork work;
+template <class S>
+struct Scan {
+  ScanParams<S> params;
+  ScanGradients<S> gradients;  // backward alone
+};
 
 template <class S>
-void run(const Call& call) {
+Scan<S> scan_of(const Call& call) {
   using A = Accumulate<S>;
   const auto& [T, N, I, H, R] = std::tie(call.T, call.N, call.I, call.H, call.R);
   const auto sequence = [&]<class E>(auto* data, E*, int64_t columns) {
@@ -41,14 +43,14 @@ void run(const Call& call) {
     return Sequence<E>{static_cast<E*>(data),        call.step_start, call.sample_start,
                        rows ? columns : N * columns, columns,         1};
   };
-  ScanParams<S> p;
+  Scan<S> scan;
+  ScanParams<S>& p = scan.params;
   p.input_size = I;
   p.hidden_size = H;
   p.output_size = R;
   p.schedule.T = T;
   p.schedule.N = N;
   p.schedule.lengths = call.lengths;
-  p.schedule.rows_in_memory = call.rows;
   p.schedule.reverse = call.reverse;
   p.schedule.reset = matrix<const uint8_t>(call.reset, N);
   p.weights.ih = matrix<const S>(call.weight_ih, I);
@@ -69,7 +71,7 @@ void run(const Call& call) {
   p.h_n = matrix<S>(call.h_n, R);
   p.c_n = matrix<S>(call.c_n, H);
 
-  ScanGradients<S> d;
+  ScanGradients<S>& d = scan.gradients;
   if (call.backward) {
     d.y = sequence(call.d_y, static_cast<const S*>(nullptr), R);
     d.cells = sequence(call.d_cells, static_cast<const A*>(nullptr), H);
@@ -87,34 +89,65 @@ void run(const Call& call) {
     d.weights.bias_hh = {static_cast<S*>(call.d_bias_hh), 1};
     d.weights.hr = matrix<S>(call.d_weight_hr, H);
   }
+  return scan;
+}
 
-  cublasHandle_t blas = nullptr;
-  if (cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) throw LaunchError("no cuBLAS");
-  const Context context{nullptr, blas, call.tf32 != 0};
-  Plan plan = plan_for(call.cell, p, call.backward ? Direction::kBackward : Direction::kForward, device_limits(),
-                       context.tf32, call.regime);
+template <class S>
+Plan planned(const Call& call, const ScanParams<S>& params) {
+  const Direction direction = call.backward ? Direction::kBackward : Direction::kForward;
+  Plan plan = plan_for(call.cell, params, direction, device_limits(), call.tf32 != 0, call.regime);
   if (call.steps > 0) plan.steps = std::min(call.steps, plan.steps);  // so that short sequences are chunks too
-  void* workspace = nullptr;
-  const int64_t bytes = call.backward ? workspace_bytes(call.cell, p, d, plan) : workspace_bytes(call.cell, p, plan);
-  if (cudaMalloc(&workspace, std::max<int64_t>(bytes, 1)) != cudaSuccess) throw LaunchError("no memory");
-  try {
-    if (call.backward)
-      launch(call.cell, p, d, plan, workspace, context);
-    else
-      launch(call.cell, p, plan, workspace, context);
-  } catch (...) {
-    cudaFree(workspace);
-    cublasDestroy(blas);
-    throw;
+  return plan;
+}
+
+struct Blas {
+  cublasHandle_t handle = nullptr;
+  Blas() {
+    if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) throw LaunchError("no cuBLAS");
   }
-  cudaFree(workspace);
-  cublasDestroy(blas);
-  text = std::string(name(plan.regime));
+  ~Blas() { cublasDestroy(handle); }
+};
+
+struct Workspace {
+  void* data = nullptr;
+  ~Workspace() { cudaFree(data); }
+  void* allocate(int64_t bytes) {
+    cudaFree(data);
+    data = nullptr;
+    if (cudaMalloc(&data, std::max<int64_t>(bytes, 1)) != cudaSuccess) throw LaunchError("no memory");
+    return data;
+  }
+};
+
+// What was chosen by the last scan: numbers to compare, and why not another regime.
+std::string plan_text, refusals_text;
+StepWork work;
+
+template <class S>
+void run(const Call& call) {
+  const Scan<S> scan = scan_of<S>(call);
+  const Blas blas;
+  Workspace workspace;
+  const Context context{nullptr, blas.handle, call.tf32 != 0};
+  const auto choose = [&] { return planned(call, scan.params); };
+  const auto allocate = [&](int64_t bytes) { return workspace.allocate(bytes); };
+  const Plan plan = call.backward ? plan_and_launch(call.cell, context, choose, allocate, scan.params, scan.gradients)
+                                  : plan_and_launch(call.cell, context, choose, allocate, scan.params);
+  plan_text = std::string(name(plan.regime));
   for (const int64_t part : {int64_t{plan.unit_blocks}, int64_t{plan.column_blocks}, int64_t{plan.units},
                              int64_t{plan.columns}, plan.steps, plan.dependent_products})
-    text += " " + std::to_string(part);
-  text += " " + std::to_string(plan.step_us);
+    plan_text += " " + std::to_string(part);
+  plan_text += " " + std::to_string(plan.step_us);
+  refusals_text = refusals(plan);
   work = plan.work;
+}
+
+template <class S>
+int64_t scratch(const Call& call) {
+  const Scan<S> scan = scan_of<S>(call);
+  const Plan plan = planned(call, scan.params);
+  return call.backward ? workspace_bytes(call.cell, scan.params, scan.gradients, plan)
+                       : workspace_bytes(call.cell, scan.params, plan);
 }
 
 }  // namespace
@@ -139,4 +172,8 @@ extern "C" double modelled_us(const StepWork* step, int precision) {
   return step_us(*step, static_cast<Precision>(precision), machine_of(device_limits().compute_capability));
 }
 
-extern "C" const char* last_plan() { return text.c_str(); }
+extern "C" const char* last_plan() { return plan_text.c_str(); }
+extern "C" const char* last_refusals() { return refusals_text.c_str(); }
+
+// Bytes of scratch memory of a scan that is not run: addresses may be anything but null.
+extern "C" int64_t scratch_bytes(const Call* call) { return scratch<FASTRNN_STORAGE>(*call); }

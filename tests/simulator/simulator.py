@@ -187,6 +187,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     launches: list[LaunchReport] = field(default_factory=list)
     printed: str = ""
+    queries: int = 0  # of the host about devices and kernels, cudaGetDevice aside
 
     def total(self, counter: str) -> int:
         return sum(launch.total[counter] for launch in self.launches)
@@ -268,7 +269,8 @@ class Simulator:
         assert self.library.fastrnn_simulator_handshake() == b"fastrnn simulator"
         self.cudart = self.library
         self.library.cudaGetErrorString.restype = ctypes.c_char_p
-        self.library.fastrnn_simulator_written.restype = ctypes.c_uint64
+        for name in ("written", "queries"):
+            getattr(self.library, f"fastrnn_simulator_{name}").restype = ctypes.c_uint64
         for name in ("findings", "launches", "printed", "kernels"):
             getattr(self.library, f"fastrnn_simulator_{name}").restype = ctypes.c_char_p
         self._counters = counter_names()
@@ -298,7 +300,8 @@ class Simulator:
 
     def set(self, **settings: int) -> None:
         """schedule_seed, numeric_seed (0: exact), races, store_buffer, traffic, round_ns, idle_rounds, branch_limit, lost_blocks;
-        multiprocessors and ptx_version (of the code it runs), of the device until another is set."""
+        multiprocessors, ptx_version (of the code it runs) and cooperative_error (of each cooperative launch), of
+        the device until another is set."""
         for name, value in settings.items():
             if self.library.fastrnn_simulator_set(name.encode(), ctypes.c_uint64(int(value))) != 0:
                 raise ValueError(f"no setting {name}")
@@ -374,6 +377,7 @@ class Simulator:
         finally:
             report.findings = self.findings()
             report.launches = self.launches()
+            report.queries = self.library.fastrnn_simulator_queries()
             report.printed = self.library.fastrnn_simulator_printed().decode()
             self.library.fastrnn_simulator_clear()
             if expect is None and report.findings:

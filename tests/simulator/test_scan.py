@@ -26,7 +26,7 @@ try:
 except toolchain.ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from scan import INPUTS, SAVED, Done, Refused, scan
+from scan import INPUTS, SAVED, Done, Refused, scan, scratch_bytes
 from simulator import SimulatorFinding
 
 import fastrnn.ops  # noqa: F401
@@ -95,7 +95,7 @@ class Case:
         leading = (self.rows,) if self.rows else (T, N)
         self.leading = leading
         self.sizes = {
-            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": groups or 1, "rows": self.rows, "steps": 0,
+            "T": T, "N": N, "I": I, "H": H, "R": out, "groups": groups or 1, "steps": 0,
         }  # fmt: skip
         spread = H**-0.5
         self.inputs: dict[str, Tensor | None] = {
@@ -408,11 +408,68 @@ def test_code_for_an_older_gpu() -> None:
         case.run("grid-resident", ptx_version=75)
 
 
+@pytest.mark.parametrize("error", [720, 801], ids=["too large", "not supported"])
+def test_a_refused_cooperative_launch_goes_stepwise(error: int) -> None:
+    """The scan that is refused begins again, and later ones do not try."""
+    case = Case("gru", "float16", T=4, N=5, H=200, lengths=[4, 1, 3, 4, 0])
+    for _ in range(2):
+        found, done = case.run("", cooperative_error=error)
+        assert all(each.plan.startswith("stepwise") for each in done)
+        assert_close(case, found)
+    words = "too many blocks in cooperative launch" if error == 720 else "operation not supported"
+    expected = f"grid-resident: the driver refused a cooperative launch: {words}"
+    assert all(expected in each.refusals for each in done)
+    with pytest.raises(Refused, match=expected):
+        case.run("grid-resident", cooperative_error=error)
+    found, done = case.run("")
+    assert all(each.plan.startswith("grid-resident") for each in done)
+
+
+def test_cuda_is_asked_once() -> None:
+    """About a device and a kernel: planning is a part of every call."""
+    case = Case("lstm", "float16", T=2, N=3, H=40)
+    _, first = case.run("grid-resident", multiprocessors=77)
+    assert all(each.report.queries > 0 for each in first)
+    _, again = case.run("grid-resident", multiprocessors=77)
+    assert [each.report.queries for each in again] == [0, 0]
+    _, elsewhere = case.run("grid-resident", multiprocessors=78)
+    assert all(each.report.queries > 0 for each in elsewhere)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_projection_of_rows(layout: str) -> None:
     case = Case("lstm", "float32", T=4, N=4, H=21, R=13, **LAYOUTS[layout])
     found, _ = case.run("", steps=3)
     assert_close(case, found)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
+@pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chunks_of_rows(layout: str, regime: str, recompute: bool) -> None:
+    """A step a chunk: no bit of a sample's own differs from those of a single chunk."""
+    case = Case("lstm", "float16", T=4, N=4, H=18, recompute=recompute, **LAYOUTS[layout])
+    whole, _ = case.run(regime)
+    for steps in (1, 3):
+        found, done = case.run(regime, steps=steps)
+        assert all(f" {steps} " in each.plan for each in done)
+        assert_close(case, found)
+        for name in ("y", "h_n", "c_n"):
+            assert torch.equal(found[name], whole[name]), name
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("layout", ["step_start", "sample_start"])
+def test_scratch_memory_does_not_grow_with_the_sequence(layout: str, backward: bool) -> None:
+    sizes = {"T": 0, "N": 8, "I": 64, "H": 768, "R": 768, "groups": 1, "steps": 0}
+    pointers = ["x", "c_0", "lengths", layout]
+    if backward:  # gates were not saved: more buffers than in any other case
+        pointers += [f"d_{name}" for name in ("x", *WEIGHTS) if name != "weight_hr"]
+    short, long = (
+        scratch_bytes("lstm", torch.float16, {**sizes, "T": T}, pointers, backward)
+        for T in (4096, 1 << 20)
+    )
+    assert short == long < 1 << 28
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
