@@ -25,6 +25,7 @@ BENCH := $(VENV)/.bench-$(TORCH)
 DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
+QUICK := build/quick/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
 FORMATTED = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
@@ -32,14 +33,14 @@ PYTEST := $(BIN)/python -m pytest
 # The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
 NATIVE_TESTS := plan cuda_plan team kernels activations dropout
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
-NATIVE_OBJECTS := buffer team isa_amx isa_avx512_bf16 isa_avx512 isa_avx2 isa_neon isa_plain
-# Where the library's lie; asked for when they are there, and not those of the sanitized build.
-HOST_OBJECTS = $(shell ls -d build/torch-$(TORCH)*/csrc/cpu | grep -v sanitize)
+NATIVE_OBJECTS := buffer team $(patsubst csrc/cpu/%.cpp,%,$(wildcard csrc/cpu/isa_*.cpp))
+# Where the library's lie; asked for when they are there.
+HOST_OBJECTS = $(wildcard build/torch-$(TORCH)*/csrc/cpu)
 NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help setup demo test test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help setup demo test quick test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -55,6 +56,11 @@ demo: setup ## train a small model, draw build/demo.png
 # Most of the simulator's kernels run once or twice: optimizing them takes longer than it saves.
 test: setup $(DISASSEMBLER) ## all tests
 	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(ARGS)
+
+# Two workers import torch twice, which takes longer than the tests.
+quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
+	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/test_kernels.py \
+	  -k 'float32 and (matches_oracle or projection)' $(ARGS)
 
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
@@ -171,6 +177,10 @@ $(LIBRARY): build/built-with $(SOURCES) | $(READY)
 	$(BIN)/python setup.py build_ext --inplace
 	@touch $@
 
+$(QUICK): $(SOURCES) | $(READY)
+	FASTRNN_ONLY=$${FASTRNN_ONLY:-best} $(BIN)/python setup.py -q build_ext --build-lib build/quick
+	@touch $@
+
 $(SANITIZED): $(SOURCES) | $(READY)
 	FASTRNN_SANITIZE=address,undefined $(BIN)/python setup.py build_ext --build-lib build/sanitize
 	@touch $@
@@ -186,15 +196,15 @@ build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_em
 	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) \
 	  $(patsubst %,$(HOST_OBJECTS)/%.o,$(filter-out isa_amx,$(NATIVE_OBJECTS))) -o $@
 
-# $(1): folder, $(2): compiler
+# $(1): folder, $(2): compiler, $(3): objects
 define NATIVE_RULES
 build/native/$(1)/%.o: csrc/cpu/%.cpp $(SOURCES)
 	@mkdir -p $$(@D)
 	$(2) $(NATIVE_FLAGS) -c $$< -o $$@
 
-build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(NATIVE_OBJECTS:%=build/native/$(1)/%.o)
-	$(2) $(NATIVE_FLAGS) $$< $(NATIVE_OBJECTS:%=build/native/$(1)/%.o) -o $$@
+build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(3:%=build/native/$(1)/%.o)
+	$(2) $(NATIVE_FLAGS) $$< $(3:%=build/native/$(1)/%.o) -o $$@
 endef
-$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g -fsanitize=thread -DFASTRNN_WITHOUT_DUALS))
-$(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static))
+$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g -fsanitize=thread -DFASTRNN_WITHOUT_DUALS,$(filter-out %_duals,$(NATIVE_OBJECTS))))
+$(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static,$(NATIVE_OBJECTS)))
 .SECONDARY:
