@@ -9,6 +9,7 @@ TORCH_CUDA := 2.14.1
 TRITON := triton==3.8.*
 ARCHS := 7.5;8.0;8.6;9.0;10.0;12.0+PTX
 PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 ARGS :=
 ifeq ($(origin CXX),default)
 CXX := c++
@@ -29,6 +30,10 @@ QUICK := build/quick/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
 FORMATTED = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
+# An idle worker takes tests from another: tests of one file take from a millisecond to a minute.
+WORKERS = -n $(JOBS) --dist worksteal
+# Continuous integration adds dev: a second call of pip would link the library again.
+EXTRAS ?= test,ray
 
 # The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
 NATIVE_TESTS := plan cuda_plan team kernels activations dropout
@@ -40,12 +45,14 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help setup demo test quick test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARCHS=x.y;...] [ARGS="pytest or benchmark arguments"]'
+	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [JOBS=n] [ARCHS=x.y;...] [ARGS="pytest or benchmark arguments"]'
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(READY) # the virtual environment, and the library as its installation builds it
 
 setup: $(LIBRARY) ## make the virtual environment and build the library
 
@@ -54,8 +61,8 @@ demo: setup ## train a small model, draw build/demo.png
 	$(BIN)/python -m fastrnn demo --plot build/demo.png
 
 # Most of the simulator's kernels run once or twice: optimizing them takes longer than it saves.
-test: setup $(DISASSEMBLER) ## all tests
-	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(ARGS)
+test: setup $(DISASSEMBLER) ## all tests, on JOBS workers
+	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
 
 # Two workers import torch twice, which takes longer than the tests.
 quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
@@ -65,11 +72,11 @@ quick: $(QUICK) ## within a minute: float32 on this machine's best instruction s
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
-	$(PYTEST) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
+	$(PYTEST) $(WORKERS) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
 	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
-	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) tests/simulator $(ARGS)
+	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) tests/simulator $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true
@@ -134,7 +141,7 @@ clean: ## remove what was built; the virtual environments (.venv*) stay
 	rm -rf build dist *.egg-info $(LIBRARY)
 
 # Checks first, for a download of torch is long.
-$(READY): pyproject.toml Makefile
+$(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo 'fastrnn: $(PYTHON) is not a Python >= 3.10. Install one: apt-get install python3 python3-venv' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -142,8 +149,8 @@ $(READY): pyproject.toml Makefile
 	@$(PYTHON) -Bc 'import setup; setup.find_compiler()'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install torch==$(TORCH) 'setuptools>=77.0.3' ninja
-	$(BIN)/pip install -q --no-build-isolation -e '.[test,ray]' torch==$(TORCH)
-	@touch $@
+	$(BIN)/pip install -q --no-build-isolation -e '.[$(EXTRAS)]' torch==$(TORCH)
+	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(DEV))
 
 $(DEV): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' torch==$(TORCH)
