@@ -9,6 +9,7 @@ TORCH_CUDA := 2.14.1
 TRITON := triton==3.8.*
 ARCHS := 7.5;8.0;8.6;9.0;10.0;12.0+PTX
 PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 ARGS :=
 ifeq ($(origin CXX),default)
 CXX := c++
@@ -25,26 +26,33 @@ BENCH := $(VENV)/.bench-$(TORCH)
 DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
+QUICK := build/quick/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
 FORMATTED = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
+# An idle worker takes tests from another: tests of one file take from a millisecond to a minute.
+WORKERS = -n $(JOBS) --dist worksteal
+# Continuous integration adds dev: a second call of pip would link the library again.
+EXTRAS ?= test,ray
 
 # The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
 NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations dropout
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
-NATIVE_OBJECTS := buffer team isa_amx isa_avx512_bf16 isa_avx512 isa_avx2 isa_neon isa_plain
-# Where the library's lie; asked for when they are there, and not those of the sanitized build.
-HOST_OBJECTS = $(shell ls -d build/torch-$(TORCH)*/csrc/cpu | grep -v sanitize)
+NATIVE_OBJECTS := buffer team $(patsubst csrc/cpu/%.cpp,%,$(wildcard csrc/cpu/isa_*.cpp))
+# Where the library's lie; asked for when they are there.
+HOST_OBJECTS = $(wildcard build/torch-$(TORCH)*/csrc/cpu)
 NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The sanitizer wants its memory where it expects it.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help setup demo test test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [ARCHS=x.y;...] [ARGS="pytest or benchmark arguments"]'
+	@echo 'make TARGET [TORCH=$(TORCH)] [PYTHON=$(PYTHON)] [CXX=$(CXX)] [MAX_JOBS=n] [USE_CUDA=0|1] [JOBS=n] [ARCHS=x.y;...] [ARGS="pytest or benchmark arguments"]'
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(READY) # the virtual environment, and the library as its installation builds it
 
 setup: $(LIBRARY) ## make the virtual environment and build the library
 
@@ -53,17 +61,22 @@ demo: setup ## train a small model, draw build/demo.png
 	$(BIN)/python -m fastrnn demo --plot build/demo.png
 
 # Most of the simulator's kernels run once or twice: optimizing them takes longer than it saves.
-test: setup $(DISASSEMBLER) ## all tests
-	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(ARGS)
+test: setup $(DISASSEMBLER) ## all tests, on JOBS workers
+	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
+
+# Two workers import torch twice, which takes longer than the tests.
+quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
+	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/test_kernels.py \
+	  -k 'float32 and (matches_oracle or projection)' $(ARGS)
 
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
-	$(PYTEST) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
+	$(PYTEST) $(WORKERS) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
 	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
-	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) tests/simulator $(ARGS)
+	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) tests/simulator $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true
@@ -128,7 +141,7 @@ clean: ## remove what was built; the virtual environments (.venv*) stay
 	rm -rf build dist *.egg-info $(LIBRARY)
 
 # Checks first, for a download of torch is long.
-$(READY): pyproject.toml Makefile
+$(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo 'fastrnn: $(PYTHON) is not a Python >= 3.10. Install one: apt-get install python3 python3-venv' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -136,8 +149,8 @@ $(READY): pyproject.toml Makefile
 	@$(PYTHON) -Bc 'import setup; setup.find_compiler()'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install torch==$(TORCH) 'setuptools>=77.0.3' ninja
-	$(BIN)/pip install -q --no-build-isolation -e '.[test,ray]' torch==$(TORCH)
-	@touch $@
+	$(BIN)/pip install -q --no-build-isolation -e '.[$(EXTRAS)]' torch==$(TORCH)
+	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(DEV))
 
 $(DEV): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' torch==$(TORCH)
@@ -172,6 +185,10 @@ $(LIBRARY): build/built-with $(SOURCES) | $(READY)
 	$(BIN)/python setup.py build_ext --inplace
 	@touch $@
 
+$(QUICK): $(SOURCES) | $(READY)
+	FASTRNN_ONLY=$${FASTRNN_ONLY:-best} $(BIN)/python setup.py -q build_ext --build-lib build/quick
+	@touch $@
+
 $(SANITIZED): $(SOURCES) | $(READY)
 	FASTRNN_SANITIZE=address,undefined $(BIN)/python setup.py build_ext --build-lib build/sanitize
 	@touch $@
@@ -187,15 +204,15 @@ build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_em
 	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) \
 	  $(patsubst %,$(HOST_OBJECTS)/%.o,$(filter-out isa_amx,$(NATIVE_OBJECTS))) -o $@
 
-# $(1): folder, $(2): compiler
+# $(1): folder, $(2): compiler, $(3): objects
 define NATIVE_RULES
 build/native/$(1)/%.o: csrc/cpu/%.cpp $(SOURCES)
 	@mkdir -p $$(@D)
 	$(2) $(NATIVE_FLAGS) -c $$< -o $$@
 
-build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(NATIVE_OBJECTS:%=build/native/$(1)/%.o)
-	$(2) $(NATIVE_FLAGS) $$< $(NATIVE_OBJECTS:%=build/native/$(1)/%.o) -o $$@
+build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(3:%=build/native/$(1)/%.o)
+	$(2) $(NATIVE_FLAGS) $$< $(3:%=build/native/$(1)/%.o) -o $$@
 endef
-$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g -fsanitize=thread -DFASTRNN_WITHOUT_DUALS))
-$(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static))
+$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g -fsanitize=thread -DFASTRNN_WITHOUT_DUALS,$(filter-out %_duals,$(NATIVE_OBJECTS))))
+$(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static,$(NATIVE_OBJECTS)))
 .SECONDARY:

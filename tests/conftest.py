@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if common.DEVICE == "cuda" or config.getoption("--foreign-versions"):
         for line in ("default", "error:::fastrnn"):  # the last one that matches counts
             config.addinivalue_line("filterwarnings", line)
+    if common.DEVICE == "cuda" and config.getoption("numprocesses", None):
+        pytest.exit("fastrnn: --device cuda runs in one process: leave -n out", returncode=2)
+    if common.DEVICE == "cpu":
+        # As many workers as cores share the machine. A test about threads asks for them itself.
+        os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that tests start
+        torch.set_num_threads(1)
     if common.DEVICE == "cuda":
         if not torch.cuda.is_available():
             pytest.exit("fastrnn: --device cuda: torch finds no GPU", returncode=2)
@@ -73,6 +80,15 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         pytest.skip(f"this machine cannot run {request.param}")
     monkeypatch.setenv("FASTRNN_CPU_ISA", request.param)
     return request.param
+
+
+@pytest.fixture
+def two_threads() -> Generator[None, None, None]:
+    """For a whole test: scans that are large enough run on both."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -116,6 +116,40 @@ def test_compiler_version(setup, monkeypatch):
         setup.find_compiler()
 
 
+AVX2 = "processor\t: 0\nflags\t\t: fpu fma avx2 f16c\n"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cpuinfo", "expected"),
+    [
+        ("best", AVX2, "avx2"),
+        ("best", AVX2.replace("f16c", "f16c avx512f avx512bw avx512dq avx512vl"), "avx512"),
+        ("best", AVX2.replace("f16c", "f16c avx512f"), "avx2"),
+        ("best", "Features\t: fp asimd\n", "neon"),
+        ("best", "", "plain"),
+        ("avx512", AVX2, "avx512"),
+    ],
+)
+def test_one_instruction_set(setup, wanted, cpuinfo, expected):
+    assert setup.only_instruction_set(wanted, cpuinfo) == expected
+
+
+def test_unknown_instruction_set(setup):
+    with pytest.raises(SystemExit, match="FASTRNN_ONLY is 'mmx', expected one of best, avx512, "):
+        setup.only_instruction_set("mmx", AVX2)
+
+
+def test_sources_of_the_kernels(setup, monkeypatch):
+    """A quick build compiles one file of scans; no build compiles a file twice."""
+    monkeypatch.chdir(Path(setup.__file__).parent)
+    every = setup.cpu_sources()
+    assert len(every) == len(set(every)) == len(list(Path("csrc/cpu").glob("*.cpp")))
+    scans = [path for path in setup.cpu_sources("avx2") if "isa_" in path]
+    assert sorted(scans) == ["csrc/cpu/isa_avx2.cpp", "csrc/cpu/isa_avx2_float32.cpp"]
+    left_out = set(every) - set(setup.cpu_sources(duals=False))
+    assert left_out == set(map(str, Path("csrc/cpu").glob("isa_*_duals.cpp")))
+
+
 @pytest.mark.parametrize("cxx", ["", "clang++-99 -stdlib=libc++"])
 def test_no_compiler(setup, monkeypatch, cxx):
     monkeypatch.setenv("PATH", "")

@@ -16,7 +16,7 @@ from fastrnn import ops
 from fastrnn.ops import ScanWeights
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads(two_threads):
     """Units split among threads, rows split among threads: both with barriers or chunks of their own."""
     cases = [("lstm", (30, 8, 12, 40)), ("rnn_tanh", (20, 2, 64, 256)), ("gru", (8, 64, 3, 5))]
     leaves = {
@@ -121,7 +121,7 @@ class Encoded(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_data_loader_workers(start):
+def test_data_loader_workers(two_threads, start):
     data = Encoded()
     expected = torch.stack([data[i] for i in range(len(data))])  # the parent's pool is running
     loader = torch.utils.data.DataLoader(

@@ -11,10 +11,8 @@ bool runs_here() {
 }
 }  // namespace
 
-#define FASTRNN_ISA avx2
-#define FASTRNN_ISA_AVX2
-#pragma GCC target("avx2,fma,f16c")
-#include "cpu/isa_kernels.h"
+#include "cpu/for_avx2.h"
+#include "cpu/isa_table.h"
 
 namespace fastrnn::cpu {
 constinit const InstructionSet kAvx2 = avx2::instruction_set("avx2", runs_here);

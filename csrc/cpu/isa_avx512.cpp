@@ -12,10 +12,8 @@ bool runs_here() {
 }
 }  // namespace
 
-#define FASTRNN_ISA avx512
-#define FASTRNN_ISA_AVX512
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#include "cpu/isa_kernels.h"
+#include "cpu/for_avx512.h"
+#include "cpu/isa_table.h"
 
 namespace fastrnn::cpu {
 constinit const InstructionSet kAvx512 = avx512::instruction_set("avx512", runs_here);

@@ -1,13 +1,8 @@
-// The kernels of one instruction set, in the order they build on each other. Included by cpu/isa_*.cpp alone.
+// The scans of one instruction set, in the order they build on each other. Each cpu/isa_<set>_<type>.cpp includes this
+// and instantiates ScanKernels of its types, so that a build has work for several cores.
 #pragma once
 
-namespace fastrnn::FASTRNN_ISA {
-using cpu::Buffer;
-using cpu::Grid;
-using cpu::Kernels;
-using cpu::Range;
-using cpu::Team;
-}  // namespace fastrnn::FASTRNN_ISA
+#include "cpu/isa_scans.h"
 
 // The cells, compiled for this instruction set.
 #include "dispatch.h"
@@ -15,8 +10,10 @@ using cpu::Team;
 // The vectors they run on.
 #include "cpu/vec.h"
 
-// Between the cells of a stack.
+// Between the cells of a stack. (Where only one type's products differ, its scans and the table share a file.)
+#if defined(FASTRNN_PAIRS)
 #include "cpu/dropout_kernel.h"
+#endif
 
 // What is built on both.
 #include "cpu/micro_kernel.h"
@@ -31,7 +28,7 @@ namespace fastrnn::FASTRNN_ISA {
 
 // Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
-void forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
+void ScanKernels<S>::forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if constexpr (!kDual<S>)
       if (LaneScan<Cell, S>::unsuited(params).empty()) return LaneForward<Cell, S>(params, team).run();
@@ -40,7 +37,8 @@ void forward(std::string_view cell, const ScanParams<S>& params, const Team& tea
 }
 
 template <class S>
-void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
+void ScanKernels<S>::backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
+                              const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if constexpr (!kDual<S>)
       if (LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1)
@@ -50,7 +48,7 @@ void backward(std::string_view cell, const ScanParams<S>& params, const ScanGrad
 }
 
 template <class S>
-cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
+cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
   cpu::Choice found;
   Cells::dispatch(cell, [&]<class Cell>() {
     found = Scan<Cell, S>{params, team}.choice();
@@ -62,25 +60,10 @@ cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Tea
   return found;
 }
 
-template <class S>
-constexpr Kernels<S> kKernels{forward<S>, backward<S>, choice<S>};
-
-#if defined(FASTRNN_WITHOUT_DUALS)  // a sanitizer's instructions in them take a compiler a quarter of an hour
-template <class A>
-constexpr Kernels<Dual<A>> kKernels<Dual<A>>{};
-#endif
-
-constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
-  return {name,
-          runs_here,
-          kMaskKernels,
-          {kKernels<float>, kKernels<double>, kKernels<BFloat16>, kKernels<Half>, kKernels<Dual<float>>,
-           kKernels<Dual<double>>}};
-}
-
 #else
 
-const auto& unpaired = std::get<Kernels<BFloat16>>(cpu::kAvx512.own);
+using Unpaired = Kernels<BFloat16>;
+const Unpaired& unpaired = std::get<Unpaired>(cpu::kAvx512.own);
 
 // Few units gain nothing from pairs. All their batches go one way, for a sample's bits to be those it has in a batch
 // that runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.

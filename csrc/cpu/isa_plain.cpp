@@ -1,8 +1,6 @@
 // The CPU kernels for whatever the compiler targets by default.
-#include "cpu/isa.h"
-
-#define FASTRNN_ISA plain
-#include "cpu/isa_kernels.h"
+#include "cpu/for_plain.h"
+#include "cpu/isa_table.h"
 
 namespace fastrnn::cpu {
 constinit const InstructionSet kPlain = plain::instruction_set("plain", [] { return true; });

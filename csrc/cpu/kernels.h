@@ -70,6 +70,11 @@ struct InstructionSet {
   bool provides() const {
     return std::get<Kernels<S>>(own).forward != nullptr;
   }
+  // False where a build leaves the type out.
+  template <class S>
+  bool has() const {
+    return provides<S>() || (rest && rest->has<S>());
+  }
   template <class S>
   const Kernels<S>& kernels() const {
     return provides<S>() ? std::get<Kernels<S>>(own) : rest->kernels<S>();

@@ -11,12 +11,16 @@ namespace {
 
 // Best first.
 constexpr std::array kInstructionSets = {
-#if defined(__x86_64__)
-    &kAmx,   &kAvx512Bf16, &kAvx512, &kAvx2,
+#if defined(FASTRNN_ONLY)  // of a quick build: kAvx512, say
+    &FASTRNN_ONLY,
+#elif defined(__x86_64__)
+    &kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kPlain,
 #elif defined(__aarch64__)
     &kNeon,
-#endif
     &kPlain,
+#else
+    &kPlain,
+#endif
 };
 
 const pid_t kLoadedIn = getpid();

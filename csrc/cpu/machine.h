@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <string>
@@ -15,6 +16,15 @@ std::string instruction_sets(bool here);
 
 // The best set this machine runs, or the one FASTRNN_CPU_ISA names.
 const InstructionSet& instruction_set();
+
+// That set's kernels for a storage type.
+template <class S>
+const Kernels<S>& kernels() {
+  const InstructionSet& set = instruction_set();
+  STD_TORCH_CHECK(set.has<S>(), "fastrnn: this build leaves out the kernels of this dtype: a quick build has those of ",
+                  "float32 alone, a sanitized one none of second derivatives");
+  return set.kernels<S>();
+}
 
 // Whether this is a child of the process that loaded the library.
 bool forked();

@@ -175,7 +175,7 @@ ScanResults scan(const ScanInputs& in, const ScanFlags& flags) {
   dispatch_dtype(in.input, [&]<class S>() {
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const ScanParams<S> p = forward_params<S>(in, sizes, results, starts, group);
-      instruction_set().kernels<S>().forward(in.cell, of_samples(p, samples, schedule), team);
+      kernels<S>().forward(in.cell, of_samples(p, samples, schedule), team);
     });
   });
   return results;
@@ -192,7 +192,7 @@ ScanGradientResults scan_backward(const ScanInputs& in, const ScanSaved& saved) 
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const ScanParams<S> p = backward_params<S>(in, sizes, saved, starts, group);
       const ScanGradients<S> d = scan_gradients<S>(saved, results, starts, group, samples.step > 1 ? 1 : in.groups);
-      instruction_set().kernels<S>().backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
+      kernels<S>().backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
     });
   });
   return results;
@@ -211,7 +211,7 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   dispatch_dtype(in.input, [&]<class S>() {
     const ScanParams<S> p = of_samples(scan_params<S>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
     const InstructionSet& set = instruction_set();
-    Choice choice = set.kernels<S>().choice(in.cell, p, team);
+    Choice choice = kernels<S>().choice(in.cell, p, team);
     const bool lanes = choice.not_in_lanes.empty();
     if (lanes) choice = {.not_in_lanes = {}, .packs = false, .grid = {team.threads(), 1}};
     answer.say("instruction_set", set.provides<S>() ? set.name : set.rest->name);

@@ -1,0 +1,9 @@
+// Names NEON as the instruction set of what follows. Headers that every set shares come first, for the baseline.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "cpu/isa.h"
+
+#define FASTRNN_ISA neon
+#define FASTRNN_ISA_NEON

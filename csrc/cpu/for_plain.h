@@ -1,0 +1,6 @@
+// Names the compiler's default as the instruction set of what follows.
+#pragma once
+
+#include "cpu/isa.h"
+
+#define FASTRNN_ISA plain

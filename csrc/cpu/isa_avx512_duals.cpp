@@ -1,0 +1,10 @@
+// The scans for AVX512 over dual numbers.
+#if defined(__x86_64__)
+#include "cpu/for_avx512.h"
+#include "cpu/isa_kernels.h"
+
+namespace fastrnn::avx512 {
+template struct ScanKernels<Dual<float>>;
+template struct ScanKernels<Dual<double>>;
+}  // namespace fastrnn::avx512
+#endif

@@ -1,0 +1,9 @@
+// The scans for AVX512 over float32.
+#if defined(__x86_64__)
+#include "cpu/for_avx512.h"
+#include "cpu/isa_kernels.h"
+
+namespace fastrnn::avx512 {
+template struct ScanKernels<float>;
+}  // namespace fastrnn::avx512
+#endif

@@ -1,0 +1,21 @@
+// What isa_table.h takes the address of and isa_kernels.h defines.
+#pragma once
+
+namespace fastrnn::FASTRNN_ISA {
+using cpu::Buffer;
+using cpu::Grid;
+using cpu::Kernels;
+using cpu::Range;
+using cpu::Team;
+
+// The scans of one storage type. Their definitions stand outside the class, because an inline member would be compiled
+// wherever its address is taken.
+template <class S>
+struct ScanKernels {
+  static void forward(std::string_view cell, const ScanParams<S>& params, const Team& team);
+  static void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
+                       const Team& team);
+  static cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Team& team);
+};
+
+}  // namespace fastrnn::FASTRNN_ISA
