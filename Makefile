@@ -64,7 +64,7 @@ demo: setup ## train a small model, draw build/demo.png
 test: setup $(DISASSEMBLER) ## all tests, on JOBS workers
 	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
 
-# Two workers import torch twice, which takes longer than the tests.
+# One process: the tests take 4 s of the processor, and each worker more to import torch.
 quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
 	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/test_kernels.py \
 	  -k 'float32 and (matches_oracle or projection)' $(ARGS)

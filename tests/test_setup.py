@@ -21,7 +21,7 @@ def setup(monkeypatch):
     return module
 
 
-CUDA, NVCC, SOURCES = "13.0", "/usr/local/cuda/bin/nvcc", ["csrc/cuda/scan.cpp"]
+CUDA, NVCC, SOURCES = "13.0", "/usr/local/cuda/bin/nvcc", ["csrc/torch/cuda_scan.cpp"]
 
 
 @pytest.mark.parametrize(
@@ -117,24 +117,26 @@ def test_compiler_version(setup, monkeypatch):
 
 
 AVX2 = "processor\t: 0\nflags\t\t: fpu fma avx2 f16c\n"
+PART_OF_AVX512 = AVX2.replace("f16c", "f16c avx512f")
+AVX512 = AVX2.replace("f16c", "f16c avx512f avx512bw avx512dq avx512vl")
 
 
 @pytest.mark.parametrize(
     ("wanted", "cpuinfo", "expected"),
     [
-        ("best", AVX2, "avx2"),
-        ("best", AVX2.replace("f16c", "f16c avx512f avx512bw avx512dq avx512vl"), "avx512"),
-        ("best", AVX2.replace("f16c", "f16c avx512f"), "avx2"),
-        ("best", "Features\t: fp asimd\n", "neon"),
-        ("best", "", "plain"),
-        ("avx512", AVX2, "avx512"),
+        pytest.param("best", AVX2, "avx2", id="avx2"),
+        pytest.param("best", AVX512, "avx512", id="avx512"),
+        pytest.param("best", PART_OF_AVX512, "avx2", id="part-of-avx512"),
+        pytest.param("best", "Features\t: fp asimd\n", "neon", id="arm"),
+        pytest.param("best", "", "plain", id="unknown"),
+        pytest.param("avx512", AVX2, "avx512", id="asked-for"),
     ],
 )
 def test_one_instruction_set(setup, wanted, cpuinfo, expected):
     assert setup.only_instruction_set(wanted, cpuinfo) == expected
 
 
-def test_unknown_instruction_set(setup):
+def test_only_an_unknown_instruction_set(setup):
     with pytest.raises(SystemExit, match="FASTRNN_ONLY is 'mmx', expected one of best, avx512, "):
         setup.only_instruction_set("mmx", AVX2)
 

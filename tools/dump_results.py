@@ -7,6 +7,7 @@ it and the code after it, with one torch on one machine, and run:
     python tools/dump_results.py build/after.pt      # in the one after it
     python tools/dump_results.py --compare build/before.pt build/after.pt
 
+A quick build has float32 alone: dump and compare --only 'float32 .*(first|grouped)'.
 The list covers every cell, dtype and instruction set of the machine; one of everything, odd sizes
 and several chunks; both directions, lengths, resets, projections, no biases, recomputed gates,
 padded, packed and jagged batches, groups; outputs, gradients, derivatives of gradients and of
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -215,7 +217,7 @@ def cases() -> Iterator[tuple[str, str, Sizes, torch.dtype, Function]]:
         yield cell, "plain", sizes, dtype, grouped
 
 
-def dump(path: Path) -> None:
+def dump(path: Path, only: re.Pattern[str]) -> None:
     torch.set_num_threads(THREADS)
     results: dict[str, list[Tensor]] = {}
     for instruction_set in cpu_instruction_sets():
@@ -223,10 +225,12 @@ def dump(path: Path) -> None:
         for cell, kind, sizes, dtype, function in cases():
             shape = "-".join(f"{name}{size}" for name, size in sizes._asdict().items())
             words = (instruction_set, cell, str(dtype).removeprefix("torch."), kind, shape)
-            tensors = function(make_problem(cell, kind, sizes, dtype))
-            results[f"{' '.join(words)} {function.__name__}"] = [t.detach() for t in tensors]
+            name = f"{' '.join(words)} {function.__name__}"
+            if only.search(name):
+                tensors = function(make_problem(cell, kind, sizes, dtype))
+                results[name] = [tensor.detach() for tensor in tensors]
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"torch": torch.__version__, "results": results}, path)
+    torch.save({"torch": str(torch.__version__), "results": results}, path)
     total = sum(len(tensors) for tensors in results.values())
     print(f"{path}: {len(results)} scans, {total} tensors, {', '.join(cpu_instruction_sets())}")
 
@@ -248,13 +252,16 @@ def difference(before: Tensor, after: Tensor) -> str | None:
     )
 
 
-def compare(before: Path, after: Path) -> int:
+def compare(before: Path, after: Path, only: re.Pattern[str]) -> int:
     """The exit status: 0 where all bits are the same."""
     left, right = (torch.load(path) for path in (before, after))
     if left["torch"] != right["torch"]:
         print(f"{left['torch']} and {right['torch']}: dumps of one torch can be compared")
         return 2
-    left, right = left["results"], right["results"]
+    left, right = (
+        {name: tensors for name, tensors in each["results"].items() if only.search(name)}
+        for each in (left, right)
+    )
     lines = [f"only in {before}: {name}" for name in left.keys() - right.keys()]
     lines += [f"only in {after}: {name}" for name in right.keys() - left.keys()]
     for name in (name for name in left if name in right):
@@ -277,12 +284,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dump", type=Path, nargs="?", help="the file to write")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
+    parser.add_argument(
+        "--only",
+        type=re.compile,
+        default=re.compile(""),
+        metavar="PATTERN",
+        help="scans in whose name it is found: 'avx2 lstm float32 packed T5-N3-I4-H5 first_order'",
+    )
     arguments = parser.parse_args()
     if (arguments.dump is None) == (arguments.compare is None):
         parser.error("expected a file to write, or --compare and two files")
     if arguments.compare:
-        return compare(*arguments.compare)
-    dump(arguments.dump)
+        return compare(*arguments.compare, arguments.only)
+    dump(arguments.dump, arguments.only)
     return 0
 
 

@@ -4,6 +4,9 @@
 // turns into vectors.
 #pragma once
 
+#include <cstdint>
+
+#include "cpu/isa_scans.h"
 #include "dropout.h"
 
 namespace fastrnn::FASTRNN_ISA {

@@ -7,6 +7,13 @@
 // not depend on the batch around it.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/micro_kernel.h"
+#include "cpu/vec.h"
+#include "scan.h"
+
 namespace fastrnn::FASTRNN_ISA {
 
 // f(first row, rows, first vector, vectors) for tiles of nearly equal size.

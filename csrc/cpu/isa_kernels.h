@@ -1,27 +1,15 @@
-// The scans of one instruction set, in the order they build on each other. Each cpu/isa_<set>_<type>.cpp includes this
+// The scans of one instruction set. Each cpu/isa_<set>_<type>.cpp includes this
 // and instantiates ScanKernels of its types, so that a build has work for several cores.
 #pragma once
 
+#include "cpu/backward_scan.h"
+#include "cpu/forward_scan.h"
 #include "cpu/isa_scans.h"
-
-// The cells, compiled for this instruction set.
+#include "cpu/samples_in_lanes.h"
 #include "dispatch.h"
-
-// The vectors they run on.
-#include "cpu/vec.h"
-
-// Between the cells of a stack. (Where only one type's products differ, its scans and the table share a file.)
 #if defined(FASTRNN_PAIRS)
-#include "cpu/dropout_kernel.h"
+#include "cpu/dropout_kernel.h"  // the scans and the table of such a set share a file
 #endif
-
-// What is built on both.
-#include "cpu/micro_kernel.h"
-
-// What is built on that.
-#include "cpu/gemm.h"
-#include "cpu/lanes_kernel.h"
-#include "cpu/scan_kernel.h"
 
 namespace fastrnn::FASTRNN_ISA {
 #if !defined(FASTRNN_PAIRS)

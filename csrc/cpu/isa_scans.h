@@ -1,6 +1,10 @@
 // What isa_table.h takes the address of and isa_kernels.h defines.
 #pragma once
 
+#include <string_view>
+
+#include "cpu/isa.h"
+
 namespace fastrnn::FASTRNN_ISA {
 using cpu::Buffer;
 using cpu::Grid;

@@ -2,10 +2,12 @@
 // isa_kernels.h compiles no scan.
 #pragma once
 
-#include "cpu/isa_scans.h"
+#include <string_view>
+#include <type_traits>
 
-// Between the cells of a stack.
 #include "cpu/dropout_kernel.h"
+#include "cpu/isa.h"
+#include "cpu/isa_scans.h"
 
 namespace fastrnn::FASTRNN_ISA {
 

@@ -4,6 +4,14 @@
 // side as one word, and the layouts of panels and rows are those of words. Everywhere else they are what sums are.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/isa_scans.h"
+#include "cpu/vec.h"
+#include "dtypes.h"
+
 namespace fastrnn::FASTRNN_ISA {
 
 // What products of a storage type read.

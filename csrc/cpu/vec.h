@@ -5,6 +5,20 @@
 // set in FASTRNN_ISA; everything lives in a namespace of that name, so no two sets share a symbol.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "cells/dual.h"
+#include "cells/math.h"
+#include "cpu/isa.h"
+#include "dtypes.h"
+
 namespace fastrnn::FASTRNN_ISA {
 
 #if defined(FASTRNN_ISA_AVX512)

@@ -8,7 +8,7 @@
 #include <array>
 
 #include "cells/cell.h"
-#include "cuda/device.cuh"
+#include "cuda/tiles.cuh"
 #include "scan.h"
 
 namespace fastrnn::cuda {
@@ -123,6 +123,7 @@ template <class Cell, class S>
 FASTRNN_DEVICE UnitState<S> enter(const Chunk<S>& chunk, int64_t n, int64_t unit) {
   const int64_t H = chunk.scan.hidden_size;
   if (n >= chunk.scan.schedule.N || unit >= H) return {};
+  // mutant: without c
   return {chunk.h[n * H + unit], Cell::kHasCellState ? chunk.c[n * H + unit] : 0};
 }
 template <class Cell, class S>
@@ -202,6 +203,7 @@ struct BackwardInputs {
   FASTRNN_DEVICE void fetch(const BackwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit) {
     const ScanParams<S>& scan = chunk.scan;
     const int64_t H = scan.hidden_size;
+    // mutant: padded backward
     runs = resets_next = false;
     if (walked < chunk.first || n >= scan.schedule.N || unit >= H) return;
     const int64_t t = time_of(scan.schedule, walked);

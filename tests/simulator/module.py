@@ -3,16 +3,18 @@
 Each kernel is compiled alone and kept by a hash of everything that went into it, so a change to one
 kernel of twenty costs one compilation, and a second run of the tests costs none. The cache lies in
 $FASTRNN_SIMULATOR_CACHE, else among the temporary files; files appear in it whole, by renaming, so
-that test processes may share it.
+that test processes may share it, and a lock lets one of them make each.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,14 +65,28 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()[:24]
 
 
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process at a time makes a file: workers that need the same kernel compile it once.
+
+    The system frees the lock of a process that dies. The lock's own file stays, for whoever waits.
+    """
+    with open(cache_folder() / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def cached(name: str, make: Callable[[Path], object]) -> Path:
     """The file of that name in the cache, made at a temporary path first if it is missing."""
     path = cache_folder() / name
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
-            unfinished = Path(temporary) / name
-            make(unfinished)
-            unfinished.replace(path)
+    if path.exists():
+        return path
+    with locked(name):
+        if not path.exists():  # another process may have made it meanwhile
+            with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+                unfinished = Path(temporary) / name
+                make(unfinished)
+                unfinished.replace(path)
     return path
 
 

@@ -36,11 +36,10 @@ from module import BuildError
 
 ROOT = CSRC.parent
 
-KERNELS = [
-    f"cuda/{name}.cuh" for name in ("device", "step", "block_resident", "grid_resident", "stepwise")
-]
-RESIDENT = [f"cuda/{name}_resident.cuh" for name in ("block", "grid")]
-LAUNCH = ["cuda/launch.cuh", "cuda/plan.h"]
+RESIDENT = [f"cuda/regimes/{name}_resident.cuh" for name in ("block", "grid")]
+KERNELS = ["cuda/tiles.cuh", "cuda/step.cuh", *RESIDENT, "cuda/regimes/stepwise.cuh"]
+PASSES = [f"cuda/{name}" for name in ("run.cuh", "forward.cuh", "backward.cuh", "workspace.h")]
+LAUNCH = [*PASSES, "cuda/gemm.h", "cuda/launch.cuh", "cuda/plan.h"]
 CELLS = [f"cells/{name}.h" for name in ("elman", "gru", "lstm")]
 FILES = [*KERNELS, *LAUNCH, *CELLS]
 
@@ -63,32 +62,24 @@ STAGES = (
 )  # fmt: skip
 SECONDS = 600  # of a stage
 
-# Survivors and why no test can see them. By operator, file, the line with [what is changed], and how many lines like
-# it come before.
-Place = tuple[str, str, str, int]
+# Survivors: the operator, and why no test can see it. The line above such a place says "// mutant: NAME".
 ZERO_OUT, BUFFER, GUARD = "drop a canonicalisation", "shrink a buffer", "drop a guard"
-BLOCK, GRID, STEP, STEPWISE = (
-    f"cuda/{name}.cuh" for name in ("block_resident", "grid_resident", "step", "stepwise")
-)
-_NAP = "a lane naps without need: time, and no result"
-_NOT_MULTIPLIED = "weights past a warp's own are loaded and never multiplied"
-SURVIVORS: dict[Place, str] = {
-    (ZERO_OUT, STEP, "return {chunk.h[n * H + unit], [Cell::kHasCellState ? chunk.c[n * H + unit] : 0 -> chunk.c[n * H + unit]]};", 0):
-        "cells without c never read what is there",
-    (ZERO_OUT, STEP, "[runs = resets_next = false; -> ;]", 1):
-        "backward, of a padded unit or sample: nothing leaves the kernel of its state, and its d_gh is 0",
-    (BUFFER, "cuda/launch.cuh", "found.d_output = arena.take<A>([N * H -> (N * H) / 2], projected);", 0):
-        "outputs follow, which are made when d_output has been used",
-    (GUARD, GRID, "[if (now == since) return; -> ;]  // what comes at all comes long before a tick has passed", 0): _NAP,
-    (GUARD, GRID, "[if (waiting) -> if (true)] watchdog.poll();", 0): _NAP,
-    (GUARD, GRID, "[if (waiting) -> if (true)] watchdog.poll();", 1): _NAP,
-    (GUARD, BLOCK, "[if (pair < pairs) -> if (true)]", 0): _NOT_MULTIPLIED,
-    (GUARD, GRID, "[if (pair < pairs) -> if (true)]", 0): _NOT_MULTIPLIED,
-    (GUARD, GRID, "[if (first + column >= column_tiles) break; -> ;]", 1):
-        "where it multiplies: sums of columns that are not there go nowhere",
-    (GUARD, STEPWISE, "[if (!place.runs) return; -> ;]", 0):
-        "of a padded step gates are computed again, which nothing reads",
-}  # fmt: skip
+SURVIVORS = {
+    "without c": (ZERO_OUT, "cells without c never read what is there"),
+    "padded backward": (
+        ZERO_OUT,
+        "nothing leaves the kernel of a padded unit's or sample's state, and its d_gh is 0",
+    ),
+    "outputs follow": (
+        BUFFER,
+        "the outputs lie behind d_output and are made when it has been used",
+    ),
+    "nap": (GUARD, "a lane naps without need, which costs time and changes no result"),
+    "not multiplied": (GUARD, "weights past a warp's own are loaded and never multiplied"),
+    "columns not there": (GUARD, "sums of columns that do not exist go nowhere"),
+    "padded gates": (GUARD, "gates of a padded step are computed again, and nothing reads them"),
+}
+ANCHOR = re.compile(r"\s*// mutant: (.+)")
 
 
 @dataclass(frozen=True)
@@ -108,18 +99,16 @@ class Mutant:
         column = self.start - source.rfind("\n", 0, self.start)
         return f"{self.operator}: {self.file}:{line}:{column}: {self.change(source)}"
 
-    def place(self, source: str) -> Place:
-        """What SURVIVORS knows it by: no number of a line, for edits elsewhere change that."""
-        first = source.rfind("\n", 0, self.start) + 1
-        last = source.find("\n", self.end)
-        head, tail = source[first : self.start].lstrip(), source[self.end : last]
-        line = source[first:].split("\n", 1)[0].strip()
-        alike = [earlier.strip() for earlier in source[:first].splitlines()].count(line)
-        return self.operator, self.file, f"{head}[{self.change(source)}]{tail}", alike
+    def anchor(self, source: str) -> str | None:
+        """The name in the line above, if it is of this operator."""
+        above = source[: source.rfind("\n", 0, self.start)].rsplit("\n", 1)[-1]
+        named = ANCHOR.fullmatch(above)
+        return named[1] if named and SURVIVORS[named[1]][0] == self.operator else None
 
     def explanation(self, source: str) -> str | None:
         """Why no test can see it."""
-        return SURVIVORS.get(self.place(source))
+        name = self.anchor(source)
+        return SURVIVORS[name][1] if name else None
 
 
 # --- reading C++ ---------------------------------------------------------------------------------
@@ -289,7 +278,7 @@ def drop_guard(source: str) -> Iterator[Site]:
 OPERATORS = {
     "drop a barrier": (drop_barrier, KERNELS),
     "weaken an order or scope": (weaken_order, KERNELS),
-    "shift an index": (shift_index, [*KERNELS, "cuda/launch.cuh"]),
+    "shift an index": (shift_index, [*KERNELS, *PASSES]),
     "shrink a buffer": (shrink_buffer, [*KERNELS, *LAUNCH]),
     "swap gates": (swap_gates, [*KERNELS, *CELLS]),
     "drop a canonicalisation": (drop_canonicalisation, KERNELS),

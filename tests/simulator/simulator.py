@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from module import build_source, cache_folder, cached, digest, run
+from module import build_source, cache_folder, cached, digest, locked, run
 from toolchain import cxx, nvcc
 
 HERE = Path(__file__).resolve().parent
@@ -77,8 +77,14 @@ def build() -> Path:
         cxx(),
     )
     folder = cache_folder() / f"engine-{key}"
-    if folder.exists():
-        return folder
+    with locked(folder.name):
+        if not folder.exists():
+            build_engine(sources, flags, folder)
+    return folder
+
+
+def build_engine(sources: Sequence[Path], flags: Sequence[str], folder: Path) -> None:
+    """Compile and link in a temporary folder, which then takes its name."""
     with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
         work = Path(temporary) / "engine"
         work.mkdir()
@@ -107,9 +113,7 @@ def build() -> Path:
             engine = [] if name == "libcudart.so.13" else [work / "libcudart.so.13"]
             units = [work / f"{o}.o" for o in objects]
             run([cxx(), "-shared", linker, "-o", work / name, *units, *engine])
-        with contextlib.suppress(OSError):  # another process was quicker
-            work.rename(folder)
-    return folder
+        work.rename(folder)
 
 
 def build_kernels(source: Path | str, arch: str = "compute_80", flags: Sequence[str] = ()) -> Path:

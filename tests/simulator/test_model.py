@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import step_counts
 from benchmarks.step_counts import (
     Instruction,
-    Kernel,
     Step,
     a_step,
     loop_length,
@@ -109,7 +108,9 @@ def test_the_plan_knows_what_a_step_moves(regime: str, backward: bool):
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident/16"])
-def test_the_table_says_what_is_counted(monkeypatch: pytest.MonkeyPatch, regime: str, backward: bool):
+def test_the_table_says_what_is_counted(
+    monkeypatch: pytest.MonkeyPatch, regime: str, backward: bool
+):
     """A changed kernel needs a new table: python -m benchmarks.step_counts."""
     step = counted(regime, backward)
     monkeypatch.setattr(step_counts, "assembled", lambda: {step.kernel: 1.0})

@@ -266,6 +266,7 @@ struct RecomputeGates {
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const int64_t H = chunk.scan.hidden_size;
     const Place<S> place(chunk, at, H);
+    // mutant: padded gates
     if (!place.runs) return;
     using V = RealOf<S>;
     const Bias<Cell, S> bias(chunk.scan, place.column);

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/machine.h"
-#include "op.h"
+#include "torch/instruction_sets.h"
+#include "torch/op.h"
 
 namespace fastrnn::cpu {
 namespace {

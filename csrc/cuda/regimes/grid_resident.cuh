@@ -42,6 +42,7 @@ struct Watchdog {
   FASTRNN_DEVICE void poll() {
     const uint32_t now = ticks();
     if (since == 0) since = now;
+    // mutant: nap
     if (now == since) return;  // what comes at all comes long before a tick has passed
     if (now - since > kWatchdogTicks) __trap();
     __nanosleep(100);
@@ -75,6 +76,7 @@ struct GridProduct {
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair)
+        // mutant: not multiplied
         if (pair < pairs)
           weights[tile][pair] =
               load_weights<kPrecision>(first_pair + pair, [&](int row, int k) { return weight(tile, row, k); });
@@ -146,6 +148,7 @@ struct GridProduct {
             states[column][pair] = ask(column, pair);
             waiting = true;
           }
+      // mutant: nap
       if (waiting) watchdog.poll();
     }
     __syncwarp();  // lanes leave the loop apart, and a matrix instruction is the whole warp's
@@ -154,6 +157,7 @@ struct GridProduct {
       if (pair >= pairs) break;
 #pragma unroll
       for (int column = 0; column < kColumnTiles; ++column) {
+        // mutant: columns not there
         if (first + column >= column_tiles) break;
         uint4(&arrived)[1] = reinterpret_cast<uint4(&)[1]>(states[column][pair]);
         if (odd && pair == pairs - 1) arrived[0].z = arrived[0].w = 0;
@@ -180,6 +184,7 @@ struct GridProduct {
           const uint4 words = states[vector];
           waiting |= words.x == kNotYet || words.y == kNotYet || words.z == kNotYet || words.w == kNotYet;
         }
+        // mutant: nap
         if (waiting) watchdog.poll();
       }
 #pragma unroll

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "checks.h"
+#include "torch/checks.h"
 
 namespace fastrnn {
 namespace {

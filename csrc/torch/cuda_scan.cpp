@@ -7,10 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda/device.h"
 #include "cuda/fill.h"
 #include "cuda/launch.h"
-#include "op.h"
+#include "torch/cuda_device.h"
+#include "torch/op.h"
 
 namespace fastrnn::cuda {
 namespace {

@@ -4,8 +4,8 @@
 #include <bit>
 #include <vector>
 
-#include "checks.h"
 #include "dropout.h"
+#include "torch/checks.h"
 
 namespace fastrnn {
 

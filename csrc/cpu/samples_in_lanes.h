@@ -5,6 +5,17 @@
 // sample's bits do not depend on which of them ran.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "cells/cell.h"
+#include "cpu/gemm.h"
+#include "cpu/micro_kernel.h"
+#include "cpu/vec.h"
+#include "scan.h"
+
 namespace fastrnn::FASTRNN_ISA {
 
 template <class Cell, class S>

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/machine.h"
-#include "dropout_op.h"
+#include "torch/dropout_op.h"
+#include "torch/instruction_sets.h"
 
 namespace fastrnn::cpu {
 namespace {

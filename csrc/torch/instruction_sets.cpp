@@ -1,4 +1,4 @@
-#include "cpu/machine.h"
+#include "torch/instruction_sets.h"
 
 #include <torch/headeronly/util/Exception.h>
 #include <unistd.h>

@@ -24,6 +24,7 @@ struct WarpProduct {
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair)
+        // mutant: not multiplied
         if (pair < pairs)
           weights[tile][pair] = load_weights<kPrecision>(pair, [&](int row, int k) { return weight(tile, row, k); });
   }

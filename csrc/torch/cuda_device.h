@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <vector>
@@ -21,14 +22,14 @@ inline void check(cudaError_t error) {
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& on) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
 // Torch's own, of the current device and thread, on the current stream, with a workspace a CUDA graph may capture.
 inline void* blas_handle() {
   void* handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+  TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
   return handle;
 }
 

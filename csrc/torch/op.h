@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "torch/checks.h"
 
 namespace fastrnn {
 

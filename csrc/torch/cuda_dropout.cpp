@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "cuda/device.h"
 #include "cuda/fill.h"
-#include "dropout_op.h"
+#include "torch/cuda_device.h"
+#include "torch/dropout_op.h"
 
 namespace fastrnn::cuda {
 namespace {

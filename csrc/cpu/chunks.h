@@ -1,0 +1,139 @@
+// How a scan on CPU is cut into chunks of steps and parts of a step, and what its two passes share.
+//
+// Time goes in chunks small enough to stay in cache. Threads split the rows, then the units, of the steps (plan.h);
+// weight gradients are owned by tiles of the weight. So no sum depends on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cells/cell.h"
+#include "cpu/gemm.h"
+#include "cpu/isa_scans.h"
+#include "cpu/micro_kernel.h"
+#include "cpu/vec.h"
+#include "scan.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Forward chunks, a thread's share: input products wait in the second-level cache. But every chunk reads all weights of
+// the input, which pays only for so many rows.
+constexpr int64_t kForwardChunkBytes = 1 << 19;
+constexpr int64_t kLeastForwardRows = 64;
+
+// Backward chunks depend on sizes alone: sums over a chunk must not change with the machine.
+// Weight gradients pass over all weights for every chunk, which pays only for so many rows.
+constexpr int64_t kBackwardChunkBytes = 1 << 20;
+constexpr int64_t kLeastBackwardRows = 256;
+constexpr int64_t kMaxChunkRows = 8192;
+
+// The weight gradients of a group are read and written once a chunk, which pays only for so many steps.
+constexpr int64_t kLeastStepsOfAGroup = 64;
+
+// Weight gradients sum this many rows from zero, then add the sum: long sequences do not lose small terms.
+constexpr int64_t kSumRows = 1024;
+
+inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t least_rows, int64_t rows_of_a_step,
+                           int64_t steps) {
+  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, least_rows, std::max(least_rows, kMaxChunkRows));
+  return std::clamp<int64_t>(rows / std::max<int64_t>(1, rows_of_a_step), 1, std::max<int64_t>(1, steps));
+}
+
+// What a member of the team does of a step. Of the batch, rows group, group + groups, ...: as rows are sorted by
+// length, every group ends up with the same work. Of the units, those of a range of panels.
+struct Part {
+  int64_t group, groups;
+  int64_t unit_group, unit_groups;
+  Range panels;
+
+  Part(const Team::Member& member, Grid grid, int64_t all_panels)
+      : group(member.index / grid.unit_groups),
+        groups(grid.row_groups),
+        unit_group(member.index % grid.unit_groups),
+        unit_groups(grid.unit_groups),
+        panels(cpu::share(all_panels, unit_group, unit_groups)) {}
+
+  int64_t rows(int64_t active) const { return std::max<int64_t>(0, (active - group + groups - 1) / groups); }
+  int64_t row(int64_t i) const { return group + i * groups; }
+};
+
+// What both directions know: sizes, row lengths of buffers, and how states are read and written.
+template <class Cell, class S>
+struct Scan {
+  using A = Accumulate<S>;
+  using E = Operand<S>;  // what products read: inputs, h and gate gradients are kept in it
+  using V = Vec<A>;
+  static_assert(CellOver<Cell, V>);
+  static constexpr int kGates = Cell::kGates;
+
+  const ScanParams<S>& p;
+  const Team& team;
+  const Schedule& schedule = p.schedule;
+  const int64_t I = p.input_size;
+  const int64_t H = p.hidden_size;
+  const int64_t R = p.output_size;
+  const int64_t N = schedule.N;
+  const bool projected{p.weights.hr};
+  // Lengths of rows: of sums, and of operands.
+  const int64_t i_sums = row_length<A>(I);
+  const int64_t h_sums = row_length<A>(H);
+  const int64_t r_sums = row_length<A>(R);
+  const int64_t i_row = row_length<E>(I);
+  const int64_t h_row = row_length<E>(H);
+  const int64_t r_row = row_length<E>(R);
+
+  // Lengths of rows of input products, and of gate gradients.
+  int64_t gx_row() const { return row_length<A>(kGates * round_up_to_vec<A>(H)); }
+  int64_t gate_row() const { return row_length<E>(kGates * H); }
+
+  int64_t forward_chunk() const {
+    return chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A), kLeastForwardRows,
+                       (N + team.threads() - 1) / team.threads(), schedule.T);
+  }
+  int64_t backward_chunk(bool grouped) const {
+    const int64_t row = i_row + r_row + (1 + Cell::kSplitGateGradients) * gate_row() + projected * (h_row + r_row);
+    return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
+                       schedule.T);
+  }
+
+  cpu::Choice choice() const {
+    const PackedWeights<S, kGates> w_hh(H, R, {}, false);  // of which only sizes are asked
+    return {.not_in_lanes = {},
+            .packs = packs(),
+            .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),
+            .forward_chunk = forward_chunk(),
+            .backward_chunk = backward_chunk(false)};
+  }
+
+  // Whether to pack the weights ahead: a single step of few rows reads them once.
+  bool packs() const { return schedule.T > 1 || N > kFusedRows; }
+
+  // A projection mixes all units of a row: its rows are never split.
+  Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
+    // Where weights are packed as they are read, each is to be read by one thread.
+    if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
+    return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));
+  }
+
+  // Past `columns`, where products read whole steps of depth.
+  static void clear_padding(E* rows, Range range, int64_t columns, int64_t row) {
+    for (int64_t r = range.begin; kPaired<E> && r < range.end; ++r)
+      std::fill(rows + r * row + columns, rows + (r + 1) * row, E{});
+  }
+
+  // Rows in a range, in the order of the walk. A null tensor is zero.
+  template <class O>
+  void load_state(Matrix<const S> state, Range rows, int64_t columns, O* out, int64_t row) const {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      std::fill_n(out + r * row, row, O{});
+      if (state) gather(state.row(schedule.sample(r)), state.col_stride, out + r * row, columns);
+    }
+  }
+
+  template <class O>
+  void store_state(const O* row, Matrix<S> state, int64_t columns, int64_t r) const {
+    if (state) scatter(row, state.row(schedule.sample(r)), state.col_stride, columns);
+  }
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,116 @@
+// Scratch memory of a scan on a GPU: which buffers a pass takes, and how many rows each of them holds.
+//
+// The same code counts the bytes and hands the pieces out, so that both agree.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/plan.h"
+#include "dtypes.h"
+#include "scan.h"
+
+namespace fastrnn::cuda {
+
+// Hands out pieces of a workspace; of none (null) it only counts.
+class Arena {
+ public:
+  explicit Arena(void* workspace) : base_(static_cast<char*>(workspace)) {}
+
+  template <class T>
+  T* take(int64_t count, bool wanted = true) {
+    if (!wanted || count == 0) return nullptr;
+    char* piece = base_ + bytes_;
+    bytes_ += divide_up(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    return base_ ? reinterpret_cast<T*>(piece) : nullptr;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+// Whether a step's rows lie where the host cannot tell: of a packed or jagged sequence.
+template <class S>
+bool scattered(const ScanParams<S>& p) {
+  return p.x.step_start || p.x.sample_start;
+}
+// Rows that a chunk's buffers hold, whatever the layout, so that scratch memory does not grow with the sequence.
+template <class S>
+int64_t chunk_rows(const ScanParams<S>& p, const Plan& plan) {
+  return std::min(plan.steps, p.schedule.T) * p.schedule.N;
+}
+
+template <class S>
+struct ForwardBuffers {
+  using A = Accumulate<S>;
+  A *h, *c, *gx, *gh, *product;
+  S *x, *entering, *output;
+  uint32_t* exchange;
+
+  template <class Cell>
+  static ForwardBuffers take(Arena& arena, const ScanParams<S>& p, const Plan& plan) {
+    const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
+    const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
+    ForwardBuffers found;
+    found.h = arena.take<A>(N * R);
+    found.c = arena.take<A>(N * H, Cell::kHasCellState);
+    found.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
+    found.gx = arena.take<A>(chunk_rows(p, plan) * gates);
+    found.gh = arena.take<A>(N * gates, stepwise);
+    found.entering = arena.take<S>(N * R, stepwise);
+    found.output = arena.take<S>(N * H, projected);
+    found.product = arena.take<A>(N * R, projected);
+    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return found;
+  }
+};
+
+template <class S>
+struct BackwardBuffers {
+  using A = Accumulate<S>;
+  A *h, *c, *d_reset_h, *d_reset_c, *gx, *gh, *d_output, *through_gh;
+  S *h_previous, *x, *d_x, *gates, *d_gx, *d_gh, *d_gh_now, *d_projected, *d_now, *outputs;
+  A *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;  // sums over chunks, group after group
+  uint32_t* exchange;
+
+  template <class Cell>
+  static BackwardBuffers take(Arena& arena, const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& plan) {
+    const int64_t N = p.schedule.N, I = p.input_size, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
+    const int64_t rows = chunk_rows(p, plan);
+    const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
+    const bool recompute = Cell::kSaved > 0 && !p.gates;
+    BackwardBuffers found;
+    found.h = arena.take<A>(N * R);
+    found.c = arena.take<A>(N * H, Cell::kHasCellState);
+    found.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
+    found.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
+    found.weight_ih = arena.take<A>(d.groups * gates * I, bool(d.weights.ih));
+    found.weight_hh = arena.take<A>(d.groups * gates * R, bool(d.weights.hh));
+    found.bias_ih = arena.take<A>(d.groups * gates, bool(d.weights.bias_ih));
+    found.bias_hh = arena.take<A>(d.groups * gates, bool(d.weights.bias_hh));
+    found.weight_hr = arena.take<A>(d.groups * R * H, bool(d.weights.hr));
+    found.gx = arena.take<A>(rows * gates, recompute);
+    found.gh = arena.take<A>(rows * gates, recompute);
+    found.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
+    found.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
+    found.x =
+        arena.take<S>(rows * I, (d.weights.ih && p.schedule.lengths) || ((d.weights.ih || recompute) && scattered(p)));
+    found.d_x = arena.take<S>(rows * I, d.x && scattered(p));
+    found.d_gx = arena.take<S>(rows * gates);
+    found.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : found.d_gx;
+    found.d_gh_now = arena.take<S>(N * gates, stepwise);
+    found.d_projected = arena.take<S>(rows * R, projected);
+    found.d_now = arena.take<S>(N * R, projected);
+    // mutant: outputs follow
+    found.d_output = arena.take<A>(N * H, projected);
+    found.through_gh = arena.take<A>(N * R, stepwise);
+    found.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
+    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return found;
+  }
+};
+
+}  // namespace fastrnn::cuda
