@@ -1,0 +1,66 @@
+"""Each header of csrc compiles alone, and only csrc/torch includes torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import resources
+from torch.utils.cpp_extension import include_paths
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.h"))
+DEVICE_HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.cuh"))
+
+
+def compile_alone(command: list[str], header: str, folder: Path, suffix: str) -> None:
+    source = folder / f"alone{suffix}"
+    source.write_text(f'#include "{header}"\n')
+    done = subprocess.run([*command, f"-I{CSRC}", str(source)], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_compiles_alone(header: str, tmp_path: Path) -> None:
+    if header.endswith("for_neon.h") and os.uname().machine != "aarch64":
+        pytest.skip("arm_neon.h is a header of Arm's compilers")
+    command = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++20", "-fsyntax-only"]
+    if header.startswith("cpu/") and not header.startswith("cpu/for_"):
+        command.append("-DFASTRNN_ISA=plain")  # a kernel header is compiled for a named set
+    if header.startswith("torch/"):
+        command += [f"-isystem{path}" for path in include_paths()]
+        command += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    text = (CSRC / header).read_text()
+    if header.startswith(("cuda/", "torch/cuda")) or "cublas" in text:
+        kit = resources.toolkit()
+        if kit is None:
+            pytest.skip("needs CUDA's headers")
+        command += [f"-isystem{path}" for path in kit.includes()] + ["-DUSE_CUDA"]
+        command.append(f"-I{CSRC.parent}/tests/simulator/include")
+    compile_alone(command, header, tmp_path, ".cpp")
+
+
+@pytest.mark.parametrize("header", DEVICE_HEADERS)
+def test_a_device_header_compiles_alone(header: str, tmp_path: Path) -> None:
+    kit = resources.toolkit()
+    if kit is None:
+        pytest.skip("needs nvcc")
+    flags = ["-std=c++20", "--expt-relaxed-constexpr", "-arch=sm_80", "-ptx", "-O0"]
+    includes = [f"-I{path}" for path in kit.includes()]
+    command = [str(kit.root / "bin/nvcc"), *flags, *includes, "-o", str(tmp_path / "alone.ptx")]
+    command.append(f"-I{CSRC.parent}/tests/simulator/include")
+    compile_alone(command, header, tmp_path, ".cu")
+
+
+def test_only_one_folder_includes_torch() -> None:
+    includes = re.compile(r"#include <torch/")
+    folders = {
+        path.relative_to(CSRC).parts[0]
+        for path in CSRC.rglob("*.*")
+        if includes.search(path.read_text())
+    }
+    assert folders == {"torch"}
