@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -241,7 +242,8 @@ def a_step(
     cell: str, kind: str, N: int, H: int, regime: str, backward: bool, device: str, **settings: int
 ) -> Step | str:
     """One step; where no resident kernel runs it, its plan."""
-    launches, done = [], None
+    launches: list[Any] = []
+    done: Any = None
     for steps in STEPS:
         case = Case(cell, kind, T=steps, N=N, H=H, I=1)
         _, runs = case.run(regime, backward=backward, device=device, races=0, **settings)
