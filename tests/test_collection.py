@@ -47,12 +47,12 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "without_packages.py").write_text(WITHOUT_PACKAGES)
     done = collect("-p", "without_packages", "tests", "--ignore=tests/simulator", plugins=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
-    skipped = re.findall(r"^SKIPPED \[1\] (tests/\w+\.py):\d+: (.*)$", done.stdout, re.MULTILINE)
+    skipped = re.findall(r"^SKIPPED \[1\] (tests/[\w/]+\.py):\d+: (.*)$", done.stdout, re.MULTILINE)
     packages = {
         "tests/test_module_db.py": "expecttest",
         "tests/test_onnx.py": "onnx",
         "tests/test_benchmarks.py": "rich",
-        "tests/test_tune.py": "optuna",
+        "tests/training/test_tune.py": "optuna",
     }
     reasons = dict(skipped)
     assert reasons.keys() == packages.keys()
