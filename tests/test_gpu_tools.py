@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-HANG = f"{sys.executable} -c \"import signal, time; signal.signal(15, signal.SIG_IGN); print('waits', flush=True); time.sleep(60)\""
+# Ignores SIGTERM, as does the process that it starts; prints both numbers.
+HANG = (
+    f'{sys.executable} -c "import os, signal, time; signal.signal(15, signal.SIG_IGN); '
+    "os.fork(); print('waits', os.getpid(), flush=True); time.sleep(60)\""
+)
 TRAP = f"{sys.executable} -c \"print('CUDA error: unspecified launch failure'); import os; os.abort()\""
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -84,12 +89,68 @@ def test_a_part_that_traps_or_hangs_stops_nothing(tmp_path):
     }
     assert time.monotonic() - begin < 60  # the hanging part alone would take that
     report = (tmp_path / "report.md").read_text()
-    assert "CUDA error: unspecified launch failure" in report and "\nwaits\n" in report
+    assert "CUDA error: unspecified launch failure" in report
+    hanging = re.findall(r"^waits (\d+)$", report, re.M)
+    assert len(hanging) == 2 and not any(map(is_running, hanging))
     log = (tmp_path / "first.log").read_text()
     assert log.count("=== killed by SIGABRT") == log.count("=== timed out") == 1
-    assert not subprocess.run(
-        ["pgrep", "-f", "signal.signal(15, signal.SIG_IGN)"], capture_output=True
-    ).stdout
+
+
+def is_running(process: str) -> bool:
+    """A killed process that nobody has waited for yet is a zombie, Z, and runs no more."""
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
+def test_a_process_that_runs_is_seen():
+    assert is_running(str(os.getpid())) and not is_running("0")
+
+
+def test_the_users_path_of_packages_is_kept_and_braces_are_no_words(tmp_path, monkeypatch):
+    (tmp_path / "known_by_path.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = f"{sys.executable} -c 'import known_by_path, fastrnn; print({{1: 2}})'"
+    outcomes = run("first", tmp_path, "--only", "import", "--part", f"import={command}")
+    assert outcomes["import"] == "passed"
+    assert "\n{1: 2}\n" in (tmp_path / "report.md").read_text()
+
+
+def test_a_gpu_is_known_by_its_driver_where_torch_takes_too_long(tmp_path):
+    """What the versions printed before their limit counts, and torch's word where it came."""
+    smi = "compute capability: 9.0"
+    runner = load_tool("run")
+    assert runner.look([smi]) == runner.Machine(True, "9.0", frozenset())
+    assert not runner.look([smi, "compute capability: none that torch can use"]).gpu
+    assert not runner.look(["compute capability: not found"]).gpu
+    late = f"{sys.executable} -c \"import time; print('{smi}', flush=True); time.sleep(60)\""
+    options = ["--part", f"versions={late}", "--limit", "versions=2",
+               "--part", "smoke-stepwise=true", "--only", "smoke-stepwise"]  # fmt: skip
+    outcomes = run("first", tmp_path, *options, code=1)  # 3 would say that there is no GPU
+    assert outcomes == {"versions": "timed out after 2 s", "smoke-stepwise": "passed"}
+
+
+@pytest.mark.parametrize(("text", "code"), [("one bad case", 1), ("CUDA error: trap", None)])
+def test_a_case_that_raises_leaves_the_others_but_for_a_lost_context(
+    monkeypatch, capsys, text, code
+):
+    smoke = load_tool("smoke")
+
+    def error_of(case):
+        if case.cell == "gru":
+            raise RuntimeError(text)
+        return 0.5
+
+    monkeypatch.setattr(smoke, "on_gpu", error_of)
+    arguments = ["smoke.py", "--regime", "stepwise", "--types", "float32", "--units", "33"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    if code is None:
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            smoke.main()
+        return
+    assert smoke.main() == code
+    printed = capsys.readouterr().out
+    assert "FAILED   stepwise gru float32 T 3 N 9 H 33: RuntimeError: one bad case" in printed
+    assert "3 ok, 0 refused, 0 WRONG, 1 FAILED" in printed
 
 
 def test_verbs_share_a_report_and_no_part_runs_out_of_time(tmp_path):
@@ -137,13 +198,18 @@ def test_wrong_options(tmp_path, options, said):
     assert done.returncode == 2 and said in done.stderr
 
 
+def load_tool(name: str):
+    """A script of tools/gpu as a module; what it adds to the path of modules is taken off again."""
+    spec = importlib.util.spec_from_file_location(f"gpu_{name}", ROOT / "tools/gpu" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name], before = tool, list(sys.path)  # dataclasses look their module up
+    spec.loader.exec_module(tool)
+    sys.path[:] = before
+    return tool
+
+
 def parts_of(verb: str) -> list:
-    sys.path.insert(0, str(ROOT / "tools/gpu"))
-    try:
-        import run as runner
-    finally:
-        sys.path.pop(0)
-    return list(runner.PARTS[verb]())
+    return list(load_tool("run").PARTS[verb]())
 
 
 def test_limits_fit_the_time(monkeypatch):

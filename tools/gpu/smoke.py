@@ -2,7 +2,8 @@
 
 Run one regime a process: a kernel that traps takes the whole CUDA context along. With --simulator
 the compiled kernels run on the simulator instead. Prints a line a case; a case that the regime
-refuses is told with the reason and is no failure. Exits with 1 where a result is wrong.
+refuses is told with the reason and is no failure. Exits with 1 where a result is wrong or a case
+fails otherwise; only a lost CUDA context ends the process before its last case.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ def check(case: Case, error_of: Callable[[Case], float]) -> str:
         error = error_of(case)
     except Refused as why:
         return f"refused  {case}: {why}"
+    except Exception as error:
+        if "CUDA error" in str(error):  # the context is lost, and every later case with it
+            raise
+        text = str(error).strip() or repr(error)
+        return f"FAILED   {case}: {type(error).__name__}: {text.splitlines()[0]}"
     verdict = "ok      " if error <= 1 else "WRONG   "
     seconds = time.perf_counter() - begin
     return f"{verdict} {case}: error {error:.2g} of the tolerance, {seconds:.2f} s"
@@ -136,10 +142,11 @@ def main() -> int:
         lines.append(check(case, on_simulator if args.simulator else on_gpu))
         print(lines[-1], flush=True)
     counts = {
-        word: sum(line.startswith(word) for line in lines) for word in ("ok", "refused", "WRONG")
+        word: sum(line.startswith(word) for line in lines)
+        for word in ("ok", "refused", "WRONG", "FAILED")
     }
     print(", ".join(f"{count} {word}" for word, count in counts.items()))
-    return 1 if counts["WRONG"] or not counts["ok"] else 0
+    return 1 if counts["WRONG"] or counts["FAILED"] or not counts["ok"] else 0
 
 
 if __name__ == "__main__":
