@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import assert_all_close, gradients, leaf, make_scan, present
+
+from fastrnn.ops import ScanWeights, scan
 
 ROOT = Path(__file__).resolve().parents[1]
 # Ignores SIGTERM, as does the process that it starts; prints both numbers.
@@ -151,6 +154,22 @@ def test_a_case_that_raises_leaves_the_others_but_for_a_lost_context(
     printed = capsys.readouterr().out
     assert "FAILED   stepwise gru float32 T 3 N 9 H 33: RuntimeError: one bad case" in printed
     assert "3 ok, 0 refused, 0 WRONG, 1 FAILED" in printed
+
+
+def test_relu_is_differentiated_for_the_units_that_were_active():
+    """As the op is for its own; another set of units has other gradients."""
+    smoke = load_tool("smoke")
+    input, h_0, c_0, weights = make_scan("rnn_relu", (3, 9, 5, 33))
+    leaves = [leaf(tensor, torch.float64) for tensor in (input, h_0, c_0, *weights)]
+    results = present(scan("rnn_relu", *leaves[:3], ScanWeights(*leaves[3:])))
+    active = results[0] > 0
+    outputs = smoke.relu_outputs(active, leaves)
+    assert_all_close(outputs, results, torch.float64)
+    expected = gradients(results, present(leaves))
+    assert_all_close(gradients(outputs, present(leaves)), expected, torch.float64)
+    active[0, 0, 0] ^= True
+    flipped = gradients(smoke.relu_outputs(active, leaves), present(leaves))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(flipped, expected, strict=True))
 
 
 def test_verbs_share_a_report_and_no_part_runs_out_of_time(tmp_path):

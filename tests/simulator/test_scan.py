@@ -121,7 +121,11 @@ class Case:
             "d_cells": normal(*leading, H).to(accumulate(self.dtype)) if has_c else None,
         }
 
-    def oracle(self) -> dict[str, Tensor]:
+    def oracle(self, active: Tensor | None = None) -> dict[str, Tensor]:
+        """Results and gradients in float64. Where ReLU's input is nearly 0, rounding decides whether a
+        unit is active, and the gradient jumps: with a computed y as `active`, gradients are of its
+        active units, results still of the oracle's own."""
+
         def wide(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.double()
 
@@ -130,8 +134,9 @@ class Case:
         y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(self.cell, *tensors, *host, True)
         grads = [wide(self.grads[name]) for name in ("d_y", "d_h_n", "d_c_n", "d_cells")]
         found = torch.ops.fastrnn.scan_backward(
-            self.cell, *grads, *tensors, *host, y, gates, cells, (1 << len(INPUTS)) - 1, self.groups
-        )
+            self.cell, *grads, *tensors, *host, y if active is None else active.double(), gates, cells,
+            (1 << len(INPUTS)) - 1, self.groups,
+        )  # fmt: skip
         return {
             "y": y,
             "h_n": h_n,
