@@ -244,7 +244,12 @@ class Planner {
     work.slots = slots(plan.regime, kGroupUnits, work);
     work.fma = fma(warps * tiles(kGroupUnits) * 16, depth, plan.columns);
     work.dependent = static_cast<double>(plan.dependent_products);
-    work.shared_bytes = (1 + warps) * words * 4;  // written once, read by every warp
+    // A store is one cell of every lane: words of neighbouring columns lie 32 apart, so that four lanes share a bank
+    // (without tensor cores two). Every warp reads all words.
+    constexpr double kCellsOfALane = 4, kWavefrontBytes = 128;
+    const double stores = warps * kCellsOfALane * (direction_ == Direction::kBackward ? sizes_.gates : 1);
+    const double lanes_a_bank = precision_ == Precision::kFloat ? 2 : 4;
+    work.shared_bytes = stores * lanes_a_bank * kWavefrontBytes + warps * words * 4;
     work.barriers = 1;
     work.streamed_bytes = streamed_bytes();
     work.waves = static_cast<double>(divide_up(plan.column_blocks, std::max(1, limits_.multiprocessors)));

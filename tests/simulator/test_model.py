@@ -102,8 +102,13 @@ def test_polling_is_counted_apart():
 def test_the_plan_knows_what_a_step_moves(regime: str, backward: bool):
     step = counted(regime, backward)
     assert step.exchanged_bytes == pytest.approx(step.work.exchanged_bytes, rel=0.01)
-    assert step.shared_bytes == pytest.approx(step.work.shared_bytes, rel=0.35)
-    assert step.streamed_bytes == pytest.approx(step.work.streamed_bytes, rel=0.25)
+    assert step.shared_bytes == pytest.approx(step.work.shared_bytes, rel=0.05)
+    # The plan counts what training moves. Here forward saves no gates and no c, and backward is
+    # given gradients of c; words that are sent are counted where they are stored, too.
+    units, unit_blocks = 16 * 64, int(step.plan.split()[1])
+    beside = units * 4 if backward else -units * (4 * 2 + 4)
+    sent = step.exchanged_bytes / unit_blocks
+    assert step.streamed_bytes == pytest.approx(step.work.streamed_bytes + beside + sent, rel=0.02)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
