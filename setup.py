@@ -198,7 +198,8 @@ def library() -> dict:
         raise SystemExit("fastrnn: no ninja found. Install it: pip install ninja")
     os.environ["CXX"] = find_compiler()  # one for compiling and linking
 
-    cuda_sources = glob("csrc/cuda/*.c*") + glob("csrc/torch/cuda_*.cpp")
+    cuda_sources = glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp")
+    cuda_sources += glob("csrc/torch/cuda_*.cpp")
     toolkit = Toolkit.find(Path(torch.__file__).parents[1], torch.version.cuda)
     no_cuda = why_no_cuda(
         os.environ.get("USE_CUDA", ""),
