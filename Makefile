@@ -213,6 +213,6 @@ build/native/$(1)/%.o: csrc/cpu/%.cpp $(SOURCES)
 build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(3:%=build/native/$(1)/%.o)
 	$(2) $(NATIVE_FLAGS) $$< $(3:%=build/native/$(1)/%.o) -o $$@
 endef
-$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g -fsanitize=thread -DFASTRNN_WITHOUT_DUALS,$(filter-out %_duals,$(NATIVE_OBJECTS))))
+$(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g1 -fsanitize=thread -DFASTRNN_WITHOUT_DUALS,$(filter-out %_duals,$(NATIVE_OBJECTS))))
 $(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static,$(NATIVE_OBJECTS)))
 .SECONDARY:
