@@ -85,7 +85,7 @@ class Kernel:
         return (16, 48, 64) if self.backward and self.gates > 1 else (16, 64, 128)
 
     def row(self, coefficients: np.ndarray) -> str:
-        """Of the table in C++."""
+        """The kernel's row of the table in C++."""
         regime = "kBlockResident" if self.regime == "block-resident" else "kGridResident"
         direction = "kBackward" if self.backward else "kForward"
         numbers = ", ".join(f"{number:.0f}" for number in coefficients)
@@ -155,7 +155,7 @@ def loop_length(code: Sequence[Instruction], barrier: str) -> int:
 
 
 def ptx_loop(text: str) -> int:
-    """Of one kernel's PTX."""
+    """Instructions in the loop over steps of one kernel's PTX."""
     code = []
     for line in text.splitlines():
         line = line.split("//")[0].strip()
@@ -169,7 +169,7 @@ def ptx_loop(text: str) -> int:
 
 
 def sass_loops(text: str) -> dict[str, int]:
-    """Of every resident kernel in what cuobjdump -sass prints, by mangled name."""
+    """Instructions in each resident kernel's loop, by mangled name, from cuobjdump -sass."""
     functions: dict[str, list[Instruction]] = {}
     code: list[Instruction] = []
     for line in text.splitlines():
@@ -223,7 +223,7 @@ class Step:
 
     @property
     def shared_bytes(self) -> float:
-        """Of a block; a wavefront moves 128 bytes at most, and takes as long for fewer."""
+        """Bytes of a block; a wavefront moves at most 128, and takes as long for fewer."""
         return 128 * self.counters["shared_wavefronts"] / self.blocks
 
     @property
@@ -260,7 +260,7 @@ def a_step(
 
 
 def coefficients(kernel: Kernel) -> tuple[np.ndarray, float]:
-    """Of the kernel's row in step_counts.h, and the worst relative error they leave."""
+    """The numbers of a kernel's row, and the worst relative error that they leave."""
     features, slots = [], []
     for N, H, multiprocessors in kernel.sizes():
         cell = CELLS[kernel.gates]

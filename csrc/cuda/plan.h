@@ -190,7 +190,7 @@ class Planner {
     return precision_is_half() ? 2 : 4;
   }
   int accumulate_bytes() const { return precision_ == Precision::kDouble ? 8 : 4; }
-  // Of a step: forward the input products, y and what is saved; backward what was saved and the gates' gradients.
+  // A step moves forward the input products, y and what is saved; backward what was saved and the gates' gradients.
   double streamed_bytes() const {
     const int cell_state = sizes_.has_cell_state ? accumulate_bytes() : 0;
     const int saved = sizes_.saved * element_bytes();

@@ -120,7 +120,7 @@ def step_us(shape: Shape, package: Any) -> float:
 
 
 def regime(shape: Shape) -> str:
-    """Of each pass, as fastrnn.explain tells."""
+    """The regime of each pass, as fastrnn.explain tells."""
     import fastrnn
 
     _, call = calls(shape, fastrnn, LENGTHS[1])

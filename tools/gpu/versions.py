@@ -20,7 +20,7 @@ PACKAGES = ("pytest", "numpy", "hypothesis", "expecttest", "mpmath", "rich", "ma
 
 
 def first_line(*command: str, containing: str = "") -> str:
-    """Of what a program prints; why not, where it cannot be asked."""
+    """The first line that a program prints, or why it cannot be asked."""
     if not shutil.which(command[0]):
         return "not found"
     try:
