@@ -1,10 +1,6 @@
 // ScanParams: one layer, one direction, one call. THE boundary: everything below it knows no torch.
-//
-// A scan walks T steps over N rows. Rows are samples sorted by length, longest first, so the rows still running at a
-// step are always a prefix of the batch: a padded batch with lengths, a packed one and a plain one are the same walk.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "dtypes.h"
@@ -36,6 +32,15 @@ struct Vector {
   FASTRNN_FN T& operator[](int64_t i) const { return data[i * stride]; }
   FASTRNN_FN explicit operator bool() const { return data != nullptr; }
 };
+
+template <class T>
+Matrix<T> as_matrix(const Matrix<T>& matrix) {
+  return matrix;
+}
+template <class T>
+Matrix<T> as_matrix(const Vector<T>& column) {
+  return {column.data, column.stride, 1};
+}
 
 // A tensor over time and samples. Padded: [T, N, C] with a stride a step. Packed: [rows, C], step t starts at row
 // step_start[t]. Jagged: [rows, C], sample n starts at row sample_start[n].
@@ -69,53 +74,78 @@ struct Weights {
   Vector<T> bias_ih;  // [G * H], null without bias
   Vector<T> bias_hh;  // [G * H]
   Matrix<T> hr;       // [R, H], null without projection
+
+  bool any() const { return ih || hh || bias_ih || bias_hh || hr; }
 };
 
-// Which rows run at which step, in which order.
-struct Schedule {
-  int64_t T = 0;
-  int64_t N = 0;
-  const int64_t* order = nullptr;    // [N], sample of row r; null: r itself
-  const int64_t* active = nullptr;   // [T], rows running at step t (non-increasing); null: N
-  bool reverse = false;              // from the last step to the first
-  Matrix<const uint8_t> reset;       // [T, N], not 0 at the first step of a segment; null: none
-  const int64_t* lengths = nullptr;  // [N], on a GPU instead of order and active; clamped to [0, T]; null: T
+// What a kernel keeps for every weight.
+template <class T>
+struct PerWeight {
+  T ih, hh, bias_ih, bias_hh, hr;
+};
 
-  int64_t sample(int64_t r) const { return order ? order[r] : r; }
-  int64_t rows(int64_t t) const { return active ? active[t] : N; }
-  int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // time of the s-th step walked
-  int64_t previous(int64_t t) const { return reverse ? t + 1 : t - 1; }
-  int64_t next(int64_t t) const { return std::clamp<int64_t>(reverse ? t - 1 : t + 1, 0, T - 1); }  // or t itself
-  bool runs(int64_t t, int64_t r) const { return 0 <= t && t < T && r < rows(t); }
+// Calls f(of.ih...), f(of.hh...) and so on, for Weights and PerWeights side by side.
+template <class F, class... Of>
+void for_each_weight(F&& f, Of&&... of) {
+  f(of.ih...);
+  f(of.hh...);
+  f(of.bias_ih...);
+  f(of.bias_hh...);
+  f(of.hr...);
+}
 
-  // Row r's state is cleared before step t. The reverse walk enters a segment at its end: one step before the
-  // mark of the next one.
-  bool resets(int64_t t, int64_t r) const {
-    if (!reset) return false;
-    const int64_t mark = reverse ? t + 1 : t;
-    return runs(mark, r) && reset(mark, sample(r)) != 0;
+// The tensors that a scan may have gradients of: S is const in the scan's inputs, and not in their gradients.
+template <class S>
+struct ScanTensors {
+  Sequence<S> x;  // [T, N, I]
+  Matrix<S> h_0;  // [N, R]
+  Matrix<S> c_0;  // [N, H], null for cells without c
+  Weights<S> weights;
+  Matrix<S> reset_h;  // [N, R], what a reset replaces the state by; null: zeros
+  Matrix<S> reset_c;  // [N, H]
+
+  // Those of samples first, first + step, ..., which share the weights.
+  ScanTensors every(int64_t step, int64_t first) const {
+    return {x.every(step, first),       h_0.every(step, first),    c_0.every(step, first), weights,
+            reset_h.every(step, first), reset_c.every(step, first)};
   }
 };
 
-template <class S>
-struct ScanParams {
+// The walk over T steps: in which order, and where a state is replaced. The schedule of a device derives from it and
+// says which rows run at a step, `bool runs(t, r)`, and which sample a row is, `int64_t sample(r)`.
+template <class Schedule>
+struct Walk {
+  int64_t T = 0;
+  int64_t N = 0;
+  bool reverse = false;         // from the last step to the first
+  Matrix<const uint8_t> reset;  // [T, N], not 0 at the first step of a segment; null: none
+
+  FASTRNN_FN int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // time of the s-th step walked
+  FASTRNN_FN int64_t previous(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  FASTRNN_FN int64_t next(int64_t t) const { return reverse ? t - 1 : t + 1; }
+
+  // Row r's state is replaced before step t. The reverse walk enters a segment at its end: one step before the mark of
+  // the next one. A t past either end of the walk is no step.
+  FASTRNN_FN bool resets(int64_t t, int64_t r) const {
+    if (!reset || t < 0) return false;
+    const auto& schedule = static_cast<const Schedule&>(*this);
+    const int64_t mark = reverse ? t + 1 : t;
+    return schedule.runs(mark, r) && reset(mark, schedule.sample(r)) != 0;
+  }
+};
+
+// One layer in one direction. Steps that a sample does not run are left untouched.
+template <class S, class Schedule>
+struct ScanParams : ScanTensors<const S> {
+  using Storage = S;
   using A = Accumulate<S>;
 
   int64_t input_size = 0;   // I
   int64_t hidden_size = 0;  // H
   int64_t output_size = 0;  // R: the projected size, or H
   Schedule schedule;
-  Weights<const S> weights;
 
-  Sequence<const S> x;  // [T, N, I]
-  Matrix<const S> h_0;  // [N, R]
-  Matrix<const S> c_0;  // [N, H], null for cells without c
-
-  // What a reset replaces the state by; null: zeros.
-  Matrix<const S> reset_h;  // [N, R]
-  Matrix<const S> reset_c;  // [N, H]
-
-  // Results of the forward pass; inputs of the backward pass. Steps a sample does not run are left untouched.
+  // Results of the forward pass; inputs of the backward pass.
   Sequence<S> y;      // [T, N, R]
   Sequence<S> gates;  // [T, N, kSaved * H], what the cell saves; null: nothing is saved, backward recomputes it
   Sequence<A> cells;  // [T, N, H], c of every step; null: not saved
@@ -123,25 +153,53 @@ struct ScanParams {
   Matrix<S> c_n;      // [N, H]
 };
 
-// Gradients of a scan. A null input gradient counts as zero, a null result is not computed.
+// Gradients of a scan: those of its results, which are given, and those of its tensors, which are computed. A null
+// gradient of a result counts as zero, a null gradient of a tensor is not computed.
 template <class S>
-struct ScanGradients {
-  Sequence<const S> y;                  // [T, N, R], given
-  Sequence<const Accumulate<S>> cells;  // [T, N, H], given
-  Matrix<const S> h_n;                  // [N, R], given
-  Matrix<const S> c_n;                  // [N, H], given
-  Sequence<S> x;                        // [T, N, I]
-  Matrix<S> h_0;                        // [N, R]
-  Matrix<S> c_0;                        // [N, H]
-  Matrix<S> reset_h;                    // [N, R]
-  Matrix<S> reset_c;                    // [N, H]
+struct ScanGradients : ScanTensors<S> {
+  Sequence<const S> y;                  // [T, N, R]
+  Sequence<const Accumulate<S>> cells;  // [T, N, H]
+  Matrix<const S> h_n;                  // [N, R]
+  Matrix<const S> c_n;                  // [N, H]
 
   // Samples share the weights but may be split into groups with gradients of their own (per-sample gradients). Sample n
   // is in group n % groups; every group's gradients have the rows of a weight, one group's after the other's.
   int64_t groups = 1;
-  Weights<S> weights;
-
-  bool any_weight() const { return weights.ih || weights.hh || weights.bias_ih || weights.bias_hh || weights.hr; }
 };
+
+namespace cpu {
+
+// Rows are samples sorted by length, longest first, so the rows still running at a step are always a prefix of the
+// batch: a padded batch with lengths, a packed one and a plain one are the same walk.
+struct Schedule : Walk<Schedule> {
+  const int64_t* order = nullptr;   // [N], sample of row r; null: r itself
+  const int64_t* active = nullptr;  // [T], rows running at step t (non-increasing); null: N
+
+  int64_t sample(int64_t r) const { return order ? order[r] : r; }
+  int64_t rows(int64_t t) const { return active ? active[t] : N; }
+  bool runs(int64_t t, int64_t r) const { return 0 <= t && t < T && r < rows(t); }
+};
+
+template <class S>
+using ScanParams = fastrnn::ScanParams<S, Schedule>;
+
+}  // namespace cpu
+
+namespace cuda {
+
+// Rows are samples in their order. Lengths are on the device, where the host cannot look at them without waiting.
+struct Schedule : Walk<Schedule> {
+  const int64_t* lengths = nullptr;  // [N], clamped to [0, T]; null: T
+
+  FASTRNN_FN int64_t sample(int64_t n) const { return n; }
+  FASTRNN_FN bool runs(int64_t t, int64_t n) const {
+    return 0 <= t && t < (lengths && lengths[n] < T ? lengths[n] : T);
+  }
+};
+
+template <class S>
+using ScanParams = fastrnn::ScanParams<S, Schedule>;
+
+}  // namespace cuda
 
 }  // namespace fastrnn

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrnn.library import CELLS
+from fastrnn.library import CELLS, named, with_absent
 
 __all__ = ["Explanation", "ScanExplanation", "explain"]
 
@@ -142,18 +142,19 @@ class _Listener(TorchDispatchMode):
 def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation:
     names = [argument.name for argument in torch.ops.fastrnn.scan.default._schema.arguments]
     given = dict(zip(names, args, strict=False))
+    table = CELLS[given["cell"]]
+    given |= named(table.tensors, with_absent(given["tensors"], given["present"]))
     text = torch.ops.fastrnn.scan_choice(*args)
     facts = dict(line.split(": ", 1) for line in text.splitlines())
     number = {key: int(value) for key, value in facts.items() if value.isdigit()}
     plans = _plans(facts)
     sizes = {key: number[key] for key in ("T", "N", "I", "H", "R")}
-    gates = CELLS[given["cell"]].gates
-    products = gates * sizes["H"] * (sizes["I"] + sizes["R"])
-    if given["weight_hr"] is not None:
+    products = table.gates * sizes["H"] * (sizes["I"] + sizes["R"])
+    if given.get("weight_hr") is not None:
         products += sizes["R"] * sizes["H"]
-    y, _, _, saved_gates, cells = results
-    kept = (given["input"], y, saved_gates, cells) if given["save"] else ()
-    input = given["input"]
+    input, by_name = given["input"], named(table.results, results)
+    saved = [by_name[result.name] for result in table.saved_results]
+    kept = (input, *saved) if given["save"] else ()
     return ScanExplanation(
         cell=given["cell"],
         direction="reverse" if given["reverse"] else "forward",
@@ -175,7 +176,7 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
         saved_bytes=sum(tensor.nbytes for tensor in kept),
         flop=2 * products * number["rows"],
         reasons=(_gpu_reasons(facts) if plans else _cpu_reasons(facts, number, given))
-        + _saved_reasons(saved_gates),
+        + _saved_reasons(by_name.get("gates")),
         plans=plans,
     )  # fmt: skip
 
@@ -201,8 +202,8 @@ def _gpu_reasons(facts: dict[str, str]) -> list[str]:
     return found
 
 
-def _saved_reasons(saved_gates: Tensor) -> list[str]:
-    if not saved_gates.numel():
+def _saved_reasons(saved_gates: Tensor | None) -> list[str]:
+    if saved_gates is None or not saved_gates.numel():
         return []
     return [f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"]
 

@@ -37,18 +37,58 @@ def _load_library() -> None:
 _load_library()
 
 
+class TensorInfo(NamedTuple):
+    """A row of the tables in csrc/torch/arguments.h."""
+
+    name: str
+    role: str  # "sequence", "state", "matrix" or "vector": the last two are weights
+    differentiable: bool
+
+    @property
+    def weight_rank(self) -> int | None:
+        """Dimensions of a weight without groups; None of another tensor."""
+        return {"matrix": 2, "vector": 1}.get(self.role)
+
+
 class CellFacts(NamedTuple):
-    """What csrc/cells/ says of a cell."""
+    """What the library says of a cell (csrc/cells/) and of the ops' lists for it."""
 
     gates: int  # rows of the weights for each hidden unit
     saved: int  # values a unit and step saves for backward, beside h and c
     has_cell_state: bool
+    tensors: tuple[TensorInfo, ...]  # which may have a gradient
+    results: tuple[TensorInfo, ...]
+
+    @property
+    def differentiable(self) -> tuple[TensorInfo, ...]:
+        """The results that may have a gradient."""
+        return tuple(result for result in self.results if result.differentiable)
+
+    @property
+    def saved_results(self) -> tuple[TensorInfo, ...]:
+        """The results that backward reads."""
+        return tuple(result for result in self.results if result.role == "sequence")
 
 
-CELLS = {
-    name: CellFacts(*torch.ops.fastrnn.cell_facts(name))
-    for name in torch.ops.fastrnn.cells().split(",")
-}
+def _read_table(text: str) -> tuple[TensorInfo, ...]:
+    rows = (row.split() for row in text.split(","))
+    return tuple(TensorInfo(name, role, not constant) for name, role, *constant in rows)
+
+
+def _cell_facts(cell: str) -> CellFacts:
+    tables = torch.ops.fastrnn.cell_tensors(cell)
+    return CellFacts(*torch.ops.fastrnn.cell_facts(cell), *map(_read_table, tables))
+
+
+CELLS = {name: _cell_facts(name) for name in torch.ops.fastrnn.cells().split(",")}
+
+# The tensors of the op beside its lists, which say how long sequences are and where they are reset.
+SCHEDULE = ("lengths", "batch_sizes", "offsets", "reset")
+
+
+def named(table: Sequence[TensorInfo], values: Iterable[Any]) -> dict[str, Any]:
+    """The values of one of the op's lists by the names in its table."""
+    return {info.name: value for info, value in zip(table, values, strict=True)}
 
 
 class ScanWeights(NamedTuple):
@@ -89,96 +129,124 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-# The op's tensors that may need a gradient: input, h_0, c_0, five weights, reset_h, reset_c.
-TENSORS = 10
-
-
 @torch.library.register_fake("fastrnn::scan")
 def _scan_fake(  # type: ignore[no-untyped-def]
-    cell, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c,
-    lengths, batch_sizes, offsets, reset, reverse, save, recompute=False, all_states=False,
-    groups=0, tf32=False,
+    cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, save, recompute=False,
+    all_states=False, groups=0, tf32=False,
 ):  # fmt: skip
-    tensors = (h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c, reset)
-    _check_one_device(input, tensors)
-    gates, saved, has_cell_state = CELLS[cell]
-    hidden_size, output_size = weight_ih.size(-2) // gates, weight_hh.size(-1)
-    steps = input.shape[:-1]
-    y = input.new_empty(*steps, output_size)
-    c_n = torch.empty_like(c_0) if has_cell_state else input.new_empty(0)
-    saved_gates, saved_cells = input.new_empty(0), input.new_empty(0)
-    if save and saved and not recompute:
-        saved_gates = input.new_empty(*steps, saved * hidden_size)
-    if has_cell_state:
-        shape = (*steps, hidden_size) if save or all_states else (0,)
-        saved_cells = input.new_empty(shape, dtype=accumulate_dtype(input.dtype))
-    h_n = input.new_empty(h_0.shape)
-    return y, h_n, c_n, saved_gates, saved_cells
+    facts = CELLS[cell]
+    given = named(facts.tensors, with_absent(tensors, present))
+    input = given["input"]
+    _check_one_device(input, (*tensors, reset))
+    hidden_size = given["weight_ih"].size(-2) // facts.gates
+    output_size = given["weight_hh"].size(-1)
+    columns = {
+        "y": output_size,
+        "h_n": output_size,
+        "c_n": hidden_size,
+        "gates": facts.saved * hidden_size if save and not recompute else None,
+        "cells": hidden_size if save or all_states else None,
+    }
+    results = []
+    for result in facts.results:
+        rows = input.shape[:-1] if result.role == "sequence" else given["h_0"].shape[:1]
+        dtype = accumulate_dtype(input.dtype) if result.name == "cells" else input.dtype
+        width = columns[result.name]
+        shape = (0,) if width is None else (*rows, width)
+        results.append(input.new_empty(shape, dtype=dtype))
+    return results
 
 
 @torch.library.register_fake("fastrnn::scan_backward")
 def _scan_backward_fake(  # type: ignore[no-untyped-def]
-    cell, grad_y, grad_h_n, grad_c_n, grad_cells, input, h_0, c_0, weight_ih, weight_hh, bias_ih,
-    bias_hh, weight_hr, reset_h, reset_c, lengths, batch_sizes, offsets, reset, reverse, y, gates,
-    cells, needs, groups=0, tf32=False,
+    cell, grads, tensors, present, lengths, batch_sizes, offsets, reset, reverse, saved, needs,
+    groups=0, tf32=False,
 ):  # fmt: skip
-    inputs = (
-        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c
-    )  # fmt: skip
-    grads = (grad_y, grad_h_n, grad_c_n, grad_cells)
-    _check_one_device(input, (*inputs, *grads, reset, y, gates, cells))
-    ranks = (None, None, None, 2, 2, 1, 1, 2, None, None)
-    results = []
-    for bit, (tensor, rank) in enumerate(zip(inputs, ranks, strict=True)):
-        if tensor is None or not needs >> bit & 1:
-            results.append(input.new_empty(0))
-        elif rank is None or groups == 0:
-            results.append(input.new_empty(tensor.shape))
+    table = CELLS[cell].tensors
+    input = tensors[0]
+    _check_one_device(input, (*tensors, *grads, reset, *saved))
+    gradients = []
+    for info, tensor, needed in zip(table, with_absent(tensors, present), needs, strict=True):
+        if tensor is None or not needed:
+            gradients.append(input.new_empty(0))
+        elif info.weight_rank is None or groups == 0:
+            gradients.append(input.new_empty(tensor.shape))
         else:
-            results.append(input.new_empty(groups, *tensor.shape[-rank:]))
-    return tuple(results)
+            gradients.append(input.new_empty(groups, *tensor.shape[-info.weight_rank :]))
+    return gradients
 
 
-def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     """Keep what differentiates a scan; inputs are the op's arguments."""
-    cell, *tensors, reverse, save, _, all_states, groups, tf32 = inputs
-    y, _, _, gates, cells = output
+    cell, tensors, present, *schedule, reverse, save, _, all_states, groups, tf32 = inputs
+    facts = CELLS[cell]
+    saved = [
+        tensor
+        for result, tensor in zip(facts.results, output, strict=True)
+        if result in facts.saved_results
+    ]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, y, gates, cells)
+    ctx.save_for_backward(*with_absent(tensors, present), *schedule, *saved)
+    ctx.present = present
     ctx.cell, ctx.reverse, ctx.save, ctx.groups, ctx.tf32 = cell, reverse, save, groups, tf32
-    ctx.all_states = all_states and CELLS[cell].has_cell_state
+    ctx.all_states = all_states and facts.has_cell_state
 
 
-def scan_backward_arguments(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """The arguments of scan_backward, from what was kept and the gradients of a scan's results."""
+def scan_backward_arguments(
+    ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
+) -> tuple[Any, ...]:
+    """The arguments of scan_backward, from what was kept, the gradients of a scan's results and
+    for which of its tensors gradients are needed."""
     if not ctx.save:
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
-    needs = sum(1 << bit for bit, need in enumerate(ctx.needs_input_grad[1 : 1 + TENSORS]) if need)
-    *tensors, y, gates, cells = ctx.saved_tensors
-    grad_y, grad_h_n, grad_c_n, _, grad_cells = grads
-    if not CELLS[ctx.cell].has_cell_state:
-        grad_c_n = None  # of a c_n without elements; some tracers make one up
+    facts = CELLS[ctx.cell]
+    tensors, schedule, saved = split(ctx.saved_tensors, len(facts.tensors), len(SCHEDULE))
+    by_name = named(facts.results, grads)
+    if not ctx.all_states:
+        by_name["cells"] = None
+    of_results = [by_name[result.name] for result in facts.differentiable]
     return (
-        ctx.cell, grad_y, grad_h_n, grad_c_n, grad_cells if ctx.all_states else None, *tensors,
-        ctx.reverse, y, gates, cells, needs, ctx.groups, ctx.tf32,
+        ctx.cell, of_results, *without_absent(tensors), *schedule, ctx.reverse, list(saved),
+        list(needs), ctx.groups, ctx.tf32,
     )  # fmt: skip
 
 
-def gradients_of_arguments(
-    ctx: Any, gradients: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """A gradient or None for every argument of the op, from those of its first tensors."""
-    wanted = ctx.needs_input_grad[1 : 1 + TENSORS]
-    found = (grad if need else None for grad, need in zip(gradients, wanted, strict=True))
-    rest = len(ctx.needs_input_grad) - 1 - TENSORS
-    return (None, *found, *(None,) * rest)
+def without_absent(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], list[bool]]:
+    """As the ops take a cell's tensors: those that are there, and which these are. (Autograd
+    overlooks a list with a None in it.)"""
+    all_tensors = list(tensors)
+    return [t for t in all_tensors if t is not None], [t is not None for t in all_tensors]
 
 
-def _differentiate_bare_scan(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def with_absent(tensors: Iterable[Any], present: Iterable[bool]) -> list[Any]:
+    """The inverse of :func:`without_absent`."""
+    rest = iter(tensors)
+    return [next(rest) if there else None for there in present]
+
+
+def split(values: Sequence[Any], *counts: int) -> list[Sequence[Any]]:
+    """So many values at a time, then the rest."""
+    parts, at = [], 0
+    for count in counts:
+        parts.append(values[at : at + count])
+        at += count
+    return [*parts, values[at:]]
+
+
+def where_needed(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Ops return empty tensors for gradients that are not needed, autograd wants None."""
+    return [grad if need else None for grad, need in zip(gradients, needs, strict=True)]
+
+
+def _differentiate_bare_scan(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     if ctx.groups:
         raise NotImplementedError("fastrnn: the bare op with groups has no gradient; use ops.scan")
-    gradients = torch.ops.fastrnn.scan_backward(*scan_backward_arguments(ctx, grads))
-    return gradients_of_arguments(ctx, gradients)
+    of_tensors = ctx.needs_input_grad[1]
+    needs = [bool(need) for need in with_absent(of_tensors, ctx.present)]
+    results = torch.ops.fastrnn.scan_backward(*scan_backward_arguments(ctx, grads, needs))
+    gradients = [g for g, present in zip(results, ctx.present, strict=True) if present]
+    others = len(ctx.needs_input_grad) - 2
+    return (None, where_needed(gradients, of_tensors), *(None,) * others)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:

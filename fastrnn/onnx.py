@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastrnn.library import CELLS, named, with_absent
+
 __all__ = ["translation_table"]
 
 
@@ -81,7 +83,10 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     names = [argument.name for argument in target._schema.arguments]
 
     def scan(*args: Any, **kwargs: Any) -> list[Any]:
-        return _translate(opset18, ir, **dict(zip(names, args, strict=False)), **kwargs)
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        table = CELLS[arguments["cell"]].tensors
+        tensors = with_absent(arguments.pop("tensors"), arguments.pop("present"))
+        return _translate(opset18, ir, **arguments, **named(table, tensors))
 
     return {target: scan}
 
@@ -93,11 +98,11 @@ def _translate(
     cell: str,
     input: Any,
     h_0: Any,
-    c_0: Any,
     weight_ih: Any,
     weight_hh: Any,
     bias_ih: Any,
     bias_hh: Any,
+    c_0: Any = None,
     lengths: Any = None,
     reverse: bool = False,
     save: bool = False,
@@ -107,7 +112,7 @@ def _translate(
     tf32: bool = False,
     **others: Any,
 ) -> list[Any]:
-    """One call of the op, by its schema's names, in ONNX: y, h_n, c_n, gates, cells.
+    """One call of the op, by the names of its schema and table, in ONNX: the cell's results.
 
     Whatever argument is given that has no meaning here is an error, also one added to the op later.
     ``save`` and ``recompute`` concern backward alone, ``tf32`` GPUs.
@@ -164,5 +169,5 @@ def _translate(
         runs = op.Unsqueeze(op.Greater(lengths, 0), [1])
         finals = [op.Where(runs, *pair) for pair in zip(finals, states, strict=True)]
     # What no module reads; a model that did would be invalid, for no node makes these values.
-    nothing = [ir.Value() for _ in range(4 - len(finals))]
+    nothing = [ir.Value() for _ in CELLS[cell].results[1 + len(finals) :]]
     return [op.Squeeze(y, [1]), *finals, *nothing]

@@ -25,31 +25,34 @@ from fastrnn.library import (
     CELLS,
     DEVICES,
     DTYPES,
-    TENSORS,
+    SCHEDULE,
     CellFacts,
     ScanWeights,
+    TensorInfo,
     accumulate_dtype,
     cpu_instruction_sets,
-    gradients_of_arguments,
+    named,
     scan_backward_arguments,
     setup_scan,
+    split,
+    where_needed,
+    with_absent,
+    without_absent,
 )
 
 __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "scan"]
 
-_WEIGHTS = 0b0011111000  # of the bits of `needs`
-_GRADS = 4  # of y, h_n, c_n and cells
-
 
 # --- vmap: the batch joins the samples ------------------------------------------------------------
 #
-# What an argument or result is: S(equence), M(atrix of states), a weight of rank 1 or 2, L(engths),
-# B(atch sizes), O(ffsets), R(esets), G(roups), N(eeds); D(erivative) of a weight; - anything else.
-_INPUTS = "SMM22112MM"
-_HOST = "LBOR"
+# The role of an argument or result is that of its tensor in the library's tables, or its name in
+# the schedule; "gradient" is that of a weight's gradient, None that of what has no batch dimension.
+_Role = str | None
 
 
-def _fold(batch: int, role: str, packed: bool, groups: int, tensor: Tensor, dim: int | None) -> Any:
+def _fold(
+    batch: int, role: _Role, packed: bool, groups: int, tensor: Tensor, dim: int | None
+) -> Any:
     """An argument with a batch dimension (None: the same for all) as one for batch * N samples.
 
     Sample n of batch entry b becomes sample n * batch + b, in group g * batch + b if it was in g.
@@ -63,53 +66,74 @@ def _fold(batch: int, role: str, packed: bool, groups: int, tensor: Tensor, dim:
             return tensor_.expand(shape).flatten(at, at + 1)
         return tensor.movedim(dim, at + 1).flatten(at, at + 1)
 
-    if role == "S" and tensor.shape == (0,):
+    if role == "sequence" and tensor.shape == (0,):
         return tensor  # was not saved
-    if role == "S":
+    if role == "sequence":
         return merged(0 if packed else 1)
-    if role == "M":
+    if role == "state":
         return merged(0)
-    if role == "L":
+    if role == "lengths":
         return merged(0).contiguous()
-    if role == "R":
+    if role == "reset":
         return merged(1)
-    if role in "12":
-        grouped = tensor.dim() - (dim is not None) > int(role)
+    if role in _WEIGHT_RANKS:
+        grouped = tensor.dim() - (dim is not None) > _WEIGHT_RANKS[role]
         if dim is None and not grouped:
             return tensor  # shared
         if not grouped and groups > 0:  # the same for groups that other tensors have
             tensor = tensor.movedim(dim, 0)  # type: ignore[arg-type]
             return tensor.expand(groups, *tensor.shape).flatten(0, 1)
         return merged(0) if grouped else tensor.movedim(dim, 0)  # type: ignore[arg-type]
-    if role == "B" and dim is None:
+    if role == "batch_sizes" and dim is None:
         return tensor * batch
+    unsupported = "batch_sizes" if role == "batch_sizes" else "jagged input"
     raise NotImplementedError(
-        f"fastrnn: vmap over {'batch_sizes' if role == 'B' else 'jagged input'} is not supported; "
-        "pad the input and give lengths="
+        f"fastrnn: vmap over {unsupported} is not supported; pad the input and give lengths="
     )
 
 
-def _vmap_rule(
-    function: Callable[..., Sequence[Tensor]], roles: str, result_roles: str
-) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
+_WEIGHT_RANKS: dict[_Role, int] = {"matrix": 2, "vector": 1}
+
+
+def _roles(table: Sequence[TensorInfo]) -> list[_Role]:
+    return [info.role for info in table]
+
+
+def _gradient_roles(facts: CellFacts) -> list[_Role]:
+    return [role if role not in _WEIGHT_RANKS else "gradient" for role in _roles(facts.tensors)]
+
+
+def _set_vmap_rule(
+    function: type[torch.autograd.Function],
+    roles: Callable[[CellFacts], tuple[list[_Role], list[_Role]]],
+    needs_weights: Callable[[Sequence[Any], CellFacts], bool] = lambda args, facts: False,
+) -> None:
+    """Let a Function, whose first argument is the cell, have a vmap rule.
+
+    Roles gives those of the arguments and of the results; "groups" is a role, too. Where gradients
+    of weights are computed, each batch entry has its own: needs_weights tells from the arguments.
+    """
+
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
-        batch = info.batch_size
-        packed = args[roles.index("B")] is not None
-        groups = args[roles.index("G")]
-        needs = args[roles.index("N")] if "N" in roles else 0
-        in_groups = groups > 0 or needs & _WEIGHTS
-        in_groups |= any(r in "12" and d is not None for r, d in zip(roles, in_dims, strict=True))
-        new_groups = max(groups, 1) * batch if in_groups else 0
+        batch, facts = info.batch_size, CELLS[args[0]]
+        argument_roles, result_roles = roles(facts)
+        packed = args[argument_roles.index("batch_sizes")] is not None
+        groups = args[argument_roles.index("groups")]
+        in_groups = groups > 0 or needs_weights(args, facts)
+        in_groups |= any(
+            role in _WEIGHT_RANKS and dim is not None
+            for role, dim in zip(argument_roles, in_dims, strict=True)
+        )
         folded = [
             _fold(batch, role, packed, groups, arg, dim) if isinstance(arg, Tensor) else arg
-            for role, arg, dim in zip(roles, args, in_dims, strict=True)
+            for role, arg, dim in zip(argument_roles, args, in_dims, strict=True)
         ]
-        folded[roles.index("G")] = new_groups
+        folded[argument_roles.index("groups")] = max(groups, 1) * batch if in_groups else 0
         results, dims = [], []
-        for role, result in zip(result_roles, function(*folded), strict=True):
-            dim: int | None = 1 if role == "M" or packed or (role == "D" and groups > 0) else 2
-            if role == "D" and groups == 0:
-                dim = 0
+        for role, result in zip(result_roles, function.apply(*folded), strict=True):
+            dim: int | None = 1 if role == "state" or packed else 2
+            if role == "gradient":
+                dim = 1 if groups > 0 else 0
             if result.shape == (0,):
                 dim = None  # not computed
             elif dim:
@@ -118,7 +142,7 @@ def _vmap_rule(
             dims.append(dim)
         return tuple(results), tuple(dims)
 
-    return rule
+    function.vmap = staticmethod(rule)  # type: ignore[method-assign]
 
 
 # --- dual numbers ---------------------------------------------------------------------------------
@@ -147,25 +171,29 @@ def _duals(
 
 
 def _tangents(results: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> tuple[Tensor, ...]:
-    found = []
+    tangents = []
     for result, dtype in zip(results, dtypes, strict=True):
         real = result if not result.is_complex() else result.imag
-        found.append(real.to(dtype).contiguous())
-    return tuple(found)
+        tangents.append(real.to(dtype).contiguous())
+    return tuple(tangents)
 
 
-def _result_dtypes(input: Tensor) -> tuple[torch.dtype, ...]:
-    """Of y, h_n, c_n and cells."""
-    return (input.dtype, input.dtype, input.dtype, accumulate_dtype(input.dtype))
+def _result_dtypes(facts: CellFacts, input: Tensor) -> list[torch.dtype]:
+    """The dtypes of the differentiable results."""
+    return [
+        accumulate_dtype(input.dtype) if result.name == "cells" else input.dtype
+        for result in facts.differentiable
+    ]
 
 
-def _split(args: Sequence[Any], *counts: int) -> list[Any]:
-    """The first argument, then so many at a time, then the rest."""
-    parts, at = [args[0]], 1
-    for count in counts:
-        parts.append(args[at : at + count])
-        at += count
-    return [*parts, args[at:]]
+def _differentiable(facts: CellFacts, results: Sequence[Tensor]) -> list[Tensor]:
+    by_name = named(facts.results, results)
+    return [by_name[result.name] for result in facts.differentiable]
+
+
+def _saved(facts: CellFacts, results: Sequence[Tensor]) -> list[Tensor]:
+    by_name = named(facts.results, results)
+    return [by_name[result.name] for result in facts.saved_results]
 
 
 def _sum_groups(
@@ -180,12 +208,6 @@ def _sum_groups(
     ]
 
 
-def _wanted(ctx: Any, first: int) -> int:
-    """The bits of `needs` for the inputs that start at an argument."""
-    flags = ctx.needs_input_grad[first : first + TENSORS]
-    return sum(1 << bit for bit, flag in enumerate(flags) if flag)
-
-
 def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
     """Call an op whose gradient is not the op's affair: the way through its own formulas takes as
     long as a short scan."""
@@ -195,60 +217,95 @@ def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
 
 # --- the Functions --------------------------------------------------------------------------------
 #
+# Autograd ignores tensors inside lists, so the lists of the ops lie flat in the Functions'
+# arguments; the cell, which is always the first, says how long they are.
+#
 # Each reads ctx.saved_tensors once: torch.utils.checkpoint gives them out once, and hooks that
 # fetch them from afar would fetch them twice.
 
 
 class _Scan(torch.autograd.Function):
-    """y, h_n, c_n, gates, cells, from the op's arguments."""
+    """The results of scan, from the cell, its tensors, the schedule and scan's other arguments."""
+
+    @staticmethod
+    def op_arguments(args: Sequence[Any]) -> tuple[Any, ...]:
+        tensors, others = split(args[1:], len(CELLS[args[0]].tensors))
+        return (args[0], *without_absent(tensors), *others)
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return _below_autograd(torch.ops.fastrnn.scan, *args)
+        return tuple(_below_autograd(torch.ops.fastrnn.scan, *_Scan.op_arguments(args)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        setup_scan(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[1 : 1 + TENSORS + len(_HOST)])
-        _, _, c_n, gates, cells = output
-        ctx.has_cell_state = CELLS[ctx.cell].has_cell_state
-        fixed = [gates] if ctx.all_states else [gates, cells]
-        ctx.mark_non_differentiable(*fixed, *([] if ctx.has_cell_state else [c_n]))
+        setup_scan(ctx, _Scan.op_arguments(inputs), output)
+        ctx.save_for_forward(*inputs[1 : 1 + len(CELLS[ctx.cell].tensors) + len(SCHEDULE)])
+        ctx.mark_non_differentiable(
+            *(
+                tensor
+                for result, tensor in zip(CELLS[ctx.cell].results, output, strict=True)
+                if not result.differentiable or (result.name == "cells" and not ctx.all_states)
+            )
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        arguments = scan_backward_arguments(ctx, grads)
-        inputs = arguments[1 + _GRADS : 1 + _GRADS + TENSORS]
-        gradients = _ScanBackward.apply(*arguments)
-        return gradients_of_arguments(ctx, _sum_groups(gradients, inputs))
+        needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.cell].tensors))
+        arguments = scan_backward_arguments(ctx, grads, needs)
+        cell, of_results, present, flags, *schedule, reverse, saved, _, groups, tf32 = arguments
+        tensors = with_absent(present, flags)
+        gradients = _ScanBackward.apply(
+            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, tf32
+        )
+        gradients = where_needed(_sum_groups(gradients, tensors), needs)
+        return (None, *gradients, *(None,) * len(others))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, lengths, batch_sizes, offsets, reset = ctx.saved_tensors
-        y, h_n, c_n, cells = _ScanTangent.apply(
-            ctx.cell, *tensors, *tangents[1 : 1 + TENSORS], lengths, batch_sizes, offsets, reset,
-            ctx.reverse, ctx.all_states, ctx.groups,
+        facts = CELLS[ctx.cell]
+        tensors, schedule = split(ctx.saved_tensors, len(facts.tensors))
+        of_results = _ScanTangent.apply(
+            ctx.cell, *tensors, *tangents[1 : 1 + len(tensors)], *schedule, ctx.reverse,
+            ctx.all_states, ctx.groups,
         )  # fmt: skip
-        return y, h_n, c_n if ctx.has_cell_state else None, None, cells if ctx.all_states else None
+        by_name = named(facts.differentiable, of_results)
+        if not ctx.all_states:
+            by_name["cells"] = None
+        return tuple(by_name.get(result.name) for result in facts.results)
 
     vmap: Any  # set below, as it calls the Function
 
 
 class _ScanBackward(torch.autograd.Function):
-    """Gradients of a scan's ten tensors, from the arguments of scan_backward."""
+    """Gradients of a scan's tensors, from the arguments of scan_backward."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return _below_autograd(torch.ops.fastrnn.scan_backward, *args)
+        cell, *others = args
+        facts = CELLS[cell]
+        grads, tensors, (*schedule, reverse), saved, (needs, groups, tf32) = split(
+            others, len(facts.differentiable), len(facts.tensors), len(SCHEDULE) + 1,
+            len(facts.saved_results),
+        )  # fmt: skip
+        return tuple(
+            _below_autograd(
+                torch.ops.fastrnn.scan_backward,
+                *(cell, list(grads), *without_absent(tensors), *schedule, reverse),
+                *(list(saved), list(needs), groups, tf32),
+            )
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, grads, tensors, rest = _split(inputs, _GRADS, TENSORS + len(_HOST))
-        ctx.reverse, _, _, _, ctx.needs, ctx.groups, _ = rest
+        ctx.cell, *others = inputs
+        facts = CELLS[ctx.cell]
+        kept, (ctx.reverse, *_, ctx.needs, ctx.groups, _) = split(
+            others, len(facts.differentiable) + len(facts.tensors) + len(SCHEDULE)
+        )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*grads, *tensors)
-        ctx.save_for_forward(*grads, *tensors)
-        absent = [result for bit, result in enumerate(output) if not ctx.needs >> bit & 1]
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+        absent = [result for result, need in zip(output, ctx.needs, strict=True) if not need]
         ctx.mark_non_differentiable(*absent)
 
     @staticmethod
@@ -257,79 +314,97 @@ class _ScanBackward(torch.autograd.Function):
         saved: Sequence[Tensor | None],
         grad_tangents: Sequence[Tensor | None],
         tangents: Sequence[Tensor | None],
-        needs: int,
+        needs: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        grads, inputs, host = saved[:_GRADS], saved[_GRADS : _GRADS + TENSORS], saved[-len(_HOST) :]
+        facts = CELLS[ctx.cell]
+        grads, tensors, schedule = split(saved, len(facts.differentiable), len(facts.tensors))
         return _SecondOrder.apply(
-            ctx.cell, *grads, *grad_tangents, *inputs, *tangents, *host, ctx.reverse, needs,
-            ctx.groups,
+            ctx.cell, *grads, *grad_tangents, *tensors, *tangents, *schedule, ctx.reverse,
+            tuple(needs), ctx.groups,
         )  # fmt: skip
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = _wanted(ctx, 1 + _GRADS)
+        facts = CELLS[ctx.cell]
+        grads_count, count = len(facts.differentiable), len(facts.tensors)
+        needs_grads, needs, others = split(ctx.needs_input_grad[1:], grads_count, count)
         saved = ctx.saved_tensors
-        results = _ScanBackward.second_order(ctx, saved, (None,) * _GRADS, cotangents, needs)
-        of_inputs = _sum_groups(results[:TENSORS], saved[_GRADS : _GRADS + TENSORS])
-        found = [*results[TENSORS:], *of_inputs]
-        wanted = ctx.needs_input_grad[1 : 1 + len(found)]
-        rest = len(ctx.needs_input_grad) - 1 - len(found)
-        chosen = (g if need else None for g, need in zip(found, wanted, strict=True))
-        return (None, *chosen, *(None,) * rest)
+        no_tangents = (None,) * grads_count
+        results = _ScanBackward.second_order(ctx, saved, no_tangents, cotangents, needs)
+        of_tensors, of_grads = split(results, count)
+        of_tensors = _sum_groups(of_tensors, saved[grads_count : grads_count + count])
+        return (
+            None, *where_needed(of_grads, needs_grads), *where_needed(of_tensors, needs),
+            *(None,) * len(others),
+        )  # fmt: skip
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, grad_tangents, input_tangents, _ = _split(tangents, _GRADS, TENSORS)
+        facts = CELLS[ctx.cell]
+        grad_tangents, tensor_tangents, _ = split(
+            tangents[1:], len(facts.differentiable), len(facts.tensors)
+        )
         results = _ScanBackward.second_order(
-            ctx, ctx.saved_tensors, grad_tangents, input_tangents, ctx.needs
+            ctx, ctx.saved_tensors, grad_tangents, tensor_tangents, ctx.needs
         )
-        return tuple(
-            result if ctx.needs >> bit & 1 else None for bit, result in enumerate(results[:TENSORS])
-        )
+        return tuple(where_needed(results[: len(facts.tensors)], ctx.needs))
 
     vmap: Any
 
 
 class _ScanTangent(torch.autograd.Function):
-    """Tangents of y, h_n, c_n and cells, from the cell, ten tensors, ten tangents, the host's
-    tensors, reverse, all_states and groups."""
+    """Tangents of the differentiable results, from the cell, its tensors, their tangents, the
+    schedule, reverse, all_states and groups."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        cell, inputs, tangents, host, (reverse, all_states, groups) = _split(
-            args, TENSORS, TENSORS, len(_HOST)
+        cell, *others = args
+        facts = CELLS[cell]
+        count = len(facts.tensors)
+        tensors, tangents, schedule, (reverse, all_states, groups) = split(
+            others, count, count, len(SCHEDULE)
         )
-        y, h_n, c_n, _, cells = torch.ops.fastrnn.scan(
-            cell, *_duals(inputs, tangents), *host, reverse, False, False, all_states, groups
+        results = torch.ops.fastrnn.scan(
+            cell,
+            *without_absent(_duals(tensors, tangents)),
+            *schedule,
+            reverse,
+            False,
+            False,
+            all_states,
+            groups,
         )
-        return _tangents((y, h_n, c_n, cells), _result_dtypes(inputs[0]))
+        return _tangents(_differentiable(facts, results), _result_dtypes(facts, tensors[0]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, tensors, (ctx.reverse, _, ctx.groups) = _split(inputs, 2 * TENSORS + len(_HOST))
+        ctx.cell, *kept, ctx.reverse, _, ctx.groups = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*kept)
         ctx.mark_non_differentiable(*(result for result in output if result.shape == (0,)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        inputs, tangents, host = saved[:TENSORS], saved[TENSORS : 2 * TENSORS], saved[2 * TENSORS :]
-        y, _, _, gates, cells = _Scan.apply(
-            ctx.cell, *inputs, *host, ctx.reverse, True, False, False, ctx.groups, False
+        facts = CELLS[ctx.cell]
+        count = len(facts.tensors)
+        tensors, tangents, schedule = split(ctx.saved_tensors, count, count)
+        needs, needs_tangents, others = split(ctx.needs_input_grad[1:], count, count)
+        results = _Scan.apply(
+            ctx.cell, *tensors, *schedule, ctx.reverse, True, False, False, ctx.groups, False
         )
         of_tangents = _ScanBackward.apply(
-            ctx.cell, *grads, *inputs, *host, ctx.reverse, y, gates, cells,
-            _wanted(ctx, 1 + TENSORS), ctx.groups, False,
+            ctx.cell, *grads, *tensors, *schedule, ctx.reverse, *_saved(facts, results),
+            tuple(needs_tangents), ctx.groups, False,
         )  # fmt: skip
-        of_inputs = _SecondOrder.apply(
-            ctx.cell, *grads, *(None,) * _GRADS, *inputs, *tangents, *host, ctx.reverse,
-            _wanted(ctx, 1), ctx.groups,
-        )[:TENSORS]  # fmt: skip
-        found = [*_sum_groups(of_inputs, inputs), *_sum_groups(of_tangents, tangents)]
-        wanted = ctx.needs_input_grad[1 : 1 + len(found)]
-        chosen = (g if need else None for g, need in zip(found, wanted, strict=True))
-        return (None, *chosen, *(None,) * (len(_HOST) + 3))
+        of_tensors = _SecondOrder.apply(
+            ctx.cell, *grads, *(None,) * len(grads), *tensors, *tangents, *schedule, ctx.reverse,
+            tuple(needs), ctx.groups,
+        )[:count]  # fmt: skip
+        return (
+            None, *where_needed(_sum_groups(of_tensors, tensors), needs),
+            *where_needed(_sum_groups(of_tangents, tangents), needs_tangents),
+            *(None,) * len(others),
+        )  # fmt: skip
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -339,25 +414,30 @@ class _ScanTangent(torch.autograd.Function):
 
 
 class _SecondOrder(torch.autograd.Function):
-    """Tangents of the ten gradients, then of y, h_n, c_n and cells; from the cell, four gradients
-    and their tangents, ten tensors and theirs, the host's tensors, reverse, needs and groups."""
+    """Tangents of the gradients of a scan's tensors, then of its differentiable results; from the
+    cell, the results' gradients and their tangents, the tensors and theirs, the schedule, reverse,
+    needs and groups."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        cell, grads, grad_tangents, inputs, tangents, host, (reverse, needs, groups) = _split(
-            args, _GRADS, _GRADS, TENSORS, TENSORS, len(_HOST)
+        cell, *others = args
+        facts = CELLS[cell]
+        grads_count, count = len(facts.differentiable), len(facts.tensors)
+        grads, grad_tangents, tensors, tangents, schedule, (reverse, needs, groups) = split(
+            others, grads_count, grads_count, count, count, len(SCHEDULE)
         )
-        duals = _duals(inputs, tangents)
-        dual_grads = _duals(grads, grad_tangents)
-        y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(
-            cell, *duals, *host, reverse, True, False, True, groups
+        duals = without_absent(_duals(tensors, tangents))
+        results = torch.ops.fastrnn.scan(
+            cell, *duals, *schedule, reverse, True, False, True, groups
         )
         gradients = torch.ops.fastrnn.scan_backward(
-            cell, *dual_grads, *duals, *host, reverse, y, gates, cells, needs, groups
-        )
+            cell, _duals(grads, grad_tangents), *duals, *schedule, reverse, _saved(facts, results),
+            list(needs), groups,
+        )  # fmt: skip
+        dtype = tensors[0].dtype
         return (
-            *_tangents(gradients, (inputs[0].dtype,) * TENSORS),
-            *_tangents((y, h_n, c_n, cells), _result_dtypes(inputs[0])),
+            *_tangents(gradients, [dtype] * count),
+            *_tangents(_differentiable(facts, results), _result_dtypes(facts, tensors[0])),
         )
 
     @staticmethod
@@ -375,17 +455,41 @@ class _SecondOrder(torch.autograd.Function):
     vmap: Any
 
 
-_SCAN_ROLES = f"-{_INPUTS}{_HOST}----G-"
-_BACKWARD_ROLES = f"-SMMS{_INPUTS}{_HOST}-SSSNG-"
-_TANGENT_ROLES = f"-{_INPUTS * 2}{_HOST}--G"
-_SECOND_ROLES = f"-SMMSSMMS{_INPUTS * 2}{_HOST}-NG"
-_GRADIENT_ROLES = "SMMDDDDDMM"
-_Scan.vmap = staticmethod(_vmap_rule(_Scan.apply, _SCAN_ROLES, "SMMSS"))
-_ScanBackward.vmap = staticmethod(_vmap_rule(_ScanBackward.apply, _BACKWARD_ROLES, _GRADIENT_ROLES))
-_ScanTangent.vmap = staticmethod(_vmap_rule(_ScanTangent.apply, _TANGENT_ROLES, "SMMS"))
-_SecondOrder.vmap = staticmethod(
-    _vmap_rule(_SecondOrder.apply, _SECOND_ROLES, f"{_GRADIENT_ROLES}SMMS")
-)
+def _needs_weights(at: int) -> Callable[[Sequence[Any], CellFacts], bool]:
+    """Whether `needs`, the argument at an index from the end, has a weight."""
+    return lambda args, facts: any(
+        need and info.weight_rank is not None
+        for need, info in zip(args[at], facts.tensors, strict=True)
+    )
+
+
+def _scan_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
+    flags = [None] * 4
+    arguments = [None, *_roles(facts.tensors), *SCHEDULE, *flags, "groups", None]
+    return arguments, _roles(facts.results)
+
+
+def _backward_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
+    grads, saved = _roles(facts.differentiable), _roles(facts.saved_results)
+    arguments = [None, *grads, *_roles(facts.tensors), *SCHEDULE, None, *saved]
+    return [*arguments, None, "groups", None], _gradient_roles(facts)
+
+
+def _tangent_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
+    arguments = [None, *_roles(facts.tensors) * 2, *SCHEDULE, None, None, "groups"]
+    return arguments, _roles(facts.differentiable)
+
+
+def _second_order_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
+    grads = _roles(facts.differentiable)
+    arguments = [None, *grads * 2, *_roles(facts.tensors) * 2, *SCHEDULE, None, None, "groups"]
+    return arguments, [*_gradient_roles(facts), *grads]
+
+
+_set_vmap_rule(_Scan, _scan_roles)
+_set_vmap_rule(_ScanBackward, _backward_roles, _needs_weights(-3))
+_set_vmap_rule(_ScanTangent, _tangent_roles)
+_set_vmap_rule(_SecondOrder, _second_order_roles, _needs_weights(-2))
 
 
 def _refuse_nested_forward_mode() -> None:
@@ -478,30 +582,42 @@ def scan(
             f"fastrnn has no kernel for device '{input.device}' in this build, only for {here}; "
             "move the module and its input, or use torch.nn's module there"
         )
-    tensors = (input, h_0, c_0, *weights, reset_h, reset_c)
-    arguments = (cell, *tensors, lengths, batch_sizes, offsets, reset, reverse)
-    has_cell_state = CELLS[cell].has_cell_state
-    all_states = all_states and has_cell_state
+    facts = CELLS[cell]
+    by_name = {
+        "input": input, "h_0": h_0, "c_0": c_0, **weights._asdict(), "reset_h": reset_h,
+        "reset_c": reset_c,
+    }  # fmt: skip
+    tensors = [by_name.pop(info.name) for info in facts.tensors]
+    for name, tensor in by_name.items():
+        if tensor is not None:
+            raise RuntimeError(f"fastrnn: {cell} has no {name}")
+    all_states = all_states and facts.has_cell_state
     tf32 = input.device.type == "cuda" and input.dtype == torch.float32 and _tf32_allowed()
     grad = torch.is_grad_enabled()
+    schedule = (lengths, batch_sizes, offsets, reset)
+
+    def function_arguments(save: bool) -> tuple[Any, ...]:
+        return (cell, *tensors, *schedule, reverse, save, recompute, all_states, 0, tf32)
+
+    def op_arguments(save: bool) -> tuple[Any, ...]:
+        lists = without_absent(tensors)
+        return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, tf32)
+
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        results = torch.ops.fastrnn.scan(*arguments, grad, recompute, all_states, 0, tf32)
+        results = torch.ops.fastrnn.scan(*op_arguments(grad))
     elif torch.compiler.is_compiling():
         _allow_in_graph()
-        results = _in_graph(*arguments, grad, recompute, all_states, 0, tf32)
+        results = _in_graph(*function_arguments(grad))
     elif transforms := _transforms():
         kind = torch._C._functorch.TransformType
         if transforms.count(kind.Jvp) > 1:
             _refuse_nested_forward_mode()
-        save = grad or kind.Grad in transforms
-        results = _Scan.apply(*arguments, save, recompute, all_states, 0, tf32)
+        results = _Scan.apply(*function_arguments(grad or kind.Grad in transforms))
     elif torch.autograd.forward_ad._current_level >= 0 or (
         grad and any(t is not None and t.requires_grad for t in tensors)
     ):
-        results = _Scan.apply(*arguments, grad, recompute, all_states, 0, tf32)
+        results = _Scan.apply(*function_arguments(grad))
     else:
-        results = _below_autograd(
-            torch.ops.fastrnn.scan, *arguments, False, recompute, all_states, 0, tf32
-        )
-    y, h_n, c_n, _, cells = results
-    return y, h_n, c_n if has_cell_state else None, cells if all_states else None
+        results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
+    of = named(facts.results, results)
+    return of["y"], of["h_n"], of.get("c_n"), of["cells"] if all_states else None

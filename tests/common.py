@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrnn import cpu_instruction_sets, ops
 from fastrnn.dropout import draw_seed, dropout_mask
+from fastrnn.library import SCHEDULE, named, without_absent
 from fastrnn.ops import ScanWeights
 
 CELLS = tuple(ops.CELLS)
@@ -64,6 +66,85 @@ def make_scan(
         weight(R, H) if proj_size else None,
     )
     return normal(T, N, I), normal(N, R), normal(N, H) if cell == "lstm" else None, weights
+
+
+# --- direct calls of the ops, whose lists are given and returned by name ---
+
+Named = Mapping[str, Tensor | None]
+NO_SCHEDULE: Named = MappingProxyType({})
+
+
+def by_name(cell: str, *tensors: Tensor | None) -> dict[str, Tensor | None]:
+    """input, h_0, c_0, the weights and more, as make_scan returns them, without those the cell lacks."""
+    names = [info.name for info in ops.CELLS["lstm"].tensors]
+    given = dict(zip(names, tensors, strict=False))
+    return {info.name: given.get(info.name) for info in ops.CELLS[cell].tensors}
+
+
+def scan_arguments(
+    cell: str,
+    tensors: Named,
+    schedule: Named = NO_SCHEDULE,
+    *,
+    reverse: bool = False,
+    save: bool = True,
+) -> tuple[Any, ...]:
+    host = [schedule.get(name) for name in SCHEDULE]
+    return (cell, *without_absent(tensors.values()), *host, reverse, save)
+
+
+def call_scan(
+    cell: str,
+    tensors: Named,
+    schedule: Named = NO_SCHEDULE,
+    *,
+    reverse: bool = False,
+    save: bool = True,
+    **options: Any,
+) -> dict[str, Tensor]:
+    arguments = scan_arguments(cell, tensors, schedule, reverse=reverse, save=save)
+    return named(ops.CELLS[cell].results, torch.ops.fastrnn.scan(*arguments, **options))
+
+
+def scan_backward_arguments(
+    cell: str,
+    grads: Named,
+    tensors: Named,
+    results: Mapping[str, Tensor],
+    schedule: Named = NO_SCHEDULE,
+    *,
+    reverse: bool = False,
+    needs: Iterable[str] | None = None,
+) -> tuple[Any, ...]:
+    """Gradients are for all tensors, or for those that `needs` names."""
+    facts = ops.CELLS[cell]
+    wanted = tensors.keys() if needs is None else set(needs)
+    return (
+        cell,
+        [grads.get(result.name) for result in facts.differentiable],
+        *without_absent(tensors.values()),
+        *(schedule.get(name) for name in SCHEDULE),
+        reverse,
+        [results[result.name] for result in facts.saved_results],
+        [info.name in wanted for info in facts.tensors],
+    )
+
+
+def call_scan_backward(
+    cell: str,
+    grads: Named,
+    tensors: Named,
+    results: Mapping[str, Tensor],
+    schedule: Named = NO_SCHEDULE,
+    *,
+    reverse: bool = False,
+    needs: Iterable[str] | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    arguments = scan_backward_arguments(
+        cell, grads, tensors, results, schedule, reverse=reverse, needs=needs
+    )
+    return named(ops.CELLS[cell].tensors, torch.ops.fastrnn.scan_backward(*arguments, **options))
 
 
 def leaf(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

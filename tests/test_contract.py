@@ -6,7 +6,16 @@ import copy
 
 import pytest
 import torch
-from common import CELLS, gradients, leaf, make_scan, present
+from common import (
+    CELLS,
+    by_name,
+    call_scan,
+    call_scan_backward,
+    gradients,
+    leaf,
+    make_scan,
+    present,
+)
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
@@ -60,31 +69,14 @@ def test_groups_have_the_same_bits_for_every_thread_count(cell, separate):
     try:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            host = (*[None] * 6, False)
-            found = torch.ops.fastrnn.scan(
-                cell, x, h, c, *weights, *host, True, False, False, groups
-            )
-            y, _, _, gates, cells = found
-            arguments = (
-                y,
-                None,
-                None,
-                None,
-                x,
-                h,
-                c,
-                *weights,
-                *host,
-                y,
-                gates,
-                cells,
-                255,
-                groups,
-            )
-            runs.append([*found, *torch.ops.fastrnn.scan_backward(cell, *arguments)])
+            tensors = by_name(cell, x, h, c, *weights)
+            results = call_scan(cell, tensors, groups=groups)
+            grads = {"y": results["y"]}
+            gradients = call_scan_backward(cell, grads, tensors, results, groups=groups)
+            runs.append([*results.values(), *gradients.values()])
     finally:
         torch.set_num_threads(before)
-    assert runs[0][5 + 4].shape == (groups, weights.weight_hh.size(-2), 40)
+    assert gradients["weight_hh"].shape == (groups, weights.weight_hh.size(-2), 40)
     for run in runs[1:]:
         for a, b in zip(run, runs[0], strict=True):
             assert torch.equal(a, b)

@@ -10,14 +10,20 @@ from common import (
     TOLERANCE,
     assert_all_close,
     assert_equal,
+    by_name,
+    call_scan,
+    call_scan_backward,
     gradients,
     leaf,
     make_scan,
     present,
+    scan_arguments,
+    scan_backward_arguments,
 )
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import ops, reference
+from fastrnn.library import SCHEDULE, without_absent
 from fastrnn.ops import ScanWeights
 
 # T, N, I, H: one of everything, tails on every side, several chunks, panels and tiles of rows, few units on many samples.
@@ -256,25 +262,15 @@ def test_gradcheck(cell, kind):
 def test_frozen_inputs_cost_no_work(cell):
     """Only gradients that are asked for are computed, and they are the same bits as among all."""
     x, h, c, weights = make_scan(cell, (5, 4, 3, 8))
-    tensors = present([x, h, c, *weights])
-    outputs = torch.ops.fastrnn.scan(
-        cell, x, h, c, *weights, *[None] * 6, False, True
-    )  # fmt: skip
-    grads = [torch.randn_like(outputs[0]), None, None, None]
-
-    def backward(needs: int) -> list[torch.Tensor]:
-        return torch.ops.fastrnn.scan_backward(
-            cell, *grads, x, h, c, *weights, *[None] * 6, False, outputs[0], *outputs[3:], needs
-        )  # fmt: skip
-
-    everything = backward(0xFF)
-    for bit, tensor in enumerate([x, h, c, *weights]):
-        alone = backward(1 << bit)
-        assert [t.numel() > 0 for t in alone] == [
-            i == bit and tensor is not None for i in range(10)
-        ]
-        assert torch.equal(alone[bit], everything[bit])
-    assert len(tensors) == sum(t.numel() > 0 for t in everything)
+    tensors = by_name(cell, x, h, c, *weights)
+    results = call_scan(cell, tensors)
+    grads = {"y": torch.randn_like(results["y"])}
+    everything = call_scan_backward(cell, grads, tensors, results)
+    for name, tensor in tensors.items():
+        alone = call_scan_backward(cell, grads, tensors, results, needs=[name])
+        assert [n for n, t in alone.items() if t.numel()] == ([] if tensor is None else [name])
+        assert torch.equal(alone[name], everything[name])
+    assert sum(t.numel() > 0 for t in everything.values()) == len(present(tensors.values()))
 
 
 # What can be wrong with a direct call of the op: (name of the change, arguments changed, text of the error).
@@ -284,7 +280,7 @@ NONSENSE = [
     ("rank of h_0", {"h_0": torch.zeros(3)}, "h_0 has 1 dimensions"),
     ("batch", {"h_0": torch.zeros(2, 5)}, "h_0 has shape"),
     ("c_0", {"c_0": torch.zeros(3, 6)}, "c_0 has shape"),
-    ("no c_0", {"c_0": None}, "c_0 is for cells with a cell state"),
+    ("no c_0", {"c_0": None}, "c_0 is absent"),
     ("input size", {"input": torch.zeros(4, 3, 3)}, "weight_ih has shape"),
     ("gate rows", {"weight_ih": torch.zeros(19, 2)}, "positive multiple of 4"),
     ("no gate rows", {"weight_ih": torch.zeros(0, 2)}, "positive multiple of 4"),
@@ -328,38 +324,91 @@ NONSENSE = [
     ("change", "text"), [row[1:] for row in NONSENSE], ids=[r[0] for r in NONSENSE]
 )
 def test_nonsense_is_an_error(change, text):
-    arguments = {
-        "cell": "lstm",
-        "input": torch.zeros(4, 3, 2),
-        "h_0": torch.zeros(3, 5),
-        "c_0": torch.zeros(3, 5),
-        "weight_ih": torch.zeros(20, 2),
-        "weight_hh": torch.zeros(20, 5),
-        "bias_ih": torch.zeros(20),
-        "bias_hh": torch.zeros(20),
-        "weight_hr": None,
-        "reset_h": None,
-        "reset_c": None,
-        "lengths": None,
-        "batch_sizes": None,
-        "offsets": None,
-        "reset": None,
-        "reverse": False,
+    schedule = dict.fromkeys(SCHEDULE)
+    options = {"cell": "lstm", "groups": 0}
+    tensors = by_name(
+        "lstm",
+        torch.zeros(4, 3, 2),
+        torch.zeros(3, 5),
+        torch.zeros(3, 5),
+        torch.zeros(20, 2),
+        torch.zeros(20, 5),
+        torch.zeros(20),
+        torch.zeros(20),
+    )
+
+    def lists(change):
+        """The tensors, and the arguments of both ops beside lists, with a change."""
+        changed_tensors = [change.get(name, tensor) for name, tensor in tensors.items()]
+        return (
+            dict(zip(("tensors", "present"), without_absent(changed_tensors), strict=True)),
+            {name: change.get(name, value) for name, value in (schedule | options).items()},
+        )
+
+    good, arguments = lists({})
+    bad, changed = lists(change)
+    assert len(change) == sum(
+        name in change for name in (*tensors, *schedule, *options)
+    )  # nothing is misspelt
+    results = torch.ops.fastrnn.scan(reverse=False, save=True, **good, **arguments)
+    with pytest.raises((RuntimeError, NotImplementedError), match=text):
+        torch.ops.fastrnn.scan(reverse=False, save=True, **bad, **changed)
+    saved = {"y": results[0], "gates": results[3], "cells": results[4]}
+    grads = {
+        "grad_y": torch.zeros_like(results[0]),
+        "grad_h_n": None,
+        "grad_c_n": None,
+        "grad_cells": None,
     }
-    outputs = torch.ops.fastrnn.scan(**arguments, save=True)
-    changed = arguments | change
+
+    def backward(tensors, arguments, change):
+        torch.ops.fastrnn.scan_backward(
+            grads=[change.get(name, grad) for name, grad in grads.items()],
+            reverse=False,
+            saved=[change.get(name, tensor) for name, tensor in saved.items()],
+            needs=[True] * len(tensors["present"]),
+            **tensors,
+            **arguments,
+        )
+
+    backward(good, arguments, {})
     with pytest.raises((RuntimeError, NotImplementedError), match=text):
-        torch.ops.fastrnn.scan(**changed, save=True)
-    y, _, _, gates, cells = outputs
-    saved = {"y": y, "gates": gates, "cells": cells, "needs": 255}
-    grads = {"grad_y": torch.zeros_like(y), "grad_h_n": None, "grad_c_n": None, "grad_cells": None}
-    torch.ops.fastrnn.scan_backward(**grads, **arguments, **saved)
-    with pytest.raises((RuntimeError, NotImplementedError), match=text):
-        torch.ops.fastrnn.scan_backward(**grads, **changed, **saved)
-    for name in ("y", "gates", "cells", *grads):
+        backward(bad, changed, {})
+    for name in (*saved, *grads):
         for nonsense in (torch.zeros(1), torch.zeros(4, 3, 5, dtype=torch.int32)):
             with pytest.raises(RuntimeError, match=name):
-                torch.ops.fastrnn.scan_backward(**(grads | arguments | saved | {name: nonsense}))
+                backward(good, arguments, {name: nonsense})
+
+
+def test_lists_of_a_wrong_length_are_errors():
+    """Another cell's lists, or those of another version, are refused with the names expected."""
+    tensors = by_name(
+        "gru", *make_scan("gru", (2, 3, 4, 5))[:3], *make_scan("gru", (2, 3, 4, 5))[3]
+    )
+    results = call_scan("gru", tensors)
+    names = "input, h_0, weight_ih, weight_hh, bias_ih, bias_hh, reset_h"
+    arguments = list(scan_arguments("gru", tensors))
+    with pytest.raises(RuntimeError, match="tensors has 5 entries, but 6 are present"):
+        torch.ops.fastrnn.scan("gru", arguments[1][1:], *arguments[2:])
+    with pytest.raises(RuntimeError, match=f"present has 6 entries, expected 7: {names}"):
+        torch.ops.fastrnn.scan("gru", arguments[1], arguments[2][1:], *arguments[3:])
+    arguments = scan_backward_arguments("gru", {"y": results["y"]}, tensors, results)
+    for at, name, expected in (
+        (1, "grads", "y, h_n"),
+        (9, "saved", "y, gates"),
+        (10, "needs", names),
+    ):
+        wrong = [*arguments[:at], arguments[at][1:], *arguments[at + 1 :]]
+        with pytest.raises(RuntimeError, match=f"{name} has .* entries, expected .*: {expected}"):
+            torch.ops.fastrnn.scan_backward(*wrong)
+    with pytest.raises(RuntimeError, match="gru has no c_0"):
+        ops.scan(
+            "gru",
+            tensors["input"],
+            tensors["h_0"],
+            tensors["h_0"],
+            make_scan("gru", (2, 3, 4, 5))[3],
+        )
 
 
 def test_impossible_sizes_are_errors():
@@ -367,8 +416,7 @@ def test_impossible_sizes_are_errors():
     z = torch.zeros
 
     def forward(x: torch.Tensor, h: torch.Tensor, weight_ih: torch.Tensor) -> None:
-        rest = (None,) * 9
-        torch.ops.fastrnn.scan("rnn_tanh", x, h, None, weight_ih, z(1, 1), *rest, False, False)
+        call_scan("rnn_tanh", by_name("rnn_tanh", x, h, None, weight_ih, z(1, 1)), save=False)
 
     for size in (2**25, 2**58 + 1, 2**60):
         with pytest.raises(RuntimeError, match="is more than"):
@@ -389,14 +437,12 @@ def test_freed_storage_is_an_error():
 
 def test_backward_leaves_copy_on_write_tensors_shared():
     x, h, c, weights = make_scan("lstm", (2, 3, 4, 5))
-    y, _, _, gates, cells = torch.ops.fastrnn.scan(
-        "lstm", x, h, c, *weights, *[None] * 6, False, True
-    )
-    lazy = [torch._lazy_clone(t) for t in (y, gates, cells)]
-    torch.ops.fastrnn.scan_backward(
-        "lstm", y, None, None, None, x, h, c, *weights, *[None] * 6, False, *lazy, 255
-    )
-    assert all(torch._C._is_cow_tensor(t) for t in lazy)
+    tensors = by_name("lstm", x, h, c, *weights)
+    results = call_scan("lstm", tensors)
+    grads = {"y": results["y"]}
+    lazy = {name: torch._lazy_clone(results[name]) for name in ("y", "gates", "cells")}
+    call_scan_backward("lstm", grads, tensors, lazy)
+    assert all(torch._C._is_cow_tensor(tensor) for tensor in lazy.values())
 
 
 def test_one_meta_tensor_is_an_error():
@@ -426,21 +472,24 @@ def test_fake_kernels_tell_the_truth(cell, layout, save):
         x = x.flatten(0, 1)[:5]
     if groups:
         weights = weights._replace(weight_ih=weights.weight_ih.expand(groups, -1, -1))
-    arguments = [x, h, c, *weights, h, c, None, batch_sizes, offsets, None]
+    tensors = by_name(cell, x, h, c, *weights, h, c)
+    schedule = {"batch_sizes": batch_sizes, "offsets": offsets}
 
-    def on_meta(arguments):
-        return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+    def on_meta(named):
+        return {name: None if t is None else t.to("meta") for name, t in named.items()}
 
-    options = {"all_states": not save, "groups": groups}
-    real = torch.ops.fastrnn.scan(cell, *arguments, False, save, **options)
-    fake = torch.ops.fastrnn.scan(cell, *on_meta(arguments), False, save, **options)
+    options = {"save": save, "all_states": not save, "groups": groups}
+    real = call_scan(cell, tensors, schedule, **options)
+    fake = call_scan(cell, on_meta(tensors), schedule, **options)
+    pairs = [(real[name], fake[name]) for name in real]
     if save:
-        tail = [False, real[0], *real[3:], 0b1110101101, groups]
-        grads = [torch.zeros_like(real[0]), None, None, None]
-        real += torch.ops.fastrnn.scan_backward(cell, *grads, *arguments, *tail)
-        fake += torch.ops.fastrnn.scan_backward(
-            cell, *on_meta(grads), *on_meta(arguments), *on_meta(tail)
+        grads = {"y": torch.zeros_like(real["y"])}
+        options = {"needs": set(tensors) - {"h_0", "weight_ih", "bias_hh"}, "groups": groups}
+        real = call_scan_backward(cell, grads, tensors, real, schedule, **options)
+        fake = call_scan_backward(
+            cell, on_meta(grads), on_meta(tensors), on_meta(fake), schedule, **options
         )
-    for a, b in zip(real, fake, strict=True):
+        pairs += [(real[name], fake[name]) for name in real]
+    for a, b in pairs:
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
         assert b.device.type == "meta"

@@ -10,7 +10,16 @@ from functools import partial
 
 import pytest
 import torch
-from common import CELLS, assert_all_close, make_scan, present
+from common import (
+    CELLS,
+    assert_all_close,
+    by_name,
+    call_scan,
+    make_scan,
+    present,
+    scan_arguments,
+    scan_backward_arguments,
+)
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -240,30 +249,35 @@ def test_opcheck(cell, layout):
     """The ops as torch.library checks them: schema, fake kernels, autograd, traced with any sizes."""
     x, h, c, weights = make_scan(cell, (4, 3, 2, 5), proj_size=3 if cell == "lstm" else 0)
     rows = layout in ("packed", "jagged")
-    host = {
-        "padded": (None,) * 4,
-        "packed": (None, torch.tensor([3, 2]), None, None),
-        "jagged": (None, None, torch.tensor([0, 2, 2, 5]), None),
-        "lengths and resets": (torch.tensor([4, 0, 3]), None, None, torch.rand(4, 3) < 0.5),
+    schedule = {
+        "padded": {},
+        "packed": {"batch_sizes": torch.tensor([3, 2])},
+        "jagged": {"offsets": torch.tensor([0, 2, 2, 5])},
+        "lengths and resets": {"lengths": torch.tensor([4, 0, 3]), "reset": torch.rand(4, 3) < 0.5},
     }[layout]
-    tensors = [
+    tensors = by_name(
+        cell,
         x.flatten(0, 1)[:5] if rows else x,
         h,
         c,
         *weights,
         h + 1,
         None if c is None else c + 1,
-    ]
+    )
+    reverse = layout == "jagged"
     # Gates of steps that no sample runs are left as they are, and opcheck compares all of them.
-    recompute = layout == "lengths and resets"
-    tail = (*host, layout == "jagged", True, recompute, True)
-    torch.library.opcheck(torch.ops.fastrnn.scan.default, (cell, *tensors, *tail))
-    leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
-    torch.library.opcheck(torch.ops.fastrnn.scan.default, (cell, *leaves, *tail))
+    options = {"recompute": layout == "lengths and resets", "all_states": True}
+    arguments = scan_arguments(cell, tensors, schedule, reverse=reverse)
+    torch.library.opcheck(torch.ops.fastrnn.scan.default, arguments, options)
+    leaves = {
+        name: None if t is None else t.clone().requires_grad_() for name, t in tensors.items()
+    }
+    arguments = scan_arguments(cell, leaves, schedule, reverse=reverse)
+    torch.library.opcheck(torch.ops.fastrnn.scan.default, arguments, options)
 
-    y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(cell, *tensors, *tail)
-    grads = (y, h_n, c_n, cells) if cell == "lstm" else (y, h_n, None, None)
-    backward = (cell, *grads, *tensors, *host, layout == "jagged", y, gates, cells, 0b1111111111)
+    results = call_scan(cell, tensors, schedule, reverse=reverse, **options)
+    grads = {name: tensor for name, tensor in results.items() if name != "gates"}
+    backward = scan_backward_arguments(cell, grads, tensors, results, schedule, reverse=reverse)
     torch.library.opcheck(torch.ops.fastrnn.scan_backward.default, backward)
 
 
@@ -272,26 +286,12 @@ def test_opcheck_in_groups():
     weights = [
         w if i % 2 else w.expand(3, *w.shape).contiguous() for i, w in enumerate(present(weights))
     ]
-    tensors = (x, h, None, *weights, None, None, None)
-    tail = (*(None,) * 4, False, True, False, False, 3)
-    torch.library.opcheck(torch.ops.fastrnn.scan.default, ("gru", *tensors, *tail))
-    y, _, _, gates, cells = torch.ops.fastrnn.scan("gru", *tensors, *tail)
-    backward = (
-        "gru",
-        y,
-        None,
-        None,
-        None,
-        *tensors,
-        *(None,) * 4,
-        False,
-        y,
-        gates,
-        cells,
-        0b1111111,
-        3,
-    )
-    torch.library.opcheck(torch.ops.fastrnn.scan_backward.default, backward)
+    tensors, groups = by_name("gru", x, h, None, *weights), {"groups": 3}
+    arguments = scan_arguments("gru", tensors)
+    torch.library.opcheck(torch.ops.fastrnn.scan.default, arguments, groups)
+    results = call_scan("gru", tensors, **groups)
+    backward = scan_backward_arguments("gru", {"y": results["y"]}, tensors, results)
+    torch.library.opcheck(torch.ops.fastrnn.scan_backward.default, backward, groups)
 
 
 # --- modules --------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ class ForwardScan : Scan<Cell, S> {
     Cell::forward(x_products, h_products, state, saved);
 
     // The next step's lines are fetched meanwhile: they are far away, and a store to one would wait for it.
-    const int64_t next = schedule.next(t);
+    const int64_t next = std::clamp<int64_t>(schedule.next(t), 0, schedule.T - 1);
     const auto store = [&]<class T>(const B& values, const Sequence<T>& to, int64_t column) FASTRNN_LAMBDA {
       for (int q = 0; q < kRows * kVecs; ++q) {
         const int64_t first = unit + q % kVecs * V::kWidth;

@@ -10,6 +10,8 @@ using cpu::Buffer;
 using cpu::Grid;
 using cpu::Kernels;
 using cpu::Range;
+using cpu::ScanParams;
+using cpu::Schedule;
 using cpu::Team;
 
 // The scans of one storage type. Their definitions stand outside the class, because an inline member would be compiled

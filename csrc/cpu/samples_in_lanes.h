@@ -12,6 +12,7 @@
 
 #include "cells/cell.h"
 #include "cpu/gemm.h"
+#include "cpu/isa_scans.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/vec.h"
 #include "scan.h"
@@ -253,7 +254,7 @@ class LaneBackward : LaneScan<Cell, S> {
   static constexpr int64_t kStepsOfASum = 32;  // before it is added to the slot's
 
   const ScanGradients<S>& d;
-  const bool any_weight = d.any_weight();
+  const bool any_weight = d.weights.any();
   // Rows of lanes, a set for every thread.
   const int64_t rows_ = 2 * I + (11 + kSaved + 2 * kGates) * H + 1;
   Buffer<A> work_ = Buffer<A>(team.threads() * rows_ * kLanes);

@@ -48,14 +48,14 @@ void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk,
     column_sums<S><<<grid, dim3(kLanes, kSumRows), 0, context.stream>>>(from, at.rows, gates, groups, sums);
     check(cudaGetLastError(), "summing a bias's gradient");
   };
-  if (d.weights.ih) add(buffers.d_gx, gates, x, I, buffers.weight_ih);
-  if (d.weights.hh) add(buffers.d_gh, gates, buffers.h_previous, R, buffers.weight_hh);
-  if (d.weights.bias_ih) add_rows(buffers.d_gx, buffers.bias_ih);
-  if (d.weights.bias_hh) add_rows(buffers.d_gh, buffers.bias_hh);
+  if (d.weights.ih) add(buffers.d_gx, gates, x, I, buffers.weights.ih);
+  if (d.weights.hh) add(buffers.d_gh, gates, buffers.h_previous, R, buffers.weights.hh);
+  if (d.weights.bias_ih) add_rows(buffers.d_gx, buffers.weights.bias_ih);
+  if (d.weights.bias_hh) add_rows(buffers.d_gh, buffers.weights.bias_hh);
   if constexpr (Cell::kHasCellState)
     if (d.weights.hr) {
       for_each(context, at.rows * H, Outputs<Cell, S>{chunk, buffers.outputs});
-      add(buffers.d_projected, R, buffers.outputs, H, buffers.weight_hr);
+      add(buffers.d_projected, R, buffers.outputs, H, buffers.weights.hr);
     }
 }
 
@@ -72,11 +72,9 @@ void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& pla
   };
   clear(buffers.d_reset_h, N * R);
   clear(buffers.d_reset_c, N * H);
-  clear(buffers.weight_ih, d.groups * gates * I);
-  clear(buffers.weight_hh, d.groups * gates * R);
-  clear(buffers.bias_ih, d.groups * gates);
-  clear(buffers.bias_hh, d.groups * gates);
-  clear(buffers.weight_hr, d.groups * R * H);
+  const PerWeight<MatrixSize> sizes = weight_sizes<Cell>(p);
+  for_each_weight([&](A* sum, MatrixSize size) { clear(sum, d.groups * size.rows * size.columns); }, buffers.weights,
+                  sizes);
   for_each(context, N * R, Read<S>{d.h_n, R, buffers.h});
   if (Cell::kHasCellState) for_each(context, N * H, Read<S>{d.c_n, H, buffers.c});
   const int64_t chunks = N > 0 ? divide_up(T, plan.steps) : 0;
@@ -110,21 +108,19 @@ void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& pla
       multiply<S>(context, at.rows, I, gates, dense<S>(buffers.d_gx, gates), p.weights.ih,
                   scattered(p) ? buffers.d_x : rows_of(d.x, at, I));
     if (d.x && scattered(p)) for_each(context, at.rows * I, ScatterInputGradient<S>{chunk, buffers.d_x});
-    if (d.any_weight()) add_weight_gradients<Cell>(context, chunk, d, buffers, at, x);
+    if (d.weights.any()) add_weight_gradients<Cell>(context, chunk, d, buffers, at, x);
   }
   for_each(context, N * R, FinishBackward<S>{p, buffers.h, buffers.d_reset_h, R, d.h_0});
   if (Cell::kHasCellState) for_each(context, N * H, FinishBackward<S>{p, buffers.c, buffers.d_reset_c, H, d.c_0});
   const auto write = [&](const A* from, int64_t rows, int64_t columns, Matrix<S> to) {
     if (to) for_each(context, rows * columns, Write<S>{from, columns, to});
   };
-  const auto vector = [](const Vector<S>& v) { return Matrix<S>{v.data, v.stride, 1}; };
   write(buffers.d_reset_h, N, R, d.reset_h);
   write(buffers.d_reset_c, N, H, d.reset_c);
-  write(buffers.weight_ih, d.groups * gates, I, d.weights.ih);
-  write(buffers.weight_hh, d.groups * gates, R, d.weights.hh);
-  write(buffers.bias_ih, d.groups * gates, 1, vector(d.weights.bias_ih));
-  write(buffers.bias_hh, d.groups * gates, 1, vector(d.weights.bias_hh));
-  write(buffers.weight_hr, d.groups * R, H, d.weights.hr);
+  const auto write_weight = [&](const A* sum, MatrixSize size, const auto& gradient) {
+    write(sum, d.groups * size.rows, size.columns, as_matrix(gradient));
+  };
+  for_each_weight(write_weight, buffers.weights, sizes, d.weights);
 }
 
 }  // namespace fastrnn::cuda

@@ -45,23 +45,7 @@ struct BackwardChunk : Chunk<S> {
   const Accumulate<S>* d_output = nullptr;  // [N, H]
 };
 
-// --- which samples run -----------------------------------------------------------------------------
-
-FASTRNN_FN bool runs(const Schedule& schedule, int64_t t, int64_t n) {
-  return 0 <= t && t < (schedule.lengths && schedule.lengths[n] < schedule.T ? schedule.lengths[n] : schedule.T);
-}
-FASTRNN_FN int64_t time_of(const Schedule& schedule, int64_t walked) {
-  return schedule.reverse ? schedule.T - 1 - walked : walked;
-}
-FASTRNN_FN int64_t time_before(const Schedule& schedule, int64_t t) { return schedule.reverse ? t + 1 : t - 1; }
-FASTRNN_FN int64_t time_after(const Schedule& schedule, int64_t t) { return schedule.reverse ? t - 1 : t + 1; }
-
-// The state is replaced before step t.
-FASTRNN_FN bool resets(const Schedule& schedule, int64_t t, int64_t n) {
-  if (!schedule.reset || t < 0) return false;  // no step comes before the first
-  const int64_t mark = schedule.reverse ? t + 1 : t;
-  return runs(schedule, mark, n) && schedule.reset(mark, n) != 0;
-}
+// --- where rows lie ---------------------------------------------------------------------------------
 
 // Row of a sequence whose rows follow each other without a gap.
 template <class S>
@@ -144,9 +128,9 @@ struct ForwardInputs {
     const ScanParams<S>& scan = chunk.scan;
     runs = resets_next = false;
     if (walked >= chunk.first + chunk.steps || n >= scan.schedule.N || unit >= scan.hidden_size) return;
-    const int64_t t = time_of(scan.schedule, walked);
-    runs = cuda::runs(scan.schedule, t, n);
-    resets_next = resets(scan.schedule, time_after(scan.schedule, t), n);
+    const int64_t t = scan.schedule.step(walked);
+    runs = scan.schedule.runs(t, n);
+    resets_next = scan.schedule.resets(scan.schedule.next(t), n);
     if (!runs) return;
     const Accumulate<S>* row = chunk.gx + buffer_row(chunk, t, n) * Cell::kGates * scan.hidden_size;
 #pragma unroll
@@ -174,7 +158,7 @@ FASTRNN_DEVICE void advance(const ForwardChunk<S>& chunk, int64_t walked, int64_
     std::array<V, Cell::kSaved> saved;
     Cell::forward(x, h, next, saved);
     state = {next.h.x, Cell::kHasCellState ? next.c.x : Accumulate<S>(0)};
-    const int64_t row = row_of(scan, time_of(scan.schedule, walked), n);
+    const int64_t row = row_of(scan, scan.schedule.step(walked), n);
     if (!projected) scan.y.data[row * H + unit] = store<S>(state.h);
     if constexpr (Cell::kSaved > 0)
       if (scan.gates)
@@ -206,9 +190,9 @@ struct BackwardInputs {
     // mutant: padded backward
     runs = resets_next = false;
     if (walked < chunk.first || n >= scan.schedule.N || unit >= H) return;
-    const int64_t t = time_of(scan.schedule, walked);
-    runs = cuda::runs(scan.schedule, t, n);
-    resets_next = resets(scan.schedule, time_after(scan.schedule, t), n);
+    const int64_t t = scan.schedule.step(walked);
+    runs = scan.schedule.runs(t, n);
+    resets_next = scan.schedule.resets(scan.schedule.next(t), n);
     if (!runs) return;
     const int64_t row = row_of(scan, t, n);
     if constexpr (Cell::kSaved > 0) {
@@ -228,9 +212,9 @@ struct BackwardInputs {
 
  private:
   FASTRNN_DEVICE static A previous_c(const ScanParams<S>& scan, int64_t t, int64_t n, int64_t unit) {
-    if (resets(scan.schedule, t, n)) return at(scan.reset_c, n, unit);
-    const int64_t before = time_before(scan.schedule, t);
-    if (cuda::runs(scan.schedule, before, n)) return scan.cells.data[row_of(scan, before, n) * scan.hidden_size + unit];
+    if (scan.schedule.resets(t, n)) return at(scan.reset_c, n, unit);
+    const int64_t before = scan.schedule.previous(t);
+    if (scan.schedule.runs(before, n)) return scan.cells.data[row_of(scan, before, n) * scan.hidden_size + unit];
     return at(scan.c_0, n, unit);
   }
 };
@@ -275,7 +259,7 @@ FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64
                    d_x, d_h);
     d_state = {d.h.x, Cell::kHasCellState ? d.c.x : A(0)};
   }
-  const int64_t row = buffer_row(chunk, time_of(scan.schedule, walked), n) * kGates;
+  const int64_t row = buffer_row(chunk, scan.schedule.step(walked), n) * kGates;
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) {
     d_gh[gate] = d_h[gate].x;

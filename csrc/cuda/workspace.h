@@ -43,6 +43,17 @@ int64_t chunk_rows(const ScanParams<S>& p, const Plan& plan) {
   return std::min(plan.steps, p.schedule.T) * p.schedule.N;
 }
 
+struct MatrixSize {
+  int64_t rows, columns;
+};
+
+// A bias is a column.
+template <class Cell, class S>
+PerWeight<MatrixSize> weight_sizes(const ScanParams<S>& p) {
+  const int64_t gates = Cell::kGates * p.hidden_size, I = p.input_size, H = p.hidden_size, R = p.output_size;
+  return {.ih = {gates, I}, .hh = {gates, R}, .bias_ih = {gates, 1}, .bias_hh = {gates, 1}, .hr = {R, H}};
+}
+
 template <class S>
 struct ForwardBuffers {
   using A = Accumulate<S>;
@@ -54,17 +65,17 @@ struct ForwardBuffers {
   static ForwardBuffers take(Arena& arena, const ScanParams<S>& p, const Plan& plan) {
     const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
     const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
-    ForwardBuffers found;
-    found.h = arena.take<A>(N * R);
-    found.c = arena.take<A>(N * H, Cell::kHasCellState);
-    found.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
-    found.gx = arena.take<A>(chunk_rows(p, plan) * gates);
-    found.gh = arena.take<A>(N * gates, stepwise);
-    found.entering = arena.take<S>(N * R, stepwise);
-    found.output = arena.take<S>(N * H, projected);
-    found.product = arena.take<A>(N * R, projected);
-    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
-    return found;
+    ForwardBuffers buffers;
+    buffers.h = arena.take<A>(N * R);
+    buffers.c = arena.take<A>(N * H, Cell::kHasCellState);
+    buffers.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
+    buffers.gx = arena.take<A>(chunk_rows(p, plan) * gates);
+    buffers.gh = arena.take<A>(N * gates, stepwise);
+    buffers.entering = arena.take<S>(N * R, stepwise);
+    buffers.output = arena.take<S>(N * H, projected);
+    buffers.product = arena.take<A>(N * R, projected);
+    buffers.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return buffers;
   }
 };
 
@@ -73,7 +84,7 @@ struct BackwardBuffers {
   using A = Accumulate<S>;
   A *h, *c, *d_reset_h, *d_reset_c, *gx, *gh, *d_output, *through_gh;
   S *h_previous, *x, *d_x, *gates, *d_gx, *d_gh, *d_gh_now, *d_projected, *d_now, *outputs;
-  A *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;  // sums over chunks, group after group
+  PerWeight<A*> weights;  // gradients summed over chunks, group after group
   uint32_t* exchange;
 
   template <class Cell>
@@ -82,34 +93,32 @@ struct BackwardBuffers {
     const int64_t rows = chunk_rows(p, plan);
     const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
     const bool recompute = Cell::kSaved > 0 && !p.gates;
-    BackwardBuffers found;
-    found.h = arena.take<A>(N * R);
-    found.c = arena.take<A>(N * H, Cell::kHasCellState);
-    found.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
-    found.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
-    found.weight_ih = arena.take<A>(d.groups * gates * I, bool(d.weights.ih));
-    found.weight_hh = arena.take<A>(d.groups * gates * R, bool(d.weights.hh));
-    found.bias_ih = arena.take<A>(d.groups * gates, bool(d.weights.bias_ih));
-    found.bias_hh = arena.take<A>(d.groups * gates, bool(d.weights.bias_hh));
-    found.weight_hr = arena.take<A>(d.groups * R * H, bool(d.weights.hr));
-    found.gx = arena.take<A>(rows * gates, recompute);
-    found.gh = arena.take<A>(rows * gates, recompute);
-    found.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
-    found.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
-    found.x =
+    BackwardBuffers buffers;
+    buffers.h = arena.take<A>(N * R);
+    buffers.c = arena.take<A>(N * H, Cell::kHasCellState);
+    buffers.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
+    buffers.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
+    for_each_weight([&](A*& sum, const auto& gradient,
+                        MatrixSize size) { sum = arena.take<A>(d.groups * size.rows * size.columns, bool(gradient)); },
+                    buffers.weights, d.weights, weight_sizes<Cell>(p));
+    buffers.gx = arena.take<A>(rows * gates, recompute);
+    buffers.gh = arena.take<A>(rows * gates, recompute);
+    buffers.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
+    buffers.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
+    buffers.x =
         arena.take<S>(rows * I, (d.weights.ih && p.schedule.lengths) || ((d.weights.ih || recompute) && scattered(p)));
-    found.d_x = arena.take<S>(rows * I, d.x && scattered(p));
-    found.d_gx = arena.take<S>(rows * gates);
-    found.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : found.d_gx;
-    found.d_gh_now = arena.take<S>(N * gates, stepwise);
-    found.d_projected = arena.take<S>(rows * R, projected);
-    found.d_now = arena.take<S>(N * R, projected);
+    buffers.d_x = arena.take<S>(rows * I, d.x && scattered(p));
+    buffers.d_gx = arena.take<S>(rows * gates);
+    buffers.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : buffers.d_gx;
+    buffers.d_gh_now = arena.take<S>(N * gates, stepwise);
+    buffers.d_projected = arena.take<S>(rows * R, projected);
+    buffers.d_now = arena.take<S>(N * R, projected);
     // mutant: outputs follow
-    found.d_output = arena.take<A>(N * H, projected);
-    found.through_gh = arena.take<A>(N * R, stepwise);
-    found.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
-    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
-    return found;
+    buffers.d_output = arena.take<A>(N * H, projected);
+    buffers.through_gh = arena.take<A>(N * R, stepwise);
+    buffers.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
+    buffers.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return buffers;
   }
 };
 

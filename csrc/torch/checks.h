@@ -11,31 +11,23 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 
-#include "dispatch.h"
+#include "arguments.h"
 #include "scan.h"
+#include "torch/lists.h"
 
 namespace fastrnn {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
-// The tensors of one scan, as the op receives them.
-struct ScanInputs {
+// What both ops take.
+struct ScanInputs : PerTensor<OptionalTensor> {
   std::string cell;
-  Tensor input;                // [T, N, I], or [rows, I] when packed or jagged
-  Tensor h_0;                  // [N, R]
-  OptionalTensor c_0;          // [N, H]
-  Tensor weight_ih;            // [G * H, I]
-  Tensor weight_hh;            // [G * H, R]
-  OptionalTensor bias_ih;      // [G * H]
-  OptionalTensor bias_hh;      // [G * H]
-  OptionalTensor weight_hr;    // [R, H]
-  OptionalTensor reset_h;      // [N, R], what a reset replaces the state by; null: zeros
-  OptionalTensor reset_c;      // [N, H]
+  CellFacts facts;
   OptionalTensor lengths;      // [N] int64, CPU or, beside a padded input, where that is
   OptionalTensor batch_sizes;  // [T] int64, CPU: the input is packed
   OptionalTensor offsets;      // [N + 1] int64, CPU: the input is jagged, sample n starts at row offsets[n]
@@ -45,26 +37,6 @@ struct ScanInputs {
   bool tf32;       // on a GPU, products of float32 may round their factors to TF32
 
   bool rows_input() const { return batch_sizes || offsets; }
-};
-
-// Compile-time facts of a cell, for code that runs before the dispatch.
-struct CellFacts {
-  int64_t gates;
-  int64_t saved;
-  bool has_cell_state;
-};
-
-inline CellFacts cell_facts(const std::string& cell) {
-  CellFacts facts{};
-  const bool known =
-      Cells::dispatch(cell, [&]<class Cell>() { facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState}; });
-  STD_TORCH_CHECK(known, "fastrnn: unknown cell '", cell, "'");
-  return facts;
-}
-
-struct ScanSizes {
-  int64_t T, N, I, H, R;
-  CellFacts cell;
 };
 
 // Calls f.template operator()<S>() for the storage type of the tensor.
@@ -89,19 +61,38 @@ auto dispatch_dtype(const Tensor& tensor, F&& f) {
   }
 }
 
-template <size_t kRank>
-void check_shape(const Tensor& tensor, const char* name, std::array<int64_t, kRank> expected) {
-  bool same = tensor.dim() == static_cast<int64_t>(kRank);
-  for (size_t i = 0; same && i < kRank; ++i) same = tensor.size(i) == expected[i];
-  if (same) return;
-  const auto list = [](auto begin, auto end) {
-    std::string text = "[";
-    for (auto it = begin; it != end; ++it) text.append(it == begin ? "" : ", ").append(std::to_string(*it));
-    return text.append("]");
-  };
+// At most three sizes, without an allocation.
+struct Shape {
+  std::array<int64_t, 3> sizes{};
+  size_t rank = 0;
+
+  Shape(std::initializer_list<int64_t> list) : rank(list.size()) { std::copy(list.begin(), list.end(), sizes.begin()); }
+  torch::headeronly::IntHeaderOnlyArrayRef ref() const { return {sizes.data(), rank}; }
+};
+
+// The shape of a tensor in the tables. A weight that is `grouped` has one entry for each group.
+inline Shape shape_of(const TensorInfo& info, const ScanInputs& in, const ScanSizes& sizes, bool grouped) {
+  const int64_t columns = length(info.columns, sizes), rows = length(info.rows, sizes);
+  switch (info.role) {
+    case Role::kSequence:
+      if (in.rows_input()) return {in.input->size(0), columns};
+      return {sizes.T, sizes.N, columns};
+    case Role::kState: return {sizes.N, columns};
+    case Role::kMatrix: return grouped ? Shape{in.groups, rows, columns} : Shape{rows, columns};
+    case Role::kVector: return grouped ? Shape{in.groups, columns} : Shape{columns};
+  }
+  return {};
+}
+
+inline void check_shape(const Tensor& tensor, const char* name, const Shape& expected) {
   const auto sizes = tensor.sizes();
-  STD_TORCH_CHECK(false, "fastrnn: ", name, " has shape ", list(sizes.begin(), sizes.end()), ", expected ",
-                  list(expected.begin(), expected.end()));
+  if (std::equal(sizes.begin(), sizes.end(), expected.ref().begin(), expected.ref().end())) return;
+  const auto list = [](const auto& sizes) {
+    std::string text;
+    for (const int64_t size : sizes) text.append(text.empty() ? "" : ", ").append(std::to_string(size));
+    return "[" + text + "]";
+  };
+  STD_TORCH_CHECK(false, "fastrnn: ", name, " has shape ", list(sizes), ", expected ", list(expected.ref()));
 }
 
 inline void check_like(const Tensor& tensor, const char* name, ScalarType dtype, const Tensor& other) {
@@ -112,7 +103,7 @@ inline void check_like(const Tensor& tensor, const char* name, ScalarType dtype,
 
 // A host vector of integers that the walk is planned by.
 inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, int64_t size) {
-  check_shape<1>(tensor, name, {size});
+  check_shape(tensor, name, {size});
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(),
                   "fastrnn: ", name, " must be a contiguous int64 tensor on CPU");
   return tensor.const_data_ptr<int64_t>();
@@ -121,8 +112,8 @@ inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, 
 // Lengths of a padded input. To look at those on a GPU would wait for it: the kernels clamp them.
 inline void check_lengths(const ScanInputs& in, const ScanSizes& sizes) {
   if (!in.lengths->is_cpu()) {
-    check_like(*in.lengths, "lengths", ScalarType::Long, in.input);
-    return check_shape<1>(*in.lengths, "lengths", {sizes.N});
+    check_like(*in.lengths, "lengths", ScalarType::Long, *in.input);
+    return check_shape(*in.lengths, "lengths", {sizes.N});
   }
   const int64_t* lengths = check_host_vector(*in.lengths, "lengths", sizes.N);
   for (int64_t n = 0; n < sizes.N; ++n)
@@ -142,8 +133,8 @@ inline int64_t check_jagged(const ScanInputs& in, int64_t N) {
   STD_TORCH_CHECK(in.groups <= 1, "fastrnn: a jagged input cannot be split into groups");
   const int64_t* offsets = check_host_vector(*in.offsets, "offsets", N + 1);
   if (in.lengths) check_host_vector(*in.lengths, "lengths", N);
-  STD_TORCH_CHECK(0 <= offsets[0] && offsets[N] <= in.input.size(0), "fastrnn: offsets span rows ", offsets[0], " to ",
-                  offsets[N], ", but input has ", in.input.size(0), " rows");
+  STD_TORCH_CHECK(0 <= offsets[0] && offsets[N] <= in.input->size(0), "fastrnn: offsets span rows ", offsets[0], " to ",
+                  offsets[N], ", but input has ", in.input->size(0), " rows");
   int64_t longest = 0;
   for (int64_t n = 0; n < N; ++n) {
     const int64_t length = jagged_length(in, n);
@@ -155,32 +146,31 @@ inline int64_t check_jagged(const ScanInputs& in, int64_t N) {
 }
 
 inline ScanSizes check_sizes(const ScanInputs& in) {
-  const CellFacts cell = cell_facts(in.cell);
   const bool rows_input = in.rows_input();
-  STD_TORCH_CHECK(in.input.dim() == (rows_input ? 2 : 3), "fastrnn: input has ", in.input.dim(),
+  STD_TORCH_CHECK(in.input->dim() == (rows_input ? 2 : 3), "fastrnn: input has ", in.input->dim(),
                   " dimensions, expected ", rows_input ? 2 : 3);
-  STD_TORCH_CHECK(in.h_0.dim() == 2, "fastrnn: h_0 has ", in.h_0.dim(), " dimensions, expected 2");
+  STD_TORCH_CHECK(in.h_0->dim() == 2, "fastrnn: h_0 has ", in.h_0->dim(), " dimensions, expected 2");
   const int64_t most = in.groups > 0 ? 3 : 2;
-  for (const Tensor* weight : {&in.weight_ih, &in.weight_hh})
+  for (const Tensor* weight : {&*in.weight_ih, &*in.weight_hh})
     STD_TORCH_CHECK(2 <= weight->dim() && weight->dim() <= most,
                     "fastrnn: weight_ih and weight_hh must have 2 dimensions, or 3 in groups");
-  const int64_t rows = in.weight_ih.size(-2);
-  STD_TORCH_CHECK(rows > 0 && rows % cell.gates == 0, "fastrnn: weight_ih has ", rows,
-                  " rows, expected a positive multiple of ", cell.gates);
+  const int64_t rows = in.weight_ih->size(-2);
+  STD_TORCH_CHECK(rows > 0 && rows % in.facts.gates == 0, "fastrnn: weight_ih has ", rows,
+                  " rows, expected a positive multiple of ", in.facts.gates);
   STD_TORCH_CHECK(!(in.batch_sizes && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
   if (in.batch_sizes) STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
-  const int64_t N = rows_input ? in.h_0.size(0) : in.input.size(1);
+  const int64_t N = rows_input ? in.h_0->size(0) : in.input->size(1);
   STD_TORCH_CHECK(in.groups >= 0 && (in.groups == 0 || N % in.groups == 0), "fastrnn: ", N,
                   " samples are no multiple of ", in.groups, " groups");
   return {
       .T = in.offsets       ? check_jagged(in, N)
            : in.batch_sizes ? in.batch_sizes->size(0)
-                            : in.input.size(0),
+                            : in.input->size(0),
       .N = N,
-      .I = in.input.size(-1),
-      .H = rows / cell.gates,
-      .R = in.weight_hh.size(-1),
-      .cell = cell,
+      .I = in.input->size(-1),
+      .H = rows / in.facts.gates,
+      .R = in.weight_hh->size(-1),
+      .cell = in.facts,
   };
 }
 
@@ -201,53 +191,32 @@ inline void check_bounds(const ScanSizes& sizes) {
 
 inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
   check_bounds(sizes);
-  const auto [T, N, I, H, R, cell] = sizes;
-  const ScalarType dtype = in.input.scalar_type();
-  STD_TORCH_CHECK(R > 0, "fastrnn: weight_hh has no columns");
-  const auto check = [&]<size_t kRank>(const OptionalTensor& tensor, const char* name,
-                                       std::array<int64_t, kRank> shape) {
-    if (!tensor) return;
-    check_like(*tensor, name, dtype, in.input);
-    check_shape(*tensor, name, shape);
-  };
-  const auto check_weight = [&]<size_t kRank>(const OptionalTensor& tensor, const char* name,
-                                              std::array<int64_t, kRank> shape) {
-    if (!tensor || in.groups == 0 || tensor->dim() != static_cast<int64_t>(kRank) + 1)
-      return check(tensor, name, shape);
-    std::array<int64_t, kRank + 1> of_groups{in.groups};
-    std::copy(shape.begin(), shape.end(), of_groups.begin() + 1);
-    check(tensor, name, of_groups);
-  };
-  check.operator()<2>(in.h_0, "h_0", {N, R});
-  check.operator()<2>(in.c_0, "c_0", {N, H});
-  check_weight.operator()<2>(in.weight_ih, "weight_ih", {cell.gates * H, I});
-  check_weight.operator()<2>(in.weight_hh, "weight_hh", {cell.gates * H, R});
-  check_weight.operator()<1>(in.bias_ih, "bias_ih", {cell.gates * H});
-  check_weight.operator()<1>(in.bias_hh, "bias_hh", {cell.gates * H});
-  check_weight.operator()<2>(in.weight_hr, "weight_hr", {R, H});
-  check.operator()<2>(in.reset_h, "reset_h", {N, R});
-  check.operator()<2>(in.reset_c, "reset_c", {N, H});
-  STD_TORCH_CHECK(in.c_0.has_value() == cell.has_cell_state,
-                  "fastrnn: c_0 is for cells with a cell state, and those "
-                  "need it");
-  STD_TORCH_CHECK(cell.has_cell_state || !in.weight_hr, "fastrnn: a projection needs a cell state");
-  STD_TORCH_CHECK(cell.has_cell_state || !in.reset_c, "fastrnn: reset_c is for cells with a cell state");
-  STD_TORCH_CHECK(in.weight_hr || R == H, "fastrnn: weight_hh has ", R, " columns, expected hidden_size = ", H);
+  STD_TORCH_CHECK(sizes.R > 0, "fastrnn: weight_hh has no columns");
+  STD_TORCH_CHECK(in.weight_hr || sizes.R == sizes.H, "fastrnn: weight_hh has ", sizes.R,
+                  " columns, expected hidden_size = ", sizes.H);
+  for_each_tensor(
+      [&](const TensorInfo& info, const OptionalTensor& tensor) {
+        if (!tensor) return;
+        check_like(*tensor, info.name, in.input->scalar_type(), *in.input);
+        const bool grouped = info.is_weight() && in.groups > 0 && tensor->dim() == info.weight_rank() + 1;
+        check_shape(*tensor, info.name, shape_of(info, in, sizes, grouped));
+      },
+      in);
   if (in.reset) {
-    check_like(*in.reset, "reset", ScalarType::Bool, in.input);
-    check_shape<2>(*in.reset, "reset", {T, N});
+    check_like(*in.reset, "reset", ScalarType::Bool, *in.input);
+    check_shape(*in.reset, "reset", {sizes.T, sizes.N});
   }
   if (in.lengths && !in.offsets) check_lengths(in, sizes);
   if (in.batch_sizes) {
-    const int64_t* active = check_host_vector(*in.batch_sizes, "batch_sizes", T);
+    const int64_t* active = check_host_vector(*in.batch_sizes, "batch_sizes", sizes.T);
     int64_t rows = 0;
-    for (int64_t t = 0; t < T; ++t) {
-      STD_TORCH_CHECK(0 < active[t] && active[t] <= (t ? active[t - 1] : N), "fastrnn: batch_sizes[", t, "] is ",
-                      active[t], ", expected 1 to ", t ? active[t - 1] : N);
+    for (int64_t t = 0; t < sizes.T; ++t) {
+      STD_TORCH_CHECK(0 < active[t] && active[t] <= (t ? active[t - 1] : sizes.N), "fastrnn: batch_sizes[", t, "] is ",
+                      active[t], ", expected 1 to ", t ? active[t - 1] : sizes.N);
       rows += active[t];
     }
-    STD_TORCH_CHECK(rows == in.input.size(0), "fastrnn: batch_sizes sum to ", rows, ", but input has ",
-                    in.input.size(0), " rows");
+    STD_TORCH_CHECK(rows == in.input->size(0), "fastrnn: batch_sizes sum to ", rows, ", but input has ",
+                    in.input->size(0), " rows");
   }
 }
 
@@ -263,7 +232,7 @@ S* data_of(const Tensor& tensor) {
   return data;
 }
 
-// Of a tensor of a rank more: the entry of a group.
+// If the tensor has a leading group dimension, selects that group.
 template <class S>
 Matrix<S> matrix(const OptionalTensor& tensor, int64_t group = 0) {
   if (!tensor || tensor->numel() == 0) return {};
@@ -286,30 +255,44 @@ struct RowStarts {
 template <class S>
 Sequence<S> sequence(const OptionalTensor& tensor, RowStarts starts) {
   if (!tensor) return {};
-  if (tensor->numel() == 0) return {nullptr, starts.of_steps, starts.of_samples};  // of no features there are rows
+  if (tensor->numel() == 0) return {nullptr, starts.of_steps, starts.of_samples};  // rows without features are rows
   const int64_t first = tensor->stride(0);
   return {
       data_of<S>(*tensor), starts.of_steps, starts.of_samples, first, tensor->dim() == 2 ? first : tensor->stride(1),
       tensor->stride(-1)};
 }
 
-// Everything but the schedule and the results, with the weights of a group.
+// What the kernels see of a scan's tensors, or of their gradients: the weights are those of a group.
 template <class S>
-ScanParams<S> scan_params(const ScanInputs& in, const ScanSizes& sizes, RowStarts starts, int64_t group) {
-  ScanParams<S> p;
+ScanTensors<S> views_of(const PerTensor<OptionalTensor>& tensors, RowStarts starts, int64_t group) {
+  struct {
+    RowStarts starts;
+    int64_t group;
+
+    void operator()(const TensorInfo&, Sequence<S>& view, const OptionalTensor& tensor) {
+      view = sequence<S>(tensor, starts);
+    }
+    void operator()(const TensorInfo& info, Matrix<S>& view, const OptionalTensor& tensor) {
+      view = matrix<S>(tensor, info.is_weight() ? group : 0);
+    }
+    void operator()(const TensorInfo&, Vector<S>& view, const OptionalTensor& tensor) {
+      view = vector<S>(tensor, group);
+    }
+  } assign{starts, group};
+  ScanTensors<S> views;
+  for_each_tensor(assign, ViewPerTensor<S>(views), tensors);
+  return views;
+}
+
+// Everything but the schedule and the results. Params: ScanParams of a device.
+template <class Params>
+Params scan_params(const ScanInputs& in, const ScanSizes& sizes, RowStarts starts, int64_t group) {
+  using S = const typename Params::Storage;
+  Params p;
+  static_cast<ScanTensors<S>&>(p) = views_of<S>(in, starts, group);
   p.input_size = sizes.I;
   p.hidden_size = sizes.H;
   p.output_size = sizes.R;
-  p.weights.ih = matrix<const S>(in.weight_ih, group);
-  p.weights.hh = matrix<const S>(in.weight_hh, group);
-  p.weights.bias_ih = vector<const S>(in.bias_ih, group);
-  p.weights.bias_hh = vector<const S>(in.bias_hh, group);
-  p.weights.hr = matrix<const S>(in.weight_hr, group);
-  p.x = sequence<const S>(in.input, starts);
-  p.h_0 = matrix<const S>(in.h_0);
-  p.c_0 = matrix<const S>(in.c_0);
-  p.reset_h = matrix<const S>(in.reset_h);
-  p.reset_c = matrix<const S>(in.reset_c);
   return p;
 }
 

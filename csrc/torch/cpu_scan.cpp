@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -48,10 +49,10 @@ struct HostSchedule {
 
   HostSchedule(const ScanInputs& in, const ScanSizes& sizes, Samples samples) {
     const Matrix<const uint8_t> reset = matrix<const uint8_t>(in.reset);
-    schedule = {.T = sizes.T,
-                .N = samples.count(sizes.N),
-                .reverse = in.reverse,
-                .reset = reset.transposed().every(samples.step, samples.first).transposed()};
+    schedule.T = sizes.T;
+    schedule.N = samples.count(sizes.N);
+    schedule.reverse = in.reverse;
+    schedule.reset = reset.transposed().every(samples.step, samples.first).transposed();
     rows = schedule.T * schedule.N;
     if (in.batch_sizes) {
       const int64_t* batch_sizes = in.batch_sizes->const_data_ptr<int64_t>();
@@ -142,63 +143,62 @@ void clear_padding(Tensor& padded, const int64_t* lengths) {
   });
 }
 
-Tensor new_sequence(const ScanInputs& in, const ScanSizes& sizes, int64_t columns, ScalarType dtype, bool seen) {
-  const std::vector<int64_t> shape = sequence_shape(in, sizes, columns);
-  if (seen && has_holes(in, sizes)) return torch::stable::new_zeros(in.input, shape, dtype);
-  Tensor found = with_huge_pages(torch::stable::new_empty(in.input, shape, dtype));
-  const bool padded = in.lengths && !in.offsets && found.numel() > 0;
-  if (seen && padded) clear_padding(found, in.lengths->const_data_ptr<int64_t>());
-  return found;
+Tensor new_sequence(const ScanInputs& in, const Shape& shape, ScalarType dtype, bool seen) {
+  if (seen && has_holes(in)) return torch::stable::new_zeros(*in.input, shape.ref(), dtype);
+  Tensor sequence = with_huge_pages(empty(*in.input, shape, dtype));
+  const bool padded = in.lengths && !in.offsets && sequence.numel() > 0;
+  if (seen && padded) clear_padding(sequence, in.lengths->const_data_ptr<int64_t>());
+  return sequence;
 }
 
 template <class S>
 ScanParams<S> of_samples(ScanParams<S> p, Samples samples, const Schedule& schedule) {
-  const auto take = [&](auto&... each) { ((each = each.every(samples.step, samples.first)), ...); };
-  if (samples.step > 1) take(p.x, p.h_0, p.c_0, p.reset_h, p.reset_c, p.y, p.gates, p.cells, p.h_n, p.c_n);
+  const auto take = [&](auto&... views) { ((views = views.every(samples.step, samples.first)), ...); };
+  if (samples.step > 1) take(static_cast<ScanTensors<const S>&>(p), p.y, p.gates, p.cells, p.h_n, p.c_n);
   p.schedule = schedule;
   return p;
 }
 
 template <class S>
 ScanGradients<S> of_samples(ScanGradients<S> d, Samples samples) {
-  const auto take = [&](auto&... each) { ((each = each.every(samples.step, samples.first)), ...); };
-  if (samples.step > 1) take(d.y, d.cells, d.h_n, d.c_n, d.x, d.h_0, d.c_0, d.reset_h, d.reset_c);
+  const auto take = [&](auto&... views) { ((views = views.every(samples.step, samples.first)), ...); };
+  if (samples.step > 1) take(static_cast<ScanTensors<S>&>(d), d.y, d.cells, d.h_n, d.c_n);
   return d;
 }
 
-ScanResults scan(const ScanInputs& in, const ScanFlags& flags) {
+std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
   const ScanSizes sizes = check_sizes(in);
   check_inputs(in, sizes);
-  const ScanResults results = new_results(in, sizes, flags, new_sequence);
+  const PerResult<OptionalTensor> results = new_results(in, sizes, flags, new_sequence);
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  dispatch_dtype(in.input, [&]<class S>() {
+  dispatch_dtype(*in.input, [&]<class S>() {
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
-      const ScanParams<S> p = forward_params<S>(in, sizes, results, starts, group);
+      const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
       kernels<S>().forward(in.cell, of_samples(p, samples, schedule), team);
     });
   });
-  return results;
+  return list_of(results, in.facts);
 }
 
-ScanGradientResults scan_backward(const ScanInputs& in, const ScanSaved& saved) {
+std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) {
   const ScanSizes sizes = check_sizes(in);
   check_inputs(in, sizes);
   check_saved(in, sizes, saved);
-  const ScanGradientResults results = new_gradients(in, sizes, saved.needs, new_sequence);
+  const PerTensor<OptionalTensor> gradients = new_gradients(in, sizes, saved.needs, new_sequence);
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  dispatch_dtype(in.input, [&]<class S>() {
+  dispatch_dtype(*in.input, [&]<class S>() {
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
-      const ScanParams<S> p = backward_params<S>(in, sizes, saved, starts, group);
-      const ScanGradients<S> d = scan_gradients<S>(saved, results, starts, group, samples.step > 1 ? 1 : in.groups);
+      const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
+      const ScanGradients<S> d = scan_gradients<S>(saved, gradients, starts, group, samples.step > 1 ? 1 : in.groups);
       kernels<S>().backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
     });
   });
-  return results;
+  return list_of(gradients, in.facts);
 }
 
-// What scan would do with these arguments. Of groups with weights of their own: with each.
+// What scan would do with these arguments, or with those of each group if groups have weights of their own.
 std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   const ScanSizes sizes = check_sizes(in);
   check_inputs(in, sizes);
@@ -208,8 +208,9 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   const bool side_by_side = separate && in.groups >= most_threads();
   const Team team = side_by_side ? team_of(1) : team_for(sizes, host.rows);
   Answer answer;
-  dispatch_dtype(in.input, [&]<class S>() {
-    const ScanParams<S> p = of_samples(scan_params<S>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
+  dispatch_dtype(*in.input, [&]<class S>() {
+    const ScanParams<S> p =
+        of_samples(scan_params<ScanParams<S>>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
     const InstructionSet& set = instruction_set();
     Choice choice = kernels<S>().choice(in.cell, p, team);
     const bool lanes = choice.not_in_lanes.empty();

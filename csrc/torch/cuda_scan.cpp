@@ -29,19 +29,20 @@ Tensor dense(const Tensor& weight) {
   return fits ? weight : contiguous(weight);
 }
 
-// What the boundary asks for beyond what the op takes.
+// The boundary asks for a dense input and dense weights, the op does not.
 ScanInputs dense_inputs(ScanInputs in) {
-  in.input = contiguous(in.input);
-  in.weight_ih = dense(in.weight_ih);
-  in.weight_hh = dense(in.weight_hh);
-  if (in.weight_hr) in.weight_hr = dense(*in.weight_hr);
+  for_each_tensor(
+      [](const TensorInfo& info, OptionalTensor& tensor) {
+        if (info.role == Role::kSequence) tensor = contiguous_or_none(tensor);
+        if (info.role == Role::kMatrix && tensor) tensor = dense(*tensor);
+      },
+      in);
   return in;
 }
 
-Tensor new_sequence(const ScanInputs& in, const ScanSizes& sizes, int64_t columns, ScalarType dtype, bool seen) {
-  const std::vector<int64_t> shape = sequence_shape(in, sizes, columns);
-  const bool cleared = seen && (in.offsets ? has_holes(in, sizes) : in.lengths.has_value());
-  return cleared ? torch::stable::new_zeros(in.input, shape, dtype) : torch::stable::new_empty(in.input, shape, dtype);
+Tensor new_sequence(const ScanInputs& in, const Shape& shape, ScalarType dtype, bool seen) {
+  const bool cleared = seen && (in.offsets ? has_holes(in) : in.lengths.has_value());
+  return cleared ? torch::stable::new_zeros(*in.input, shape.ref(), dtype) : empty(*in.input, shape, dtype);
 }
 
 // The numbers of a schedule on the device: what the host knows of them goes there in one tensor.
@@ -52,7 +53,7 @@ struct DeviceSchedule {
   RowStarts starts;
 
   DeviceSchedule(const ScanInputs& in, const ScanSizes& sizes) {
-    const auto [T, N, I, H, R, cell] = sizes;
+    const int64_t T = sizes.T, N = sizes.N;
     std::vector<int64_t> host;  // lengths [N], then where rows start: of steps [T], or of samples [N]
     if (in.batch_sizes) {
       const int64_t* active = in.batch_sizes->const_data_ptr<int64_t>();
@@ -71,12 +72,15 @@ struct DeviceSchedule {
     } else {
       lengths = contiguous_or_none(in.lengths);
     }
-    schedule = {.T = T, .N = N, .reverse = in.reverse, .reset = matrix<const uint8_t>(in.reset)};
+    schedule.T = T;
+    schedule.N = N;
+    schedule.reverse = in.reverse;
+    schedule.reset = matrix<const uint8_t>(in.reset);
     if (lengths && N > 0) schedule.lengths = data_of<const int64_t>(*lengths);
     if (host.empty()) return;
-    numbers = torch::stable::new_empty(in.input, std::vector{static_cast<int64_t>(host.size())}, ScalarType::Long);
+    numbers = empty(*in.input, {static_cast<int64_t>(host.size())}, ScalarType::Long);
     int64_t* data = data_of<int64_t>(numbers);
-    check(upload(host.data(), numbers.numel(), data, current_stream(in.input)));
+    check(upload(host.data(), numbers.numel(), data, current_stream(*in.input)));
     schedule.lengths = data;
     if (in.batch_sizes) starts.of_steps = data + N;
     if (in.offsets) starts.of_samples = data + N;
@@ -115,11 +119,11 @@ template <class S, class... Ps>
 void run(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const Ps&... ps) {
   guarded("", [&] {
     Tensor workspace;
-    const Context context{current_stream(in.input), static_cast<cublasHandle_t>(blas_handle()), in.tf32};
+    const Context context{current_stream(*in.input), static_cast<cublasHandle_t>(blas_handle()), in.tf32};
     plan_and_launch(
         in.cell, context, [&] { return planned(in, direction, p, device_limits()); },
         [&](int64_t bytes) {
-          workspace = torch::stable::new_empty(in.input, std::vector<int64_t>{bytes}, ScalarType::Byte);
+          workspace = empty(*in.input, {bytes}, ScalarType::Byte);
           return workspace.mutable_data_ptr();
         },
         p, ps...);
@@ -147,47 +151,40 @@ class Groups {
                       " groups");
   }
 
-  Tensor sequence(const Tensor& tensor, int64_t group) const {
-    return tensor.dim() == 1 ? tensor : samples_of(tensor, sequence_at_, in_.groups, group);  // 1: there is none
-  }
-  Tensor state(const Tensor& tensor, int64_t group) const {
-    return tensor.dim() == 1 ? tensor : samples_of(tensor, 0, in_.groups, group);
-  }
-  OptionalTensor sequence(const OptionalTensor& tensor, int64_t group) const {
-    return tensor ? OptionalTensor(sequence(*tensor, group)) : tensor;
-  }
-  OptionalTensor state(const OptionalTensor& tensor, int64_t group) const {
-    return tensor ? OptionalTensor(state(*tensor, group)) : tensor;
-  }
-  Tensor weight(const Tensor& tensor, int64_t rank, int64_t group) const {
-    return tensor.dim() > rank ? torch::stable::select(tensor, 0, group) : tensor;
+  // What a group has of a tensor; a weight may be shared.
+  OptionalTensor part(const TensorInfo& info, const OptionalTensor& tensor, int64_t group) const {
+    if (!tensor || tensor->numel() == 0) return tensor;
+    switch (info.role) {
+      case Role::kSequence: return samples_of(*tensor, sequence_at_, in_.groups, group);
+      case Role::kState: return samples_of(*tensor, 0, in_.groups, group);
+      default: return tensor->dim() > info.weight_rank() ? torch::stable::select(*tensor, 0, group) : *tensor;
+    }
   }
 
   ScanInputs inputs(int64_t group) const {
-    const auto weight_or_none = [&](const OptionalTensor& tensor, int64_t rank) {
-      return tensor ? OptionalTensor(weight(*tensor, rank, group)) : tensor;
-    };
-    ScanInputs one = in_;
-    one.groups = 0;
-    one.input = sequence(in_.input, group);
-    one.h_0 = state(in_.h_0, group);
-    one.c_0 = state(in_.c_0, group);
-    one.weight_ih = weight(in_.weight_ih, 2, group);
-    one.weight_hh = weight(in_.weight_hh, 2, group);
-    one.bias_ih = weight_or_none(in_.bias_ih, 1);
-    one.bias_hh = weight_or_none(in_.bias_hh, 1);
-    one.weight_hr = weight_or_none(in_.weight_hr, 2);
-    one.reset_h = state(in_.reset_h, group);
-    one.reset_c = state(in_.reset_c, group);
-    if (in_.reset) one.reset = samples_of(*in_.reset, 1, in_.groups, group);
-    if (in_.lengths) one.lengths = contiguous(samples_of(*in_.lengths, 0, in_.groups, group));
-    if (in_.batch_sizes) {  // of the others, no more than of this group
-      one.batch_sizes = torch::stable::new_empty(*in_.batch_sizes, in_.batch_sizes->sizes());
+    ScanInputs of_group = in_;
+    of_group.groups = 0;
+    for_each_tensor([&](const TensorInfo& info, OptionalTensor& tensor) { tensor = part(info, tensor, group); },
+                    of_group);
+    if (in_.reset) of_group.reset = samples_of(*in_.reset, 1, in_.groups, group);
+    if (in_.lengths) of_group.lengths = contiguous(samples_of(*in_.lengths, 0, in_.groups, group));
+    if (in_.batch_sizes) {  // every group has as many samples at a step
+      of_group.batch_sizes = torch::stable::new_empty(*in_.batch_sizes, in_.batch_sizes->sizes());
       const int64_t* active = in_.batch_sizes->const_data_ptr<int64_t>();
-      std::transform(active, active + in_.batch_sizes->size(0), data_of<int64_t>(*one.batch_sizes),
+      std::transform(active, active + in_.batch_sizes->size(0), data_of<int64_t>(*of_group.batch_sizes),
                      [&](int64_t n) { return n / in_.groups; });
     }
-    return one;
+    return of_group;
+  }
+
+  // Copies what a scan of the group returned to where it lies in the result of all.
+  auto put(int64_t group) const {
+    return [this, group](const TensorInfo& info, const OptionalTensor& of_all, const OptionalTensor& of_group) {
+      if (of_all && of_all->numel() > 0) {
+        Tensor to = *part(info, of_all, group);
+        torch::stable::copy_(to, *of_group);
+      }
+    };
   }
 
  private:
@@ -195,100 +192,76 @@ class Groups {
   int64_t sequence_at_;
 };
 
-void put(Tensor to, const Tensor& from) { torch::stable::copy_(to, from); }
-
 // --- the ops ---
 
-ScanResults scan(const ScanInputs& in, const ScanFlags& flags);
-ScanGradientResults scan_backward(const ScanInputs& in, const ScanSaved& saved);
-
-void scan_each(const ScanInputs& in, const ScanFlags& flags, const ScanResults& results) {
-  const Groups groups(in);
-  const auto& [y, h_n, c_n, gates, cells] = results;
-  for (int64_t group = 0; group < in.groups; ++group) {
-    const auto [y_1, h_n_1, c_n_1, gates_1, cells_1] = scan(groups.inputs(group), flags);
-    put(groups.sequence(y, group), y_1);
-    put(groups.state(h_n, group), h_n_1);
-    put(groups.state(c_n, group), c_n_1);
-    put(groups.sequence(gates, group), gates_1);
-    put(groups.sequence(cells, group), cells_1);
-  }
-}
-
-void scan_backward_each(const ScanInputs& in, const ScanSaved& saved, const ScanGradientResults& results) {
-  const Groups groups(in);
-  const auto& [x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_h, reset_c] = results;
-  const auto put_weight = [](const Tensor& all, int64_t group, const Tensor& one) {
-    if (all.numel() > 0) put(torch::stable::select(all, 0, group), one);
-  };
-  for (int64_t group = 0; group < in.groups; ++group) {
-    const ScanSaved one{groups.sequence(saved.grad_y, group),
-                        groups.state(saved.grad_h_n, group),
-                        groups.state(saved.grad_c_n, group),
-                        groups.sequence(saved.grad_cells, group),
-                        contiguous(groups.sequence(saved.y, group)),
-                        contiguous(groups.sequence(saved.gates, group)),
-                        contiguous(groups.sequence(saved.cells, group)),
-                        saved.needs};
-    const auto found = scan_backward(groups.inputs(group), one);
-    put(groups.sequence(x, group), std::get<0>(found));
-    put(groups.state(h_0, group), std::get<1>(found));
-    put(groups.state(c_0, group), std::get<2>(found));
-    put_weight(weight_ih, group, std::get<3>(found));
-    put_weight(weight_hh, group, std::get<4>(found));
-    put_weight(bias_ih, group, std::get<5>(found));
-    put_weight(bias_hh, group, std::get<6>(found));
-    put_weight(weight_hr, group, std::get<7>(found));
-    put(groups.state(reset_h, group), std::get<8>(found));
-    put(groups.state(reset_c, group), std::get<9>(found));
-  }
-}
-
-ScanResults scan(const ScanInputs& given, const ScanFlags& flags) {
-  const DeviceGuard guard(given.input.get_device_index());
-  const ScanSizes sizes = check_sizes(given);
-  check_inputs(given, sizes);
-  const ScanResults results = new_results(given, sizes, flags, new_sequence);
-  if (has_own_weights(given)) {
-    scan_each(given, flags, results);
+PerResult<OptionalTensor> forward(const ScanInputs& in, const ScanFlags& flags) {
+  const ScanSizes sizes = check_sizes(in);
+  check_inputs(in, sizes);
+  const PerResult<OptionalTensor> results = new_results(in, sizes, flags, new_sequence);
+  if (has_own_weights(in)) {
+    const Groups groups(in);
+    for (int64_t group = 0; group < in.groups; ++group)
+      for_each_result(groups.put(group), results, forward(groups.inputs(group), flags));
     return results;
   }
-  const ScanInputs in = dense_inputs(given);
-  const DeviceSchedule device(in, sizes);
-  dispatch_real_dtype(in.input, [&]<class S>() {
-    ScanParams<S> p = forward_params<S>(in, sizes, results, device.starts, 0);
+  const ScanInputs dense = dense_inputs(in);
+  const DeviceSchedule device(dense, sizes);
+  dispatch_real_dtype(*dense.input, [&]<class S>() {
+    auto p = forward_params<ScanParams<S>>(dense, sizes, results, device.starts, 0);
     p.schedule = device.schedule;
-    run(in, Direction::kForward, p);
+    run(dense, Direction::kForward, p);
   });
   return results;
 }
 
-ScanGradientResults scan_backward(const ScanInputs& given, const ScanSaved& given_saved) {
-  const DeviceGuard guard(given.input.get_device_index());
-  const ScanSizes sizes = check_sizes(given);
-  check_inputs(given, sizes);
-  check_saved(given, sizes, given_saved);
-  const ScanGradientResults results = new_gradients(given, sizes, given_saved.needs, new_sequence);
-  if (has_own_weights(given)) {
-    scan_backward_each(given, given_saved, results);
-    return results;
+PerTensor<OptionalTensor> backward(const ScanInputs& in, const ScanSaved& saved) {
+  const ScanSizes sizes = check_sizes(in);
+  check_inputs(in, sizes);
+  check_saved(in, sizes, saved);
+  const PerTensor<OptionalTensor> gradients = new_gradients(in, sizes, saved.needs, new_sequence);
+  if (has_own_weights(in)) {
+    const Groups groups(in);
+    for (int64_t group = 0; group < in.groups; ++group) {
+      ScanSaved of_group;
+      of_group.needs = saved.needs;
+      const auto take = [&](const TensorInfo& info, OptionalTensor& to, const OptionalTensor& from) {
+        to = contiguous_or_none(groups.part(info, from, group));
+      };
+      for_each_result(take, of_group.grads, saved.grads);
+      for_each_result(take, of_group.results, saved.results);
+      for_each_tensor(groups.put(group), gradients, backward(groups.inputs(group), of_group));
+    }
+    return gradients;
   }
-  const ScanInputs in = dense_inputs(given);
-  ScanSaved saved = given_saved;
-  saved.grad_y = contiguous_or_none(saved.grad_y);
-  saved.grad_cells = contiguous_or_none(saved.grad_cells);
-  const DeviceSchedule device(in, sizes);
-  dispatch_real_dtype(in.input, [&]<class S>() {
-    ScanParams<S> p = backward_params<S>(in, sizes, saved, device.starts, 0);
+  const ScanInputs dense = dense_inputs(in);
+  ScanSaved dense_saved = saved;
+  for_each_result(
+      [](const TensorInfo& info, OptionalTensor& grad) {
+        if (info.role == Role::kSequence) grad = contiguous_or_none(grad);
+      },
+      dense_saved.grads);
+  const DeviceSchedule device(dense, sizes);
+  dispatch_real_dtype(*dense.input, [&]<class S>() {
+    auto p = backward_params<ScanParams<S>>(dense, sizes, dense_saved, device.starts, 0);
     p.schedule = device.schedule;
-    run(in, Direction::kBackward, p, scan_gradients<S>(saved, results, device.starts, 0, in.groups));
+    run(dense, Direction::kBackward, p, scan_gradients<S>(dense_saved, gradients, device.starts, 0, in.groups));
   });
-  return results;
+  return gradients;
 }
 
-// Steps run by all samples; of lengths on the device, as many as there may be.
+std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
+  const DeviceGuard guard(in.input->get_device_index());
+  return list_of(forward(in, flags), in.facts);
+}
+
+std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) {
+  const DeviceGuard guard(in.input->get_device_index());
+  return list_of(backward(in, saved), in.facts);
+}
+
+// Steps run by all samples, or the most there may be if lengths are on the device.
 int64_t rows_of(const ScanInputs& in, const ScanSizes& sizes) {
-  if (in.batch_sizes) return in.input.size(0);
+  if (in.batch_sizes) return in.input->size(0);
   int64_t rows = 0;
   for (int64_t n = 0; n < sizes.N; ++n)
     rows += in.offsets                           ? jagged_length(in, n)
@@ -297,9 +270,9 @@ int64_t rows_of(const ScanInputs& in, const ScanSizes& sizes) {
   return rows;
 }
 
-// What scan would do with these arguments. Of groups with weights of their own: with each.
+// What scan would do with these arguments, or with those of each group if groups have weights of their own.
 std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
-  const DeviceGuard guard(given.input.get_device_index());
+  const DeviceGuard guard(given.input->get_device_index());
   ScanSizes sizes = check_sizes(given);
   check_inputs(given, sizes);
   Answer answer;
@@ -326,8 +299,8 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
     std::replace(refused.begin(), refused.end(), '\n', ';');
     say("refused", refused);
   };
-  dispatch_real_dtype(in.input, [&]<class S>() {
-    ScanParams<S> p = scan_params<S>(in, sizes, device.starts, 0);
+  dispatch_real_dtype(*in.input, [&]<class S>() {
+    auto p = scan_params<ScanParams<S>>(in, sizes, device.starts, 0);
     p.schedule = device.schedule;
     tell(planned(in, Direction::kForward, p, limits), "forward");
     if (flags.save) tell(planned(in, Direction::kBackward, p, limits), "backward");

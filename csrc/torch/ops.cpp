@@ -1,9 +1,12 @@
 // The ops' schemas, and what Python asks about the cells. scan is one layer in one direction over a whole sequence.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
 #include <tuple>
+#include <vector>
 
-#include "torch/checks.h"
+#include "arguments.h"
+#include "torch/lists.h"
 
 namespace fastrnn {
 namespace {
@@ -15,34 +18,53 @@ std::tuple<int64_t, int64_t, bool> cell_facts_of(std::string cell) {
   return {facts.gates, facts.saved, facts.has_cell_state};
 }
 
+// "name role, ..." of the tensors that belong to a cell; a result's differentiable is said, too.
+std::string table_of(const CellFacts& cell, auto&& for_each) {
+  constexpr const char* kRoles[] = {"sequence", "state", "matrix", "vector"};
+  std::string text;
+  for_each([&](const TensorInfo& info) {
+    if (!info.belongs_to(cell)) return;
+    text.append(text.empty() ? "" : ",").append(info.name).append(" ").append(kRoles[static_cast<int>(info.role)]);
+    if (!info.differentiable()) text.append(" constant");
+  });
+  return text;
+}
+
+std::tuple<std::string, std::string> cell_tensors(std::string cell) {
+  const CellFacts facts = cell_facts(cell);
+  return {table_of(facts, [](auto&& f) { for_each_tensor(f); }), table_of(facts, [](auto&& f) { for_each_result(f); })};
+}
+
 }  // namespace
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY(fastrnn, m) {
+  // cell_tensors names the tensors and the results. `present` says which of the tensors are there. `saved` are the
+  // results that are sequences, `grads` the gradients of the differentiable results; `needs` says which gradients are
+  // wanted.
   m.def(
-      "scan(str cell, Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-      "Tensor? bias_hh, Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, Tensor? batch_sizes, "
-      "Tensor? offsets, Tensor? reset, bool reverse, bool save, bool recompute=False, bool all_states=False, "
-      "int groups=0, bool tf32=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+      "scan(str cell, Tensor[] tensors, bool[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? "
+      "reset, "
+      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) "
+      "-> Tensor[]");
   m.def(
-      "scan_backward(str cell, Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, Tensor input, "
-      "Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
-      "Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
-      "Tensor? reset, bool reverse, Tensor y, Tensor gates, Tensor cells, int needs, int groups=0, bool tf32=False) "
-      "-> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, "
-      "Tensor d_bias_hh, Tensor d_weight_hr, Tensor d_reset_h, Tensor d_reset_c)");
+      "scan_backward(str cell, Tensor?[] grads, Tensor[] tensors, bool[] present, Tensor? lengths, Tensor? "
+      "batch_sizes, "
+      "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, bool tf32=False) "
+      "-> Tensor[]");
   m.def(
-      "scan_choice(str cell, Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, "
-      "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? reset_h, Tensor? reset_c, Tensor? lengths, "
-      "Tensor? batch_sizes, Tensor? offsets, Tensor? reset, bool reverse, bool save, bool recompute=False, "
-      "bool all_states=False, int groups=0, bool tf32=False) -> str");
+      "scan_choice(str cell, Tensor[] tensors, bool[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
+      "Tensor? reset, "
+      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) -> str");
   m.def("dropout_mask(Tensor seed, int stream, SymInt[] shape, float p, ScalarType dtype) -> Tensor");
   m.def("cpu_instruction_sets() -> str");
   m.def("cells() -> str");
   m.def("cell_facts(str cell) -> (int gates, int saved, bool has_cell_state)");
+  m.def("cell_tensors(str cell) -> (str tensors, str results)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cells", TORCH_BOX(&fastrnn::cells));
   m.impl("cell_facts", TORCH_BOX(&fastrnn::cell_facts_of));
+  m.impl("cell_tensors", TORCH_BOX(&fastrnn::cell_tensors));
 }

@@ -25,7 +25,7 @@ void tanh_block(const cpu::InstructionSet& set, const cpu::Team& team, const flo
   const float weights[] = {1, 0};
   ScanParams<float> params;
   params.input_size = params.hidden_size = params.output_size = 1;
-  params.schedule = {1, kBlock, nullptr, nullptr, false, {}};
+  params.schedule = {{.T = 1, .N = kBlock}};
   params.weights.ih = {&weights[0], 1, 1};
   params.weights.hh = {&weights[1], 1, 1};
   params.x = {x, nullptr, nullptr, kBlock, 1, 1};
@@ -38,7 +38,7 @@ void sigmoid_block(const cpu::InstructionSet& set, const cpu::Team& team, const 
   std::vector<float> gates(4 * kBlock), output(kBlock);
   ScanParams<float> params;
   params.input_size = params.hidden_size = params.output_size = 1;
-  params.schedule = {1, kBlock, nullptr, nullptr, false, {}};
+  params.schedule = {{.T = 1, .N = kBlock}};
   params.weights.ih = {w_ih, 1, 1};
   params.weights.hh = {w_hh, 1, 1};
   params.x = {x, nullptr, nullptr, kBlock, 1, 1};

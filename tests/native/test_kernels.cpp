@@ -150,7 +150,7 @@ FoundDual run_dual(const cpu::InstructionSet& set, const Problem& p, bool recomp
   params.input_size = p.I;
   params.hidden_size = p.H;
   params.output_size = p.R;
-  params.schedule = {p.T, p.N, order.data(), active.data(), p.reverse, {}};
+  params.schedule = {{p.T, p.N, p.reverse, {}}, order.data(), active.data()};
   if (!p.reset.empty()) params.schedule.reset = {p.reset.data(), p.N, 1};
   params.weights = weights(std::type_identity<const S>{}, given);
   params.x = sequence(static_cast<const S*>(given[0].data()), p.I);

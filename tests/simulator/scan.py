@@ -18,6 +18,8 @@ from simulator import DeviceArray, Report, Simulator, simulator
 from torch import Tensor
 from translate import kernels, translate_kernel
 
+from fastrnn.library import CELLS
+
 # The file of csrc/cuda for it, and its C++ type.
 STORAGE = {
     torch.float16: ("half", "Half"),
@@ -27,9 +29,9 @@ STORAGE = {
 }
 SIZES = ("T", "N", "I", "H", "R", "groups", "steps")
 FLAGS_OF_CALL = ("reverse", "tf32", "backward")
-INPUTS = (
-    "x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "reset_h", "reset_c",
-)  # fmt: skip
+# The kernels call the op's input x, and the LSTM has all of the tensors.
+OP_NAMES = {info.name if info.name != "input" else "x": info.name for info in CELLS["lstm"].tensors}
+INPUTS = tuple(OP_NAMES)
 HOST = ("lengths", "step_start", "sample_start", "reset")
 SAVED = ("y", "gates", "cells")
 FINALS = ("h_n", "c_n")

@@ -1,23 +1,25 @@
 // The boundary of csrc/cuda/launch.h for tests: a scan from plain pointers to simulated device memory.
-#include <cstring>
-#include <tuple>
+#include <algorithm>
+#include <string>
 
+#include "arguments.h"
 #include "cuda/launch.h"
+#include "dispatch.h"
+#include "scan.h"
 
-using namespace fastrnn;
-using namespace fastrnn::cuda;
+namespace fastrnn::cuda {
 
-// As test_scan.py fills it; pointers are null where there is nothing.
+// scan.py fills it; an absent tensor is a null pointer.
 struct Call {
   const char *cell, *regime;
   int64_t T, N, I, H, R, groups, steps;
   int32_t reverse, tf32, backward;
-  const void *x, *h_0, *c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *reset_h, *reset_c;
+  PerTensor<void*> tensors;
   const int64_t *lengths, *step_start, *sample_start;
   const uint8_t* reset;
   void *y, *gates, *cells, *h_n, *c_n;
   const void *d_y, *d_cells, *d_h_n, *d_c_n;
-  void *d_x, *d_h_0, *d_c_0, *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh, *d_weight_hr, *d_reset_h, *d_reset_c;
+  PerTensor<void*> gradients;
 };
 
 namespace {
@@ -33,61 +35,68 @@ struct Scan {
   ScanGradients<S> gradients;  // backward alone
 };
 
+template <class E>
+Sequence<E> sequence(const Call& call, const void* data, int64_t columns) {
+  if (!data) return {};
+  const bool rows = call.step_start || call.sample_start;
+  auto* elements = static_cast<E*>(const_cast<void*>(data));
+  return {elements, call.step_start, call.sample_start, rows ? columns : call.N * columns, columns, 1};
+}
+
+CellFacts cell_facts(const Call& call) {
+  CellFacts facts{};
+  Cells::dispatch(call.cell, [&]<class Cell>() { facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState}; });
+  return facts;
+}
+
+template <class S>
+ScanTensors<S> views(const Call& call, const PerTensor<void*>& tensors) {
+  struct {
+    const Call& call;
+    ScanSizes sizes;
+
+    void operator()(const TensorInfo& info, Sequence<S>& view, const void* data) {
+      view = sequence<S>(call, data, length(info.columns, sizes));
+    }
+    void operator()(const TensorInfo& info, Matrix<S>& view, void* data) {
+      view = matrix<S>(data, length(info.columns, sizes));
+    }
+    void operator()(const TensorInfo&, Vector<S>& view, void* data) { view = {static_cast<S*>(data), 1}; }
+  } assign{call, {call.T, call.N, call.I, call.H, call.R, cell_facts(call)}};
+  ScanTensors<S> views;
+  for_each_tensor(assign, ViewPerTensor<S>(views), tensors);
+  return views;
+}
+
 template <class S>
 Scan<S> scan_of(const Call& call) {
   using A = Accumulate<S>;
-  const auto& [T, N, I, H, R] = std::tie(call.T, call.N, call.I, call.H, call.R);
-  const auto sequence = [&]<class E>(auto* data, E*, int64_t columns) {
-    if (!data) return Sequence<E>{};
-    const bool rows = call.step_start || call.sample_start;
-    return Sequence<E>{static_cast<E*>(data),        call.step_start, call.sample_start,
-                       rows ? columns : N * columns, columns,         1};
-  };
+  const int64_t H = call.H, R = call.R;
   Scan<S> scan;
   ScanParams<S>& p = scan.params;
-  p.input_size = I;
+  static_cast<ScanTensors<const S>&>(p) = views<const S>(call, call.tensors);
+  p.input_size = call.I;
   p.hidden_size = H;
   p.output_size = R;
-  p.schedule.T = T;
-  p.schedule.N = N;
+  p.schedule.T = call.T;
+  p.schedule.N = call.N;
   p.schedule.lengths = call.lengths;
   p.schedule.reverse = call.reverse;
-  p.schedule.reset = matrix<const uint8_t>(call.reset, N);
-  p.weights.ih = matrix<const S>(call.weight_ih, I);
-  p.weights.hh = matrix<const S>(call.weight_hh, R);
-  p.weights.bias_ih = {static_cast<const S*>(call.bias_ih), 1};
-  p.weights.bias_hh = {static_cast<const S*>(call.bias_hh), 1};
-  p.weights.hr = matrix<const S>(call.weight_hr, H);
-  p.x = sequence(call.x, static_cast<const S*>(nullptr), I);
-  p.h_0 = matrix<const S>(call.h_0, R);
-  p.c_0 = matrix<const S>(call.c_0, H);
-  p.reset_h = matrix<const S>(call.reset_h, R);
-  p.reset_c = matrix<const S>(call.reset_c, H);
-  p.y = sequence(call.y, static_cast<S*>(nullptr), R);
-  int64_t saved = 0;
-  if (!std::strcmp(call.cell, "gru") || !std::strcmp(call.cell, "lstm")) saved = 4;
-  p.gates = sequence(call.gates, static_cast<S*>(nullptr), saved * H);
-  p.cells = sequence(call.cells, static_cast<A*>(nullptr), H);
+  p.schedule.reset = matrix<const uint8_t>(call.reset, call.N);
+  p.y = sequence<S>(call, call.y, R);
+  p.gates = sequence<S>(call, call.gates, cell_facts(call).saved * H);
+  p.cells = sequence<A>(call, call.cells, H);
   p.h_n = matrix<S>(call.h_n, R);
   p.c_n = matrix<S>(call.c_n, H);
 
   ScanGradients<S>& d = scan.gradients;
   if (call.backward) {
-    d.y = sequence(call.d_y, static_cast<const S*>(nullptr), R);
-    d.cells = sequence(call.d_cells, static_cast<const A*>(nullptr), H);
+    static_cast<ScanTensors<S>&>(d) = views<S>(call, call.gradients);
+    d.y = sequence<const S>(call, call.d_y, R);
+    d.cells = sequence<const A>(call, call.d_cells, H);
     d.h_n = matrix<const S>(call.d_h_n, R);
     d.c_n = matrix<const S>(call.d_c_n, H);
-    d.x = sequence(call.d_x, static_cast<S*>(nullptr), I);
-    d.h_0 = matrix<S>(call.d_h_0, R);
-    d.c_0 = matrix<S>(call.d_c_0, H);
-    d.reset_h = matrix<S>(call.d_reset_h, R);
-    d.reset_c = matrix<S>(call.d_reset_c, H);
     d.groups = call.groups;
-    d.weights.ih = matrix<S>(call.d_weight_ih, I);
-    d.weights.hh = matrix<S>(call.d_weight_hh, R);
-    d.weights.bias_ih = {static_cast<S*>(call.d_bias_ih), 1};
-    d.weights.bias_hh = {static_cast<S*>(call.d_bias_hh), 1};
-    d.weights.hr = matrix<S>(call.d_weight_hr, H);
   }
   return scan;
 }
@@ -151,8 +160,12 @@ int64_t scratch(const Call& call) {
 }
 
 }  // namespace
+}  // namespace fastrnn::cuda
 
-// Of one storage type, which the compiler is told. Null, or what went wrong.
+using namespace fastrnn;
+using namespace fastrnn::cuda;
+
+// A scan of the storage type that the compiler is told. Returns null, or what went wrong.
 extern "C" const char* scan(const Call* call) {
   static std::string error;
   try {

@@ -26,7 +26,8 @@ try:
 except toolchain.ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from scan import INPUTS, SAVED, Done, Refused, scan, scratch_bytes
+from common import by_name, call_scan, call_scan_backward
+from scan import INPUTS, OP_NAMES, SAVED, Done, Refused, scan, scratch_bytes
 from simulator import SimulatorFinding
 
 import fastrnn.ops  # noqa: F401
@@ -129,19 +130,25 @@ class Case:
         def wide(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.double()
 
-        tensors = [wide(self.inputs[name]) for name in INPUTS]
-        host = [self.lengths, self.batch_sizes, self.offsets, self.reset, self.reverse]
-        y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(self.cell, *tensors, *host, True)
-        grads = [wide(self.grads[name]) for name in ("d_y", "d_h_n", "d_c_n", "d_cells")]
-        found = torch.ops.fastrnn.scan_backward(
-            self.cell, *grads, *tensors, *host, y if active is None else active.double(), gates, cells,
-            (1 << len(INPUTS)) - 1, self.groups,
-        )  # fmt: skip
+        tensors = by_name(self.cell, *(wide(self.inputs[name]) for name in INPUTS))
+        schedule = {
+            "lengths": self.lengths,
+            "batch_sizes": self.batch_sizes,
+            "offsets": self.offsets,
+            "reset": self.reset,
+        }
+        results = call_scan(self.cell, tensors, schedule, reverse=self.reverse)
+        grads = {name.removeprefix("d_"): wide(grad) for name, grad in self.grads.items()}
+        kept = results | ({} if active is None else {"y": active.double()})
+        gradients = call_scan_backward(
+            self.cell, grads, tensors, kept, schedule, reverse=self.reverse, groups=self.groups
+        )
+        absent = torch.empty(0)
         return {
-            "y": y,
-            "h_n": h_n,
-            "c_n": c_n,
-            **{f"d_{name}": gradient for name, gradient in zip(INPUTS, found, strict=True)},
+            "y": results["y"],
+            "h_n": results["h_n"],
+            "c_n": results.get("c_n", absent),
+            **{f"d_{name}": gradients.get(OP_NAMES[name], absent) for name in INPUTS},
         }
 
     def on_device(self) -> dict[str, Tensor | None]:

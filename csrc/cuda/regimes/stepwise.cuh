@@ -26,7 +26,7 @@ struct BeginForward {
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const int64_t n = at / width, i = at % width;
-    state[at] = cuda::at(resets(scan.schedule, time_of(scan.schedule, 0), n) ? reset_state : initial, n, i);
+    state[at] = cuda::at(scan.schedule.resets(scan.schedule.step(0), n) ? reset_state : initial, n, i);
   }
 };
 
@@ -58,7 +58,7 @@ struct FinishBackward {
   FASTRNN_DEVICE void operator()(int64_t at) const {
     Accumulate<S> d = d_state[at];
     const int64_t n = at / width;
-    if (resets(scan.schedule, time_of(scan.schedule, 0), n)) take_reset<S>(d, d_reset, at);
+    if (scan.schedule.resets(scan.schedule.step(0), n)) take_reset<S>(d, d_reset, at);
     if (d_initial) d_initial(n, at % width) = store<S>(d);
   }
 };
@@ -102,13 +102,13 @@ struct Project {
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const ScanParams<S>& scan = chunk.scan;
-    const int64_t R = scan.output_size, n = at / R, r = at % R, t = time_of(scan.schedule, walked);
-    if (runs(scan.schedule, t, n)) {
+    const int64_t R = scan.output_size, n = at / R, r = at % R, t = scan.schedule.step(walked);
+    if (scan.schedule.runs(t, n)) {
       const S h = store<S>(product[at]);
       scan.y.data[row_of(scan, t, n) * R + r] = h;
       chunk.h[at] = product[at];
     }
-    if (resets(scan.schedule, time_after(scan.schedule, t), n)) chunk.h[at] = cuda::at(scan.reset_h, n, r);
+    if (scan.schedule.resets(scan.schedule.next(t), n)) chunk.h[at] = cuda::at(scan.reset_h, n, r);
     entering[at] = store<S>(chunk.h[at]);
   }
 };
@@ -119,7 +119,7 @@ template <class S>
 FASTRNN_DEVICE Accumulate<S> with_product(const BackwardChunk<S>& chunk, const Accumulate<S>* through_gh,
                                           int64_t walked, int64_t n, int64_t at) {
   const Schedule& schedule = chunk.scan.schedule;
-  return through_gh && runs(schedule, time_of(schedule, walked + 1), n) ? chunk.h[at] + through_gh[at] : chunk.h[at];
+  return through_gh && schedule.runs(schedule.step(walked + 1), n) ? chunk.h[at] + through_gh[at] : chunk.h[at];
 }
 
 // Element [n, unit]. Leaves in chunk.h what does not flow through gh.
@@ -159,12 +159,12 @@ struct ProjectBackward {
 
   FASTRNN_DEVICE void operator()(int64_t at) const {
     const ScanParams<S>& scan = chunk.scan;
-    const int64_t R = scan.output_size, n = at / R, r = at % R, t = time_of(scan.schedule, walked);
+    const int64_t R = scan.output_size, n = at / R, r = at % R, t = scan.schedule.step(walked);
     Accumulate<S>& d = chunk.h[at];
     d = with_product(chunk, through_gh, walked, n, at);
-    if (resets(scan.schedule, time_after(scan.schedule, t), n)) take_reset<S>(d, chunk.d_reset_h, at);
+    if (scan.schedule.resets(scan.schedule.next(t), n)) take_reset<S>(d, chunk.d_reset_h, at);
     S sum = store<S>(0);
-    if (runs(scan.schedule, t, n)) {
+    if (scan.schedule.runs(t, n)) {
       const Sequence<const S>& d_y = chunk.gradients.y;
       sum = store<S>(d + (d_y ? load<S>(d_y.data[row_of(scan, t, n) * R + r]) : Accumulate<S>(0)));
       d = 0;
@@ -198,9 +198,9 @@ struct Place {
     const Schedule& schedule = chunk.scan.schedule;
     column = at % width;
     n = at / width % schedule.N;
-    t = time_of(schedule, chunk.first + at / width / schedule.N);
+    t = schedule.step(chunk.first + at / width / schedule.N);
     row = buffer_row(chunk, t, n);
-    runs = cuda::runs(schedule, t, n);
+    runs = schedule.runs(t, n);
   }
 };
 
@@ -215,10 +215,10 @@ struct PreviousStates {
     const int64_t R = scan.output_size;
     const Place<S> place(chunk, at, R);
     Accumulate<S> h = 0;
-    const int64_t before = time_before(scan.schedule, place.t);
-    if (place.runs && resets(scan.schedule, place.t, place.n))
+    const int64_t before = scan.schedule.previous(place.t);
+    if (place.runs && scan.schedule.resets(place.t, place.n))
       h = cuda::at(scan.reset_h, place.n, place.column);
-    else if (place.runs && runs(scan.schedule, before, place.n))
+    else if (place.runs && scan.schedule.runs(before, place.n))
       h = load<S>(scan.y.data[row_of(scan, before, place.n) * R + place.column]);
     else if (place.runs)
       h = cuda::at(scan.h_0, place.n, place.column);

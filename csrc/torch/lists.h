@@ -1,0 +1,125 @@
+// From the ops' lists to the tables in arguments.h, and back.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arguments.h"
+#include "dispatch.h"
+
+namespace fastrnn {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline CellFacts cell_facts(const std::string& cell) {
+  CellFacts facts{};
+  const bool known =
+      Cells::dispatch(cell, [&]<class Cell>() { facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState}; });
+  STD_TORCH_CHECK(known, "fastrnn: unknown cell '", cell, "'");
+  return facts;
+}
+
+// Hands out the entries of a list, one for each tensor that belongs to the cell.
+template <class Entry>
+class ListReader {
+ public:
+  ListReader(const char* list_name, const std::vector<Entry>& list, const CellFacts& cell)
+      : name_(list_name), list_(list), cell_(cell) {}
+
+  template <class T>
+  void operator()(const TensorInfo& info, T& entry) {
+    if (!info.belongs_to(cell_)) return;
+    if (count_ < list_.size()) entry = list_[count_];
+    names_[count_++] = info.name;
+  }
+  void finish() const {
+    if (count_ == list_.size()) return;
+    std::string names;
+    for (size_t i = 0; i < count_; ++i) names.append(i ? ", " : "").append(names_[i]);
+    STD_TORCH_CHECK(false, "fastrnn: ", name_, " has ", list_.size(), " entries, expected ", count_, ": ", names);
+  }
+
+ private:
+  static constexpr size_t kMost = 64;  // more than any table has rows
+  const char* name_;
+  const std::vector<Entry>& list_;
+  const CellFacts& cell_;
+  size_t count_ = 0;
+  std::array<const char*, kMost> names_;
+};
+
+// One bool for each of the cell's tensors.
+inline PerTensor<bool> flags_of(const char* list_name, const std::vector<bool>& list, const CellFacts& cell) {
+  PerTensor<bool> flags{};
+  ListReader reader(list_name, list, cell);
+  for_each_tensor(reader, flags);
+  reader.finish();
+  return flags;
+}
+
+// The list has the tensors that are present, as autograd overlooks a list with a None in it.
+inline PerTensor<OptionalTensor> tensors_of(const std::vector<Tensor>& list, const std::vector<bool>& present,
+                                            const CellFacts& cell) {
+  PerTensor<OptionalTensor> tensors;
+  size_t count = 0;
+  for_each_tensor(
+      [&](const TensorInfo& info, OptionalTensor& tensor, bool is_present) {
+        STD_TORCH_CHECK(is_present || !info.required() || !info.belongs_to(cell), "fastrnn: ", info.name, " is absent");
+        if (!is_present) return;
+        if (count < list.size()) tensor = list[count];
+        ++count;
+      },
+      tensors, flags_of("present", present, cell));
+  STD_TORCH_CHECK(count == list.size(), "fastrnn: tensors has ", list.size(), " entries, but ", count, " are present");
+  return tensors;
+}
+
+// The results that `in_list` chooses.
+template <class Entry, class InList>
+PerResult<OptionalTensor> results_of(const char* list_name, const std::vector<Entry>& list, const CellFacts& cell,
+                                     InList&& in_list) {
+  PerResult<OptionalTensor> results;
+  ListReader reader(list_name, list, cell);
+  for_each_result(
+      [&](const TensorInfo& info, OptionalTensor& result) {
+        if (in_list(info)) reader(info, result);
+      },
+      results);
+  reader.finish();
+  return results;
+}
+
+inline PerResult<OptionalTensor> gradients_of(const std::vector<OptionalTensor>& list, const CellFacts& cell) {
+  return results_of("grads", list, cell, [](const TensorInfo& result) { return result.differentiable(); });
+}
+inline PerResult<OptionalTensor> saved_of(const std::vector<Tensor>& list, const CellFacts& cell) {
+  return results_of("saved", list, cell, is_saved);
+}
+
+inline auto list_writer(std::vector<Tensor>& list, const CellFacts& cell) {
+  return [&](const TensorInfo& info, const OptionalTensor& tensor) {
+    if (info.belongs_to(cell)) list.push_back(*tensor);
+  };
+}
+
+inline std::vector<Tensor> list_of(const PerTensor<OptionalTensor>& tensors, const CellFacts& cell) {
+  std::vector<Tensor> list;
+  for_each_tensor(list_writer(list, cell), tensors);
+  return list;
+}
+
+inline std::vector<Tensor> list_of(const PerResult<OptionalTensor>& results, const CellFacts& cell) {
+  std::vector<Tensor> list;
+  for_each_result(list_writer(list, cell), results);
+  return list;
+}
+
+}  // namespace fastrnn
