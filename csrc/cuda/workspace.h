@@ -12,7 +12,7 @@
 
 namespace fastrnn::cuda {
 
-// Hands out pieces of a workspace; of none (null) it only counts.
+// Hands out pieces of a workspace. If the workspace is null, it only counts their bytes.
 class Arena {
  public:
   explicit Arena(void* workspace) : base_(static_cast<char*>(workspace)) {}
@@ -32,12 +32,12 @@ class Arena {
   int64_t bytes_ = 0;
 };
 
-// Whether a step's rows lie where the host cannot tell: of a packed or jagged sequence.
+// Whether x is packed or jagged: its offsets are on the device, so the host does not know where a step's rows lie.
 template <class S>
 bool scattered(const ScanParams<S>& p) {
   return p.x.step_start || p.x.sample_start;
 }
-// Rows that a chunk's buffers hold, whatever the layout, so that scratch memory does not grow with the sequence.
+// Rows of a chunk's buffers. A chunk's steps are limited, so scratch memory does not grow with the sequence.
 template <class S>
 int64_t chunk_rows(const ScanParams<S>& p, const Plan& plan) {
   return std::min(plan.steps, p.schedule.T) * p.schedule.N;
@@ -54,17 +54,17 @@ struct ForwardBuffers {
   static ForwardBuffers take(Arena& arena, const ScanParams<S>& p, const Plan& plan) {
     const int64_t N = p.schedule.N, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
     const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
-    ForwardBuffers found;
-    found.h = arena.take<A>(N * R);
-    found.c = arena.take<A>(N * H, Cell::kHasCellState);
-    found.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
-    found.gx = arena.take<A>(chunk_rows(p, plan) * gates);
-    found.gh = arena.take<A>(N * gates, stepwise);
-    found.entering = arena.take<S>(N * R, stepwise);
-    found.output = arena.take<S>(N * H, projected);
-    found.product = arena.take<A>(N * R, projected);
-    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
-    return found;
+    ForwardBuffers buffers;
+    buffers.h = arena.take<A>(N * R);
+    buffers.c = arena.take<A>(N * H, Cell::kHasCellState);
+    buffers.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
+    buffers.gx = arena.take<A>(chunk_rows(p, plan) * gates);
+    buffers.gh = arena.take<A>(N * gates, stepwise);
+    buffers.entering = arena.take<S>(N * R, stepwise);
+    buffers.output = arena.take<S>(N * H, projected);
+    buffers.product = arena.take<A>(N * R, projected);
+    buffers.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return buffers;
   }
 };
 
@@ -82,34 +82,34 @@ struct BackwardBuffers {
     const int64_t rows = chunk_rows(p, plan);
     const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
     const bool recompute = Cell::kSaved > 0 && !p.gates;
-    BackwardBuffers found;
-    found.h = arena.take<A>(N * R);
-    found.c = arena.take<A>(N * H, Cell::kHasCellState);
-    found.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
-    found.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
-    found.weight_ih = arena.take<A>(d.groups * gates * I, bool(d.weights.ih));
-    found.weight_hh = arena.take<A>(d.groups * gates * R, bool(d.weights.hh));
-    found.bias_ih = arena.take<A>(d.groups * gates, bool(d.weights.bias_ih));
-    found.bias_hh = arena.take<A>(d.groups * gates, bool(d.weights.bias_hh));
-    found.weight_hr = arena.take<A>(d.groups * R * H, bool(d.weights.hr));
-    found.gx = arena.take<A>(rows * gates, recompute);
-    found.gh = arena.take<A>(rows * gates, recompute);
-    found.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
-    found.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
-    found.x =
+    BackwardBuffers buffers;
+    buffers.h = arena.take<A>(N * R);
+    buffers.c = arena.take<A>(N * H, Cell::kHasCellState);
+    buffers.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
+    buffers.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
+    buffers.weight_ih = arena.take<A>(d.groups * gates * I, bool(d.weights.ih));
+    buffers.weight_hh = arena.take<A>(d.groups * gates * R, bool(d.weights.hh));
+    buffers.bias_ih = arena.take<A>(d.groups * gates, bool(d.weights.bias_ih));
+    buffers.bias_hh = arena.take<A>(d.groups * gates, bool(d.weights.bias_hh));
+    buffers.weight_hr = arena.take<A>(d.groups * R * H, bool(d.weights.hr));
+    buffers.gx = arena.take<A>(rows * gates, recompute);
+    buffers.gh = arena.take<A>(rows * gates, recompute);
+    buffers.gates = arena.take<S>(rows * Cell::kSaved * H, recompute);
+    buffers.h_previous = arena.take<S>(rows * R, recompute || Cell::kReadsPreviousH || d.weights.hh);
+    buffers.x =
         arena.take<S>(rows * I, (d.weights.ih && p.schedule.lengths) || ((d.weights.ih || recompute) && scattered(p)));
-    found.d_x = arena.take<S>(rows * I, d.x && scattered(p));
-    found.d_gx = arena.take<S>(rows * gates);
-    found.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : found.d_gx;
-    found.d_gh_now = arena.take<S>(N * gates, stepwise);
-    found.d_projected = arena.take<S>(rows * R, projected);
-    found.d_now = arena.take<S>(N * R, projected);
+    buffers.d_x = arena.take<S>(rows * I, d.x && scattered(p));
+    buffers.d_gx = arena.take<S>(rows * gates);
+    buffers.d_gh = Cell::kSplitGateGradients ? arena.take<S>(rows * gates) : buffers.d_gx;
+    buffers.d_gh_now = arena.take<S>(N * gates, stepwise);
+    buffers.d_projected = arena.take<S>(rows * R, projected);
+    buffers.d_now = arena.take<S>(N * R, projected);
     // mutant: outputs follow
-    found.d_output = arena.take<A>(N * H, projected);
-    found.through_gh = arena.take<A>(N * R, stepwise);
-    found.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
-    found.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
-    return found;
+    buffers.d_output = arena.take<A>(N * H, projected);
+    buffers.through_gh = arena.take<A>(N * R, stepwise);
+    buffers.outputs = arena.take<S>(rows * H, bool(d.weights.hr));
+    buffers.exchange = arena.take<uint32_t>(plan.exchange_bytes / 4 * plan.steps);
+    return buffers;
   }
 };
 
