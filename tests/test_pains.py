@@ -693,7 +693,7 @@ def test_pain_18_more_than_65535_steps(name, without_cudnn):
 
 
 def saved_bytes(module: nn.Module, x: torch.Tensor) -> int:
-    """Of all that is kept for backward but weights, each storage once."""
+    """The bytes kept for backward besides weights; each storage counts once."""
     kept: dict[int, int] = {}
 
     def pack(tensor):
