@@ -35,14 +35,14 @@ WORKERS = -n $(JOBS) --dist worksteal
 # Continuous integration adds dev: a second call of pip would link the library again.
 EXTRAS ?= test,ray
 
-# The kernels and their tests alone: for this machine, for the thread sanitizer, for 64-bit Arm.
+# Native tests: kernels without torch, for this machine, for the thread sanitizer and for 64-bit Arm.
 NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations dropout
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
 NATIVE_OBJECTS := buffer team $(patsubst csrc/cpu/%.cpp,%,$(wildcard csrc/cpu/isa_*.cpp))
-# Where the library's lie; asked for when they are there.
+# The library's object files; "=" looks for them only when they are used, after they are built.
 HOST_OBJECTS = $(wildcard build/torch-$(TORCH)*/csrc/cpu)
 NATIVE_HEADERS := $(wildcard tests/native/*.h)
-# The sanitizer wants its memory where it expects it.
+# The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 .PHONY: help install setup demo test quick test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
@@ -140,7 +140,7 @@ format: $(DEV) ## reformat Python and C++
 clean: ## remove what was built; the virtual environments (.venv*) stay
 	rm -rf build dist *.egg-info $(LIBRARY)
 
-# Checks first, for a download of torch is long.
+# This checks first, since torch takes long to download.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo 'fastrnn: $(PYTHON) is not a Python >= 3.10. Install one: apt-get install python3 python3-venv' >&2; exit 1; }
@@ -156,8 +156,8 @@ $(DEV): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' torch==$(TORCH)
 	@touch $@
 
-# Of GPU machine code: a tool in the triton package, which is unpacked beside the others, as torch.compile would use it
-# where it is installed. There is one for Linux alone.
+# The disassembler of GPU machine code comes with the triton package, for Linux only. It is unpacked beside the other
+# packages rather than installed, since torch.compile would use an installed triton.
 $(DISASSEMBLER): | $(READY)
 	-$(BIN)/pip install -q --no-deps --target $@ $(TRITON)
 	@mkdir -p $@

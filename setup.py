@@ -32,7 +32,7 @@ from pathlib import Path
 CXX_FLAGS = "-std=c++20 -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror=return-type"
 # gcc's own headers of intrinsics say "undefined" by reading what nothing wrote.
 CXX_FLAGS += " -Wno-maybe-uninitialized"
-# Fused multiply-add only where the source says so: every path gives the same bits. No debug
+# The compiler fuses no multiply-adds on its own, so every path gives the same bits. No debug
 # information: Python's own flags ask for it, and the library would be seven times as large.
 CXX_FLAGS += " -ffp-contract=off -g0"
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
@@ -80,8 +80,8 @@ CPU_FLAGS = {
 def only_instruction_set(wanted: str, cpuinfo: str) -> str:
     """The instruction set that FASTRNN_ONLY names; best is the first one that the machine has."""
     if wanted == "best":
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
-        here = set(found[1].split()) if found else set()
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
+        here = set(flags[1].split()) if flags else set()
         return next(name for name, needed in CPU_FLAGS.items() if needed <= here)
     if wanted not in CPU_FLAGS:
         expected = ", ".join(["best", *CPU_FLAGS])
@@ -120,7 +120,7 @@ class Toolkit:
         nvcc = shutil.which("nvcc", path=os.pathsep.join(map(str, folders)))
         if nvcc is None:
             return None
-        # It may be a script or a link: nvcc itself knows where it is.
+        # nvcc may be a script or a link; it prints its real folder.
         said = subprocess.run([nvcc, "--dryrun", "x.cu"], text=True, capture_output=True).stderr
         here = re.search(r"^#\$ _HERE_=(.*)$", said, re.MULTILINE)
         return cls((Path(here[1]) if here else Path(nvcc).parent).parent, wheels)
@@ -133,7 +133,7 @@ class Toolkit:
         return ";".join(a for a in CUDA_ARCHITECTURES if a.replace(".", "") in known) + "+PTX"
 
     def includes(self) -> list[str]:
-        # nvcc's own first: the wheels' headers need others that only come with a compiler.
+        # nvcc's own headers come first: the wheels' ones need some that only a compiler brings.
         roots = [self.root, *self.wheels]
         return [str(root / "include") for root in roots if (root / "include").is_dir()]
 
@@ -141,19 +141,19 @@ class Toolkit:
         """The path of a shared library: the one torch loads, so that the library asks for it."""
         for root in [*self.wheels, self.root]:
             for folder in (root / "lib64", root / "lib"):
-                if found := sorted(folder.glob(f"lib{name}.so*")):
-                    return str(found[0])
+                if libraries := sorted(folder.glob(f"lib{name}.so*")):
+                    return str(libraries[0])
         return None
 
     def missing(self) -> list[str]:
-        """What the CUDA kernels need and there is not."""
+        """What the CUDA kernels need and this toolkit lacks."""
         headers = ("cuda_runtime_api.h", "crt/host_defines.h", "cublas_v2.h")
-        found = [
+        lacking = [
             header
             for header in headers
             if not any((Path(folder) / header).exists() for folder in self.includes())
         ]
-        return found + [f"lib{name}" for name in ("cudart", "cublas") if not self.library(name)]
+        return lacking + [f"lib{name}" for name in ("cudart", "cublas") if not self.library(name)]
 
 
 def why_no_cuda(
@@ -196,7 +196,7 @@ def library() -> dict:
         raise SystemExit(f"fastrnn: torch {torch.__version__} is too old, expected >= 2.10")
     if not shutil.which("ninja"):
         raise SystemExit("fastrnn: no ninja found. Install it: pip install ninja")
-    os.environ["CXX"] = find_compiler()  # one for compiling and linking
+    os.environ["CXX"] = find_compiler()  # the same one compiles and links
 
     cuda_sources = glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp")
     cuda_sources += glob("csrc/torch/cuda_*.cpp")
@@ -221,7 +221,9 @@ def library() -> dict:
         # Lines are enough for a report: to track variables takes the compiler twice as long.
         sanitize += ["-fno-wrapv", "-fno-omit-frame-pointer", "-g1", "-O1"]
         sanitize += ["-DFASTRNN_WITHOUT_DUALS"]
-    system = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # warn of our code only
+    system = [
+        f"-isystem{path}" for path in cpp_extension.include_paths()
+    ]  # no warnings about others' headers
 
     cpuinfo = Path("/proc/cpuinfo")
     only = os.environ.get("FASTRNN_ONLY")

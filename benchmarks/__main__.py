@@ -50,15 +50,15 @@ def shapes(text: str) -> str | tuple[int, int, int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Correctness and speed beside torch.nn and, where installed, other runtimes.",
     )
-    found.add_argument(
+    options.add_argument(
         "--quick", action="store_true", help="short turns; without --shapes, three shapes a cell"
     )
-    found.add_argument("--cells", nargs="+", choices=list(GATES), default=list(GATES))
-    found.add_argument(
+    options.add_argument("--cells", nargs="+", choices=list(GATES), default=list(GATES))
+    options.add_argument(
         "--shapes",
         nargs="+",
         type=shapes,
@@ -66,14 +66,14 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(GROUPS)}, or sizes; default: all names, {', '.join(GPU_GROUPS)} "
         "on a GPU alone",
     )
-    found.add_argument(
+    options.add_argument(
         "--minutes",
         type=float,
         help="begin no row after so many; what is left out is told. Default: "
         f"{QUICK_GPU_MINUTES:g} with --quick on a GPU, else no limit",
     )
-    found.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
-    found.add_argument(
+    options.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
+    options.add_argument(
         "--peers",
         nargs="+",
         choices=[peer.name for peer in PEERS],
@@ -81,16 +81,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="PEER",
         help=f"{', '.join(repr(peer.name) for peer in PEERS)}; default: all that are installed",
     )
-    found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    found.add_argument(
+    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument(
         "--output", type=Path, help="folder; default: build/benchmarks, of a GPU build/gpu"
     )
-    return found
+    return options
 
 
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
-    """What is measured, first what tells most."""
+    """The cases to measure, the most telling ones first."""
     cases = [case for case in all_cases() if case.cell in args.cells]
     if args.shapes:
         named = [case for case in cases if case.group in args.shapes]
@@ -103,18 +103,18 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
             cases = [c for c in cases if c.group == "main" and (c.T, c.N, c.I, c.H) in QUICK]
         if args.device == "cuda":
             cases = published + cases
-    if args.device == "cuda":  # second derivatives and forward mode are for CPU yet
+    if args.device == "cuda":  # second derivatives and forward mode run on CPU only
         cases = [case for case in cases if case.transform not in (DOUBLE, JVP)]
     return list(dict.fromkeys(each for case in cases for each in in_dtypes(case, args)))
 
 
 def in_dtypes(case: Case, args: argparse.Namespace) -> list[Case]:
-    """A case in the type that was asked for, or in each that is quick on a GPU."""
+    """A case in the type asked for; otherwise, on a GPU, in each type that is fast there."""
     if args.dtype:
         return [replace(case, dtype=args.dtype)]
     if args.device == "cpu" or case.group in GPU_GROUPS:
         return [case]
-    # Scaling is drawn as a line a cell, in one type.
+    # The scaling plot has one line for each cell, so these cases run in one type.
     dtypes = GPU_DTYPES[:1] if case.group in ("sweep", "long") else GPU_DTYPES
     return [replace(case, dtype=dtype) for dtype in dtypes]
 
@@ -128,16 +128,16 @@ def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]
     packages = dict.fromkeys(peer.distribution for peer in PEERS if peer.installed)
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     versions = [f"Python {platform.python_version()}", f"fastrnn {fastrnn.__version__}", *versions]
-    found = {
+    facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "CPU": f"{cpu}, {args.threads} threads, fastrnn on {fastrnn.cpu_instruction_sets()[0]}",
         "versions": ", ".join(versions),
     }
     if args.device == "cuda":
-        found["GPU"] = torch.cuda.get_device_name()
+        facts["GPU"] = torch.cuda.get_device_name()
     if limit:
-        found["limit"] = str(limit.check())
-    return found
+        facts["limit"] = str(limit.check())
+    return facts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.minutes = QUICK_GPU_MINUTES
     deadline = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
     args.output = args.output or Path("build/gpu" if args.device == "cuda" else "build/benchmarks")
-    # Every pool, also those that cannot be told a size, gets these cores and no more.
+    # The affinity also limits thread pools whose size cannot be set.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     torch.set_num_threads(args.threads)
 

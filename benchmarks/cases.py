@@ -1,4 +1,4 @@
-"""What is measured: one list of cases, and the numbers each of them is computed from."""
+"""The cases to measure, and the tensors of each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Case:
         return module.to(dtype or self.torch_dtype)
 
     def flop(self, training: bool) -> int:
-        """Of the matrix products over valid steps that the mathematics needs."""
+        """FLOP of the matrix products over valid steps that the mathematics needs."""
         directions = 1 + self.bidirectional
         inner = (self.layers - 1) * directions * self.H + self.layers * self.H
         # A pass multiplies all weights by activations, gradients or tangents; an inner one leaves
@@ -98,7 +98,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its tensors, in float64: each contestant casts them to what it computes in."""
+    """A case with its tensors in float64, which each contestant casts to its own type."""
 
     case: Case
     device: str = "cpu"
@@ -131,8 +131,8 @@ class Problem:
         generator = torch.Generator().manual_seed(3)
 
         def like(tensor: Tensor, scale: float) -> Tensor:
-            found = torch.randn(tensor.shape, generator=generator) * scale
-            return found.to(case.torch_dtype).double()
+            random = torch.randn(tensor.shape, generator=generator) * scale
+            return random.to(case.torch_dtype).double()
 
         weights = {name: like(w, case.H**-0.5) for name, w in self.weights.items()}
         return {"input": like(self.x, 1) * self.mask, **weights}
@@ -147,7 +147,7 @@ class Problem:
         return (steps < self.lengths).unsqueeze(-1).float()
 
 
-# T, N, I, H of the shapes that every peer's time has been published for.
+# Shapes (T, N, I, H) for which every peer's time has been published.
 SHAPES = (
     (10, 1000, 1, 5),
     (512, 1, 64, 64),

@@ -46,10 +46,10 @@ class Change:
 
 
 def changes(a: Run, b: Run) -> list[Change]:
-    """Of the rows that both runs have, the largest gain first."""
+    """The changes of rows that both runs have, the largest gain first."""
     after = {row.label: row for row in b.measured}
-    found = [Change(row, after[row.label]) for row in a.measured if row.label in after]
-    return sorted(found, key=lambda change: -change.ratio)
+    shared = [Change(row, after[row.label]) for row in a.measured if row.label in after]
+    return sorted(shared, key=lambda change: -change.ratio)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         a, b = Run.load(args.a), Run.load(args.b)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    found = changes(a, b)
-    if not found:
+    shared = changes(a, b)
+    if not shared:
         parser.error("the runs have no row in common")
     table = Table(title=f"{args.a} -> {args.b}")
     for name in ("row", "ms before", "ms after", "speed", "noise", ""):
         table.add_column(name, justify="left" if name in ("row", "") else "right")
-    for change in found:
+    for change in shared:
         table.add_row(
             change.before.label,
             f"{change.before.time() * 1e3:.3g}",
@@ -79,11 +79,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
-    faster = sum(change.verdict == "faster" for change in found)
-    slower = sum(change.verdict == "slower" for change in found)
+    faster = sum(change.verdict == "faster" for change in shared)
+    slower = sum(change.verdict == "slower" for change in shared)
     console.print(
-        f"{faster} faster, {slower} slower, {len(found) - faster - slower} within noise; "
-        f"mean speed {geometric_mean(change.ratio for change in found):.3f}"
+        f"{faster} faster, {slower} slower, {len(shared) - faster - slower} within noise; "
+        f"mean speed {geometric_mean(change.ratio for change in shared):.3f}"
     )
     only = {row.label for row in a.rows} ^ {row.label for row in b.rows}
     if only:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("limit.cpp")
-REACHED = 0.95  # of clock times width, or the loop is not the limit it claims to be
+REACHED = 0.95  # share of clock times width below which the loop is not the limit
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Check:
 
     @property
     def pipes(self) -> int:
-        """Multiply-add pipes of the vector's width that the loop found."""
+        """Multiply-add pipes of the vector's width, from the loop's vectors per cycle."""
         return max(1, round(self.per_cycle))
 
     @property

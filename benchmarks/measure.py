@@ -1,4 +1,4 @@
-"""Runs a case for everybody by turns: how far from float64, and how long it takes."""
+"""Measures the error against float64 and the time of a case, all contestants taking turns."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Effort:
 FULL = Effort(rounds=9, turn=0.05, most=60.0)
 QUICK = Effort(rounds=3, turn=0.02, most=4.0)
 
-# Pools of threads go on spinning after a call; whoever is timed next on the same cores pays for it.
+# Thread pools spin for a while after a call, which would slow whoever is timed next on these cores.
 PAUSE = 0.02
 
 
-def relative_error(found: Results, expected: Results) -> float:
+def relative_error(results: Results, expected: Results) -> float:
     """RMS error over RMS value, the mean square over the tensors that were computed."""
     squares = []
-    for name, value in found.items():
-        want = expected[name]  # of a peer on CPU beside a reference on a GPU, too
+    for name, value in results.items():
+        want = expected[name]  # may be on a GPU while the peer's value is on CPU
         error = (value.detach().double().cpu() - want.cpu()).square().mean()
         # Where all values are 0 only zeros are right: gradients of W_hh over one step from h_0 = 0.
         squares.append((error / want.square().mean()).item() if error != 0 else 0.0)
@@ -52,7 +52,7 @@ def host_seconds(run: Callable[[], Any]) -> float:
 
 
 def gpu_seconds(run: Callable[[], Any]) -> float:
-    """Between two events on the stream: the host counts where it is the slower one."""
+    """Seconds between two events on the stream, which include the host's time if it is slower."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -107,10 +107,10 @@ def peak_beyond_results(contestant: Contestant) -> int | None:
         before = resident("VmRSS")
     except OSError:
         return None
-    found = contestant.run()
+    result = contestant.run()
     growth = resident("VmHWM") - before
-    returned = contestant.results(found)["output"]
-    return max(0, growth - returned.nbytes)  # memory that was there already may serve, too
+    returned = contestant.results(result)["output"]
+    return max(0, growth - returned.nbytes)  # negative if free memory was reused
 
 
 class Measurement:
@@ -126,7 +126,7 @@ class Measurement:
         self.limit = limit
 
     def row(self, case: Case, training: bool) -> Row:
-        """Raises what fastrnn raises, AssertionError where its results are wrong."""
+        """Measure a row. Raises what fastrnn raises, or AssertionError if its results are wrong."""
         row = Row(case, training)
         problem = Problem(case, self.device)
         contestants: dict[str, Contestant] = {}
@@ -136,13 +136,13 @@ class Measurement:
             try:
                 contestant = peer.make(problem, training, self.threads)
                 if expected is not None and peer.same_problem:
-                    found = contestant.results(contestant.run())
-                    row.errors[peer.name] = relative_error(found, expected)
+                    results = contestant.results(contestant.run())
+                    row.errors[peer.name] = relative_error(results, expected)
             except Unsupported as why:
                 if peer not in OURSELVES:
                     row.absent[peer.name] = str(why)
                 continue
-            except Exception as error:  # other people's code: said in the report, never left out
+            except Exception as error:  # other people's code: the report says why
                 if peer.name == OURS:
                     raise
                 row.absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -169,13 +169,13 @@ class Measurement:
         return row
 
     def invited(self, case: Case) -> list[Peer]:
-        """For many sizes or very long scans, compiling would take longer than measuring."""
+        """The peers to measure. Long scans and sweeps have torch.nn alone, since others compile."""
         if case.group in ("sweep", "long"):
             return [peer for peer in self.peers if peer.name == "torch.nn"]
         return [peer for peer in self.peers if case.transform in peer.transforms]
 
 
 def installed(names: Sequence[str]) -> tuple[list[Peer], list[str]]:
-    """Of the peers asked for, those that are here, and the names of the others."""
+    """The chosen peers that are installed, and the names of those that are not."""
     chosen = [peer for peer in PEERS if not names or peer.name in names]
     return [p for p in chosen if p.installed], [p.name for p in chosen if not p.installed]

@@ -67,7 +67,7 @@ def torch_module(
     lengths: str | None = None,
     transform: Transform | None = None,
 ) -> Contestant:
-    """dtype, lengths and the way to do a transform, where given, instead of the case's."""
+    """A contestant of torch.nn or fastrnn. dtype, lengths and transform override the case's."""
     case = problem.case
     chosen = getattr(torch, dtype or case.dtype)
     lengths = case.lengths if lengths is None else lengths
@@ -79,7 +79,7 @@ def torch_module(
         tangents = {
             name: tangent.to(problem.device, chosen) for name, tangent in problem.tangents.items()
         }
-        return Contestant(transform(module, x, dy, tangents), lambda found: found)
+        return Contestant(transform(module, x, dy, tangents), lambda results: results)
     options: dict[str, Tensor] = {}
     given: Tensor | PackedSequence = x.requires_grad_(training)
     if lengths == "padded":
@@ -96,12 +96,12 @@ def torch_module(
                 return module(given, **options)[0], ()
         output = module(given, **options)[0]
         y = output.data if isinstance(output, PackedSequence) else output
-        # The packing is the user's, done once: its own gradient is not timed.
+        # Packing is not timed: users do it once, so gradients stop at the packed data.
         leaf = given.data if isinstance(given, PackedSequence) else x
         return output, torch.autograd.grad(y, [leaf, *inputs[1:]], dy)
 
-    def results(found: Any) -> Results:
-        output, gradients = found
+    def results(returned: Any) -> Results:
+        output, gradients = returned
         if isinstance(output, PackedSequence):
             output = pad_packed_sequence(output, total_length=case.T)[0]
             if gradients:
@@ -193,7 +193,7 @@ def opacus(problem: Problem, training: bool, threads: int) -> Contestant:
 
     # torch's, of a hook that Opacus sets.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
-    return Contestant(run, lambda found: found)
+    return Contestant(run, lambda results: results)
 
 
 # --- ONNX Runtime and OpenVINO: one ONNX model ----------------------------------------------------
@@ -215,11 +215,11 @@ def onnx_model(problem: Problem) -> bytes:
     nodes, tensors = [], []
 
     def weight(kind: str, layer: int) -> np.ndarray:
-        found = []
+        stacked = []
         for suffix in ("", "_reverse")[:directions]:
             w = problem.weights[f"{kind}_l{layer}{suffix}"].float().numpy()
-            found.append(np.concatenate([np.split(w, len(order))[gate] for gate in order]))
-        return np.stack(found)
+            stacked.append(np.concatenate([np.split(w, len(order))[gate] for gate in order]))
+        return np.stack(stacked)
 
     def add(name: str, values: np.ndarray) -> str:
         tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
@@ -286,7 +286,7 @@ def onnx_runtime(problem: Problem, training: bool, threads: int) -> Contestant:
         onnx_model(problem), options, providers=["CPUExecutionProvider"]
     )
     inputs = onnx_inputs(problem)
-    return Contestant(lambda: session.run(["y"], inputs), lambda found: onnx_results(found[0]))
+    return Contestant(lambda: session.run(["y"], inputs), lambda results: onnx_results(results[0]))
 
 
 def openvino(problem: Problem, training: bool, threads: int) -> Contestant:
@@ -306,7 +306,7 @@ def openvino(problem: Problem, training: bool, threads: int) -> Contestant:
     inputs = onnx_inputs(problem)
     return Contestant(
         lambda: request.infer(inputs, share_inputs=True, share_outputs=True),
-        lambda found: onnx_results(found["y"]),
+        lambda results: onnx_results(results["y"]),
     )
 
 
@@ -384,8 +384,8 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
     functions = {PER_SAMPLE: per_sample, DOUBLE: double_backward, JVP: forward_mode}
     function = jax.jit(functions.get(case.transform, train if training else forward))
 
-    def results(found: Any) -> Results:
-        return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+    def results(returned: Any) -> Results:
+        return {name: torch.from_numpy(np.array(value)) for name, value in returned.items()}
 
     return Contestant(lambda: jax.block_until_ready(function(*given)), results)
 
@@ -419,7 +419,7 @@ def flashrnn(problem: Problem, training: bool, threads: int) -> Contestant:
         inputs = (products, weight, bias)
         return states, torch.autograd.grad(states[0], inputs, dy) if training else ()
 
-    return Contestant(run, lambda found: {"output": found[0][0].detach()})
+    return Contestant(run, lambda results: {"output": results[0][0].detach()})
 
 
 PEERS = (

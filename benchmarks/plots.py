@@ -1,4 +1,4 @@
-"""Pictures of a run, for those who would rather look than read."""
+"""Pictures of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODES = ((False, "forward"), (True, "forward + backward"))
 
 
 def draw(run: Run, folder: Path) -> list[Path]:
-    """The pictures that this run has rows for."""
+    """Draw the pictures that this run has rows for, and return their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,20 +65,20 @@ def place(row: Row) -> Place:
 
 
 def places(rows: list[Row]) -> dict[Place, float]:
-    """The height of each place on an axis: a gap between cells, the first one on top."""
-    found: dict[Place, float] = {}
+    """The height of chosen_place place on an axis: a gap between cells, the first one on top."""
+    heights: dict[Place, float] = {}
     height = 0.0
     for cell in GATES:
         chosen = dict.fromkeys(place(row) for row in rows if row.case.cell == cell)
-        for each in chosen:
-            found[each] = height
+        for chosen_place in chosen:
+            heights[chosen_place] = height
             height -= 1
         height -= 0.8 * bool(chosen)
-    return found
+    return heights
 
 
 def height(placed: dict[Place, float]) -> float:
-    """Of a figure with a line a place, in inches."""
+    """The height in inches of a figure with a line for each place."""
     return 2 + 0.28 * len(placed)
 
 
@@ -107,7 +107,7 @@ def speedup(run: Run, pyplot: Any) -> Any:
 
 
 def transforms(run: Run, pyplot: Any) -> Any:
-    """The same for each transform."""
+    """How many times faster than each peer, for each transform."""
     rows = run.group("transforms")
     panels = [(name, [row for row in rows if row.case.transform == name]) for name in TRANSFORMS]
     return ratios(run, pyplot, panels)

@@ -67,7 +67,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 def columns(run: Run, rows: list[Row]) -> list[Column]:
     peers = [name for name in run.peers if any(name in row.seconds for row in rows)]
-    found: list[Column] = [
+    chosen: list[Column] = [
         ("cell", lambda row: row.case.cell),
         ("T", lambda row: str(row.case.T)),
         ("N", lambda row: str(row.case.N)),
@@ -77,24 +77,24 @@ def columns(run: Run, rows: list[Row]) -> list[Column]:
     ]
     extras = {row.label: variant(row) for row in rows}
     if any(extras.values()):
-        found.append(("", lambda row: extras[row.label]))
-    found += [
+        chosen.append(("", lambda row: extras[row.label]))
+    chosen += [
         ("mode", lambda row: row.mode),
         ("ms", lambda row: number(row.time() * 1e3)),
         ("GFLOP/s", lambda row: number(row.rate / 1e9)),
         ("of limit", lambda row: percent(row.share)),
     ]
     for name in peers:
-        found.append((f"× {name}", lambda row, name=name: number(row.ratio(name))))  # type: ignore[misc]
+        chosen.append((f"× {name}", lambda row, name=name: number(row.ratio(name))))  # type: ignore[misc]
     if any(FLOAT32 in row.seconds for row in rows):
-        found.append(("× our float32", lambda row: number(row.ratio(FLOAT32))))
+        chosen.append(("× our float32", lambda row: number(row.ratio(FLOAT32))))
     if any(ALL_STEPS in row.seconds for row in rows):
-        found.append(("cost / valid steps", lambda row: number(length_cost(row))))
+        chosen.append(("cost / valid steps", lambda row: number(length_cost(row))))
     if any(row.extra_bytes for row in rows):
-        found.append(("MB beyond in and out", memory))
+        chosen.append(("MB beyond in and out", memory))
     if any(row.errors for row in rows):
-        found.append(("error / torch.nn's", error))
-    return found
+        chosen.append(("error / torch.nn's", error))
+    return chosen
 
 
 def variant(row: Row) -> str:
@@ -166,11 +166,11 @@ def mean_ratio(run: Run, rows: list[Row], over: str) -> float | None:
 
 def goals(run: Run) -> list[Goal]:
     """What the kernels should reach, where this run measured it."""
-    found: list[Goal] = []
+    reached: list[Goal] = []
 
     def at_least(text: str, value: float | None, goal: float, show: Callable[[float], str]) -> None:
         if value is not None:
-            found.append(Goal(f"{text}: at least {show(goal)}", show(value), value >= goal))
+            reached.append(Goal(f"{text}: at least {show(goal)}", show(value), value >= goal))
 
     def worst(
         text: str, rows: list[Row], value: Callable[[Row], float | None], goal: float
@@ -181,7 +181,7 @@ def goals(run: Run) -> list[Goal]:
             return
         below = sorted((v, row.label) for v, row in known if v < goal)
         names = ", ".join(f"{label} {number(v, 2)}" for v, label in below)
-        found.append(
+        reached.append(
             Goal(
                 f"{text}: at least {number(goal, 2)}",
                 f"all {len(known)} rows"
@@ -220,7 +220,7 @@ def goals(run: Run) -> list[Goal]:
             ratio = steps[0] / steps[-1]
             text = f"{cell}, time of a step at T {rows[0].case.T} over T {rows[-1].case.T}"
             at_least(text, ratio, 0.9, number)
-    return found
+    return reached
 
 
 def best_ratio(run: Run, row: Row) -> float | None:
@@ -229,13 +229,13 @@ def best_ratio(run: Run, row: Row) -> float | None:
 
 
 def absences(run: Run) -> list[str]:
-    """Who could not do what, and why."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    """The peers that are absent from rows, and why."""
+    missing: dict[tuple[str, str], list[Row]] = {}
     for row in run.measured:
         for name, why in row.absent.items():
-            found.setdefault((name, why), []).append(row)
+            missing.setdefault((name, why), []).append(row)
     said = []
-    for (name, why), rows in sorted(found.items()):
+    for (name, why), rows in sorted(missing.items()):
         cells = ", ".join(dict.fromkeys(row.case.cell for row in rows))
         modes = ", ".join(dict.fromkeys(row.mode for row in rows))
         said.append(f"{name} ({cells}; {modes}): {why}")
@@ -243,7 +243,7 @@ def absences(run: Run) -> list[str]:
 
 
 def left_out(run: Run) -> list[str]:
-    """What time did not allow, in a line."""
+    """One line of the rows that were left out for lack of time, if any."""
     return [f"left out for lack of time: {'; '.join(run.left_out)}"] if run.left_out else []
 
 

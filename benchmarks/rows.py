@@ -1,4 +1,4 @@
-"""What one measurement found, and how a run is kept on disk."""
+"""Measured rows, and a run of them as a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOISE = 0.03  # two times closer than this are the same
 
 @dataclass(frozen=True)
 class Times:
-    """What is kept of the times of single calls, in seconds."""
+    """A summary of the times of single calls, in seconds."""
 
     median: float
     low: float  # quartiles
@@ -31,7 +31,7 @@ class Times:
 
     @classmethod
     def load(cls, kept: Any) -> Times:
-        """From JSON; older runs kept every single time."""
+        """Load from JSON, also from older runs, which kept every single time."""
         return cls.of(kept) if isinstance(kept, list) else cls(**kept)
 
 
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """Of the limit."""
+        """The rate as a share of the limit."""
         return None if self.limit is None else self.rate / self.limit
 
     def ratio(self, name: str) -> float | None:
@@ -113,13 +113,15 @@ class Run:
 
     @classmethod
     def load(cls, path: Path) -> Run:
-        """Raises ValueError where the file is not a run of these benchmarks."""
+        """Load a run; raises ValueError if the file is no run of these benchmarks."""
         try:
-            found = json.loads(path.read_text())
+            document = json.loads(path.read_text())
             rows = []
-            for row in found["rows"]:
+            for row in document["rows"]:
                 seconds = {name: Times.load(kept) for name, kept in row["seconds"].items()}
                 rows.append(Row(**{**row, "case": Case(**row["case"]), "seconds": seconds}))
-            return cls(found["environment"], found["peers"], rows, found.get("left_out", []))
+            return cls(
+                document["environment"], document["peers"], rows, document.get("left_out", [])
+            )
         except (json.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no run of these benchmarks: {error!r}") from error

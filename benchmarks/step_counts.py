@@ -272,8 +272,8 @@ def coefficients(kernel: Kernel) -> tuple[np.ndarray, float]:
         features.append([step.work.warps, step.work.column_tiles, step.work.pairs])
         slots.append(step.slots)
     a = np.array(features)
-    found = np.linalg.lstsq(a, np.array(slots), rcond=None)[0]
-    return found, float(np.abs(a @ found / slots - 1).max())
+    solution = np.linalg.lstsq(a, np.array(slots), rcond=None)[0]
+    return solution, float(np.abs(a @ solution / slots - 1).max())
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""What torch's transforms do with a layer, in the way of a user of torch.func or of torch.autograd.
+"""torch's transforms of a layer, as users of torch.func and torch.autograd write them.
 
-Each takes a module of torch.nn or fastrnn and tensors, and returns a function that computes once:
-results by name, weights' as the module names them. Per-sample gradients exist twice: torch.nn's RNN
-and GRU refuse vmap, whose users then loop over the samples.
+Each takes a module of torch.nn or fastrnn and tensors, and returns a function that computes once
+and returns results by name. Per-sample gradients exist twice: torch.nn's RNN and GRU refuse vmap,
+so their users loop over the samples.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def per_sample(
 def per_sample_loop(
     module: torch.nn.Module, x: Tensor, dy: Tensor, tangents: dict[str, Tensor]
 ) -> Callable[[], Results]:
-    """The same, a sample at a time."""
+    """Compute per-sample gradients by a loop over the samples."""
     weights = dict(module.named_parameters())
 
     def run() -> Results:
-        found = []
-        for each, gradient in zip(x.split(1, 1), dy.split(1, 1), strict=True):
-            found.append(torch.autograd.grad(module(each)[0], [*weights.values()], gradient))
-        return dict(zip(weights, map(torch.stack, zip(*found, strict=True)), strict=True))
+        gradients = []
+        for sample, gradient in zip(x.split(1, 1), dy.split(1, 1), strict=True):
+            gradients.append(torch.autograd.grad(module(sample)[0], [*weights.values()], gradient))
+        return dict(zip(weights, map(torch.stack, zip(*gradients, strict=True)), strict=True))
 
     return run
 
@@ -75,8 +75,8 @@ def forward_mode(
 
     def run() -> Results:
         with torch.no_grad():
-            found = jvp(output, (weights, x), (directions, tangents["input"]))
-        return {"output": found[0], "tangent": found[1]}
+            pair = jvp(output, (weights, x), (directions, tangents["input"]))
+        return {"output": pair[0], "tangent": pair[1]}
 
     return run
 

@@ -44,8 +44,8 @@ struct DropoutRule {
   uint32_t threshold;
   double scale;
 
-  // An element is dropped with probability round(p * 2^32) / 2^32, at most 2^-33 away from p. Where that is 1, what is
-  // kept is 0, too.
+  // An element is dropped with probability round(p * 2^32) / 2^32, at most 2^-33 away from p. If that is 1, the
+  // threshold keeps every element, and the scale is 0.
   FASTRNN_FN static DropoutRule of(double p) {
     const uint64_t dropped = static_cast<uint64_t>(std::llround(p * 0x1p32));
     if (dropped >> 32) return {0, 0.0};
@@ -53,11 +53,11 @@ struct DropoutRule {
   }
 };
 
-// A mask of dropout has two values, and is written as their bits.
+// A dropout mask holds only two values, and is written as their bits.
 struct MaskParams {
   uint64_t stream;
   uint32_t threshold;
-  uint64_t kept;  // the bits of what is kept; of what is dropped they are 0
+  uint64_t kept;  // bits of a kept element's factor; a dropped element's factor is 0
 };
 
 }  // namespace fastrnn

@@ -7,8 +7,8 @@
 #include <bit>
 #include <cstdint>
 
-// A function of formulas: part of whatever kernel uses it. (Without the attribute, gcc compiles a template's friends
-// for the baseline, even where a pragma names an instruction set.)
+// Marks a function of formulas, which is inlined into every kernel that uses it. (Without the attribute, gcc compiles a
+// template's friends for the baseline, even where a pragma names an instruction set.)
 #ifdef __CUDACC__
 #define FASTRNN_FN __host__ __device__ __forceinline__
 #define FASTRNN_LAMBDA
@@ -59,7 +59,7 @@ inline Half to_half(float x) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13))};
 }
 
-// A dual number. In memory it is two numbers side by side, the layout of a complex number, as which torch carries it.
+// A dual number. Its memory layout is that of a complex number, and torch tensors carry it as one.
 template <class A>
 struct Dual {
   A value;
@@ -79,7 +79,7 @@ constexpr bool kDual = false;
 template <class A>
 constexpr bool kDual<Dual<A>> = true;
 
-// What a storage type S is computed in, and the conversions between the two.
+// The type in which values of storage type S are accumulated, and the conversions between the two.
 template <class S>
 struct Storage {
   using Accumulate = S;
@@ -104,7 +104,7 @@ struct Storage<Half> {
 template <class S>
 using Accumulate = typename Storage<S>::Accumulate;
 
-// From a storage type to another, or to or from what it is computed in.
+// Converts between storage types, or between a storage type and its accumulation type.
 template <class To, class From>
 FASTRNN_FN To convert(From x) {
   return Storage<To>::from(Storage<From>::to(x));

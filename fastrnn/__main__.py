@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fastrnn.training.command_line import run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package == "fastrnn":  # a broken installation, which no extra mends
+        if package == "fastrnn":  # the installation is broken; no extra would help
             raise
         hint = f"{package} is not installed: pip install 'fastrnn[train]'"
         print(f"{PROGRAM}: error: {hint}", file=sys.stderr)

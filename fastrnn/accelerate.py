@@ -27,7 +27,7 @@ _TORCH_TO_FAST: dict[type[nn.Module], type[nn.Module]] = {
 }
 _FAST_TO_TORCH = {fast: slow for slow, fast in _TORCH_TO_FAST.items()}
 
-# Attributes that torch.nn's classes keep for themselves, made anew by their constructors.
+# Private attributes of torch.nn's classes; _change_class makes them again for torch.nn.
 _TORCH_CACHES = {"_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights"}
 
 
@@ -93,13 +93,13 @@ def _swap(
 ) -> nn.Module:
     report = Report() if report is None else report
     kinds: tuple[type[nn.Module], ...] = tuple(mapping)
-    found = [
+    candidates = [
         (name, module)
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, kinds)
     ]
     reasons: dict[nn.Module, str | None] = {}
-    for name, module in found:
+    for name, module in candidates:
         if module not in reasons:
             target = mapping.get(_unparametrized_class(module))
             if target is None:
@@ -119,13 +119,13 @@ def _swap(
 
 
 def _unparametrized_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module before torch.nn.utils.parametrize gave it one of its own."""
+    """The class of a module before torch.nn.utils.parametrize replaced it by a subclass."""
     kind = type(module)
     return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
 
 
 def _odd_instance(module: nn.Module) -> str | None:
-    """What makes this instance more than its class says."""
+    """Why this instance differs from others of its class, or None."""
     if "forward" in module.__dict__:
         return "its forward was replaced"
     missing = [name for name in _weight_names(module) if not hasattr(module, name)]

@@ -1,7 +1,7 @@
-"""What a user can get wrong, raised once: torch's own type of error and its words, and then more.
+"""Checks of arguments. An error has torch's type and starts with torch's words, then says more.
 
-Every public way in (modules, cells, ``fastrnn.functional``) passes through these functions before
-anything is computed.
+Every public entry (modules, cells, ``fastrnn.functional``) calls these functions before it computes
+anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_module_arguments(
     proj_size: object,
     takes_projection: bool,
 ) -> None:
-    """Constructor arguments of RNN, GRU and LSTM."""
+    """Check the constructor arguments of RNN, GRU and LSTM."""
     if (
         not isinstance(dropout, numbers.Number)
         or isinstance(dropout, bool)
@@ -73,7 +73,7 @@ def check_module_arguments(
 
 
 def check_cell_arguments(input_size: object, hidden_size: object) -> None:
-    """Constructor arguments of RNNCell, GRUCell and LSTMCell: any integers, as torch.nn's take."""
+    """Check the constructor arguments of RNNCell, GRUCell and LSTMCell: any type of integer."""
     for name, size, least in (("input_size", input_size, 0), ("hidden_size", hidden_size, 1)):
         if not isinstance(size, SupportsIndex):
             raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
@@ -128,7 +128,7 @@ def check_input_rank(name: str, input: Tensor) -> None:
 
 
 def check_state_ranks(states: Sequence[Tensor], batched: bool, argument: str = "hx") -> None:
-    """A batched input goes with 3-D states, an unbatched one with 2-D states."""
+    """Check that states are 3-D for a batched input and 2-D for an unbatched one."""
     rank = 3 if batched else 2
     if all(state.dim() == rank for state in states):
         return
@@ -171,7 +171,7 @@ def check_companions(
     weights: Sequence[Tensor],
     reset_states: Sequence[Tensor] = (),
 ) -> None:
-    """States and weights live where the input does, in its dtype."""
+    """Check that states and weights have the input's device and dtype."""
     companions = [("hidden", state) for state in states]
     companions += [("reset_state", state) for state in reset_states]
     companions += [("parameter", weight) for weight in weights]
@@ -192,7 +192,7 @@ def check_state_shapes(
     states: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]], argument: str
 ) -> None:
     for index, (state, shape) in enumerate(zip(states, shapes, strict=False)):
-        shared = (shape[0], 1, shape[2])  # by all samples
+        shared = (shape[0], 1, shape[2])  # one state for all samples
         if tuple(state.shape) not in (shape, shared):
             label = f"{argument}[{index}]" if len(states) == 2 else argument
             raise RuntimeError(
@@ -233,8 +233,10 @@ def check_reset(reset: object, input: Tensor, shape: tuple[int, ...], name: str)
 
 
 def _values_are_known(tensor: Tensor) -> bool:
-    """Whether a tensor's values can be looked at: not while something traces or maps over it, and
-    not on a GPU, for which that would wait."""
+    """Whether a check may read a tensor's values.
+
+    A traced or vmapped tensor has none, and reading from a GPU would wait for it.
+    """
     traced = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
     batched = torch._C._functorch.is_batchedtensor(tensor)
     return not (traced or batched or tensor.device.type != "cpu")
@@ -303,7 +305,7 @@ def check_weight_count(name: str, given: int, each: int, num_layers: int, direct
 
 
 def check_stack(name: str, gates: int, stack: Sequence[ScanWeights], directions: int) -> None:
-    """Weights of a stack, one entry per layer and direction."""
+    """Check the weights of a stack, one entry per layer and direction."""
     first = stack[0]
     if first.weight_ih.dim() != 2 or first.weight_hh.dim() != 2:
         raise RuntimeError(
@@ -329,7 +331,7 @@ def check_stack(name: str, gates: int, stack: Sequence[ScanWeights], directions:
 
 
 def check_cell_dtype(input: Tensor, weight: Tensor) -> None:
-    """The cells' twin of check_dtype: torch.nn's cells raise another error than its layers."""
+    """Check dtypes for a cell: torch.nn's cells raise another error than its layers."""
     if input.dtype != weight.dtype:
         raise RuntimeError(
             f"mat1 and mat2 must have the same dtype, but got {input.dtype} (input) and "
@@ -345,7 +347,7 @@ def check_cell_input(
     sizes: tuple[int, int],
     labels: Sequence[str],
 ) -> None:
-    """Input and states of RNNCell, GRUCell and LSTMCell; sizes are (input_size, hidden_size)."""
+    """Check the input and states of a cell; sizes are (input_size, hidden_size)."""
     input_size, hidden_size = sizes
     if input.dim() not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")

@@ -189,13 +189,13 @@ class LengthGroupedSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.num_replicas].tolist()
 
     def _batches(self) -> list[Tensor]:
-        """The epoch's batches, of all processes."""
+        """The epoch's batches before they are divided among processes."""
         count = len(self.lengths)
         if not self.shuffle:
             return list(torch.arange(count).split(self.batch_size))[: len(self)]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(count, generator=generator)
-        # A quarter of the batches at least, so that neighbours change from epoch to epoch.
+        # At most a quarter of the batches is sorted at once, so that neighbours change by epoch.
         window = self.batch_size * max(1, min(50, len(self) // 4))
         windows = [part[self.lengths[part].argsort(stable=True)] for part in order.split(window)]
         batches = list(torch.cat(windows).split(self.batch_size))[: len(self)]
@@ -204,7 +204,7 @@ class LengthGroupedSampler(Sampler[list[int]]):
 
 
 def length_mask(lengths: Tensor, size: int, *, batch_first: bool = False) -> Tensor:
-    """True at valid steps: bool, (size, N), or (N, size) if batch_first; lengths are (N,)."""
+    """A bool mask, True at valid steps: (size, N), or (N, size) if batch_first; lengths (N,)."""
     mask = torch.arange(size, device=lengths.device) < lengths[:, None]  # (N, T)
     return mask if batch_first else mask.T
 

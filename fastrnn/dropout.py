@@ -1,8 +1,8 @@
 """Dropout between layers, from counters: a mask is a function of seed, layer and element alone.
 
-So it is the same for every number of threads, and the same again wherever the seed is, as under
-``torch.utils.checkpoint``, which restores the generator that the seed is drawn from. The mask has
-no derivative: multiplying by it is torch's own, with all its derivatives and vmap rules.
+So a mask does not depend on the number of threads, and the same seed gives the same mask again, as
+under ``torch.utils.checkpoint``, which restores the generator that the seed is drawn from. The mask
+has no derivative; torch multiplies by it, with its own derivatives and vmap rules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.library import DTYPES  # it loads the ops
+from fastrnn.library import DTYPES  # the import loads the ops
 
 __all__ = ["draw_seed", "dropout_mask"]
 
@@ -30,14 +30,15 @@ def draw_seed(device: torch.device) -> Tensor:
 def dropout_mask(
     seed: Tensor, stream: int, shape: Sequence[int], p: float, dtype: torch.dtype
 ) -> Tensor:
-    """What to multiply by to drop elements with probability p: 0, or 1 / (1 - p) where one is kept.
+    """A factor for each element: 0 with probability p, else 1 / (1 - p).
 
     Args:
-        seed: int64; a mask for each of its elements. Its device is the result's.
+        seed: int64, of any shape; each element gives a mask, on the seed's device.
         stream: masks of one seed and different streams are independent.
         shape: of a mask.
         p: 0 to 1, rounded to a multiple of 2**-32.
-        dtype: of the result, one of ``fastrnn.ops.DTYPES``. It changes no element from 0 or to it.
+        dtype: of the result, one of ``fastrnn.ops.DTYPES``; which elements are 0 does not depend on
+            it.
 
     Returns:
         (``*seed.shape, *shape``)

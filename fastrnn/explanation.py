@@ -1,4 +1,4 @@
-"""Which kernel a model runs, on what, and why nothing faster: for people, and as a dict."""
+"""Tells which kernel a model runs and why no faster one, as text or as a dict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ScanExplanation:
             csrc/cuda/plan.h says, with a modelled time of a step in µs. Empty on CPU.
         saved_bytes: kept for backward: input, output, cell states and gates; 0 in inference.
         flop: of the forward products, two for a multiply-add; backward has twice as many.
-        reasons: why nothing faster was chosen.
+        reasons: why no faster kernel was chosen.
     """
 
     cell: str
@@ -62,8 +62,8 @@ class ScanExplanation:
             f"kernel: {self.kernel}, {self.instruction_set}",
         ]
         lines += [
-            f"{each}: " + ", ".join(f"{name} {value}" for name, value in plan.items())
-            for each, plan in self.plans.items()
+            f"{pass_name}: " + ", ".join(f"{name} {value}" for name, value in plan.items())
+            for pass_name, plan in self.plans.items()
         ]
         if threads:
             lines.append(
@@ -85,7 +85,7 @@ class ScanExplanation:
 
 @dataclass
 class Explanation:
-    """What :func:`explain` found; ``str()`` of it is a text for people.
+    """The result of :func:`explain`; ``str()`` of it is a text for people.
 
     Attributes:
         scans: one entry for each layer and direction, in the order they ran.
@@ -94,7 +94,7 @@ class Explanation:
     scans: list[ScanExplanation]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists, strings and numbers."""
+        """The explanation as plain dicts, lists, strings and numbers."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ def explain(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanatio
 
 
 class _Listener(TorchDispatchMode):
-    """Hears every call of the op, below autograd and vmap."""
+    """Records every call of the op, below autograd and vmap."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,27 +141,27 @@ class _Listener(TorchDispatchMode):
 
 def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation:
     names = [argument.name for argument in torch.ops.fastrnn.scan.default._schema.arguments]
-    given = dict(zip(names, args, strict=False))
-    table = CELLS[given["cell"]]
-    given |= named(table.tensors, with_absent(given["tensors"], given["present"]))
+    arguments = dict(zip(names, args, strict=False))
+    table = CELLS[arguments["cell"]]
+    arguments |= named(table.tensors, with_absent(arguments["tensors"], arguments["present"]))
     text = torch.ops.fastrnn.scan_choice(*args)
     facts = dict(line.split(": ", 1) for line in text.splitlines())
     number = {key: int(value) for key, value in facts.items() if value.isdigit()}
     plans = _plans(facts)
     sizes = {key: number[key] for key in ("T", "N", "I", "H", "R")}
     products = table.gates * sizes["H"] * (sizes["I"] + sizes["R"])
-    if given.get("weight_hr") is not None:
+    if arguments.get("weight_hr") is not None:
         products += sizes["R"] * sizes["H"]
-    input, by_name = given["input"], named(table.results, results)
+    input, by_name = arguments["input"], named(table.results, results)
     saved = [by_name[result.name] for result in table.saved_results]
-    kept = (input, *saved) if given["save"] else ()
+    kept = (input, *saved) if arguments["save"] else ()
     return ScanExplanation(
-        cell=given["cell"],
-        direction="reverse" if given["reverse"] else "forward",
+        cell=arguments["cell"],
+        direction="reverse" if arguments["reverse"] else "forward",
         sizes={**sizes, "steps run": number["rows"]},
         dtype=str(input.dtype).removeprefix("torch."),
-        layout="packed" if given["batch_sizes"] is not None
-        else "jagged" if given["offsets"] is not None
+        layout="packed" if arguments["batch_sizes"] is not None
+        else "jagged" if arguments["offsets"] is not None
         else "padded",
         kernel=facts["kernel"] if not plans else plans["forward"]["regime"],
         instruction_set=facts["instruction_set"],
@@ -175,31 +175,31 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
         },
         saved_bytes=sum(tensor.nbytes for tensor in kept),
         flop=2 * products * number["rows"],
-        reasons=(_gpu_reasons(facts) if plans else _cpu_reasons(facts, number, given))
+        reasons=(_gpu_reasons(facts) if plans else _cpu_reasons(facts, number, arguments))
         + _saved_reasons(by_name.get("gates")),
         plans=plans,
     )  # fmt: skip
 
 
 def _plans(facts: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The facts whose keys are "pass.name", but for what a pass was refused."""
-    found: dict[str, dict[str, Any]] = {}
+    """Each pass's facts, from keys "pass.name", without its refusals."""
+    plans: dict[str, dict[str, Any]] = {}
     for key, value in facts.items():
-        each, dot, name = key.partition(".")
+        pass_name, dot, name = key.partition(".")
         if dot and name != "refused":
             typed = value if name == "regime" else float(value) if "." in value else int(value)
-            found.setdefault(each, {})[name] = typed
-    return found
+            plans.setdefault(pass_name, {})[name] = typed
+    return plans
 
 
 def _gpu_reasons(facts: dict[str, str]) -> list[str]:
-    found = []
+    reasons = []
     if facts["forced"]:
-        found.append(f"FASTRNN_CUDA_REGIME asks for {facts['forced']}")
-    for each in ("forward", "backward"):
-        refused = facts.get(f"{each}.refused", "")
-        found += [f"{each} not {reason}" for reason in refused.split(";") if reason]
-    return found
+        reasons.append(f"FASTRNN_CUDA_REGIME asks for {facts['forced']}")
+    for pass_name in ("forward", "backward"):
+        refused = facts.get(f"{pass_name}.refused", "")
+        reasons += [f"{pass_name} not {reason}" for reason in refused.split(";") if reason]
+    return reasons
 
 
 def _saved_reasons(saved_gates: Tensor | None) -> list[str]:
@@ -208,24 +208,26 @@ def _saved_reasons(saved_gates: Tensor | None) -> list[str]:
     return [f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"]
 
 
-def _cpu_reasons(facts: dict[str, str], number: dict[str, int], given: dict[str, Any]) -> list[str]:
-    found = []
-    chosen, dtype = facts["instruction_set"], given["input"].dtype
+def _cpu_reasons(
+    facts: dict[str, str], number: dict[str, int], arguments: dict[str, Any]
+) -> list[str]:
+    reasons = []
+    chosen, dtype = facts["instruction_set"], arguments["input"].dtype
     if os.environ.get("FASTRNN_CPU_ISA"):
-        found.append(f"FASTRNN_CPU_ISA asks for {os.environ['FASTRNN_CPU_ISA']}")
+        reasons.append(f"FASTRNN_CPU_ISA asks for {os.environ['FASTRNN_CPU_ISA']}")
     elif facts["unavailable"]:
-        found.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
+        reasons.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
     if chosen == "avx512" and dtype != torch.bfloat16:
-        found.append("products of pairs (avx512_bf16, amx) are for bfloat16 alone")
+        reasons.append("products of pairs (avx512_bf16, amx) are for bfloat16 alone")
     if facts["not_in_lanes"]:
-        found.append(f"samples do not lie in the lanes: {facts['not_in_lanes']}")
+        reasons.append(f"samples do not lie in the lanes: {facts['not_in_lanes']}")
     if number["forked"]:
-        found.append("one thread: this is a forked child, in which torch's threads do not exist")
+        reasons.append("one thread: this is a forked child, in which torch's threads do not exist")
     elif number["threads"] < number["threads_allowed"]:
-        found.append(
+        reasons.append(
             f"{number['threads']} of {number['threads_allowed']} threads: the work of one more "
             "would not pay for its start"
         )
     if not number["packs"] and facts["not_in_lanes"]:
-        found.append("weights are packed where they are read: a single step reads them once")
-    return found
+        reasons.append("weights are packed where they are read: a single step reads them once")
+    return reasons

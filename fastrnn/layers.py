@@ -1,4 +1,4 @@
-"""Directions, stacked layers and dropout over the op. It knows no module and checks nothing."""
+"""Runs the op over directions and stacked layers, with dropout. It knows no module."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def run_stack(
         dropout: probability between layers; 0 outside training.
         reset_states: in the shapes of ``states``, or none.
         lengths, batch_sizes, offsets, reset, recompute: as for :func:`fastrnn.ops.scan`.
-        reverse: of the one direction.
+        reverse: whether the only direction walks backward; for ``directions`` = 1.
         all_states: whether the last two results are wanted.
 
     Returns:
         output (T, N, D * R) or (rows, D * R), the final states in the shapes of ``states``, and for
         each layer h (T, N, D * R) and, of an LSTM, c (T, N, D * H) after every step.
     """
-    # One for all layers, and none where it would change nothing: the generator stays where it is.
+    # One seed serves all layers. Without dropout none is drawn, so the generator does not advance.
     seed = draw_seed(input.device) if dropout > 0 and len(weights) > directions else None
     finals: list[tuple[Tensor, ...]] = []
     all_h: list[Tensor] = []
@@ -92,9 +92,9 @@ def run_stack(
 
 
 def _of_layer(states: Sequence[Tensor], index: int) -> tuple[Any, Tensor | None]:
-    """h and c of one layer and direction; None where there is none."""
-    found = [state[index] for state in states]
-    return (*found, None, None)[0], (*found, None, None)[1]
+    """h and c of one layer and direction, None if absent."""
+    present = [state[index] for state in states]
+    return (*present, None, None)[0], (*present, None, None)[1]
 
 
 def _side_by_side(directions: list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
-"""How a batch of sequences may lie in memory, and what the op takes of each layout.
+"""Memory layouts of a batch of sequences, and their conversion for the op.
 
-Padded tensors are time first below this file, samples keep their order everywhere but in a packed
-batch, and nothing is ever sorted or copied to fit.
+The op takes padded tensors time first. Samples keep the caller's order except in a packed batch,
+and no input is sorted or copied.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Layout:
     offsets: Tensor | None = None
 
     def sequence(self, y: Tensor) -> Any:
-        """A result of the op as the caller's layout has it."""
+        """Convert an output of the op to the caller's layout."""
         if not self.batched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
 
     def enter(self, state: Tensor) -> Tensor:
-        """The caller's state (L * D, N, C) as the op has it."""
+        """Convert the caller's state (L * D, N, C) to the op's order of samples."""
         return state
 
     def leave(self, state: Tensor) -> Tensor:
-        """The op's state as the caller has it."""
+        """Convert the op's state to the caller's order of samples and rank."""
         return state if self.batched else state.squeeze(1)
 
     def reset(self, reset: Any, name: str) -> Tensor:
-        """The caller's marks as (T, N)."""
+        """Check the caller's marks, and convert them to (T, N)."""
         T, N = self.data.shape[:2]
         shape = (N, T) if self.batch_first else (T, N)
         checks.check_reset(reset, self.data, shape if self.batched else (T,), name)
@@ -56,7 +56,7 @@ class Layout:
 
 
 class PackedLayout(Layout):
-    """A PackedSequence: rows by step, samples by length."""
+    """A PackedSequence: rows are ordered by step, samples by length."""
 
     given: PackedSequence
 
@@ -74,7 +74,7 @@ class PackedLayout(Layout):
         return state if order is None else state.index_select(1, order)
 
     def reset(self, reset: Any, name: str) -> Tensor:
-        """Marks (T, N), or (N, T) if batch_first, in the order of the caller's samples."""
+        """Convert marks (T, N), or (N, T) if batch_first, in the caller's order of samples."""
         T = self.given.batch_sizes.size(0)
         shape = (self.batch, T) if self.batch_first else (T, self.batch)
         checks.check_reset(reset, self.data, shape, name)
@@ -82,9 +82,10 @@ class PackedLayout(Layout):
 
 
 class JaggedLayout(Layout):
-    """A jagged nested tensor (N, *, I): rows by sample.
+    """A jagged nested tensor (N, *, I): rows are ordered by sample.
 
-    How many steps there are is read from its offsets, which waits for a GPU they lie on."""
+    Its offsets tell how many steps there are. Reading them from a GPU waits for the GPU.
+    """
 
     def sequence(self, y: Tensor) -> Tensor:
         return torch.nested.nested_tensor_from_jagged(
@@ -92,7 +93,7 @@ class JaggedLayout(Layout):
         )
 
     def reset(self, reset: Any, name: str) -> Tensor:
-        """Marks (N, T), T steps of the longest sample; what lies past a sample does not count."""
+        """Convert marks (N, T), T the longest length; marks past a sample's end do not count."""
         longest = self.lengths if self.lengths is not None else self.offsets.diff()  # type: ignore[union-attr]
         T = int(longest.max()) if self.batch else 0
         checks.check_reset(reset, self.data, (self.batch, T), name)

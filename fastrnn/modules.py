@@ -43,7 +43,7 @@ def flat_weight_names(module: Any) -> list[str]:
 
 
 class RecurrentModule(nn.Module):
-    """What RNN, GRU and LSTM share: arguments, parameters and their names."""
+    """The base of RNN, GRU and LSTM: arguments, parameters and their names."""
 
     input_size: int
     hidden_size: int
@@ -53,7 +53,7 @@ class RecurrentModule(nn.Module):
     dropout: float
     bidirectional: bool
     proj_size: int
-    # On the class: an accelerated module has no such attributes of its own.
+    # These are on the class because an accelerated module's instance lacks them.
     recompute: bool = False
     reverse: bool = False
 
@@ -134,16 +134,16 @@ class RecurrentModule(nn.Module):
         return self._weights()
 
     def _weights(self) -> list[Tensor]:
-        # A method: in a property, a missing weight would be reported as the property missing.
-        found, names = self._parameters, flat_weight_names(self)
-        return [found[n] if n in found else getattr(self, n) for n in names]  # type: ignore[misc]
+        # This is a method because a property would report a missing weight as itself missing.
+        parameters, names = self._parameters, flat_weight_names(self)
+        return [parameters[n] if n in parameters else getattr(self, n) for n in names]  # type: ignore[misc]
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
         _reset_uniform(self, self.hidden_size)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: the kernels take each weight by its own pointer. For torch.nn's callers."""
+        """Do nothing, for code that calls torch.nn's: kernels take each weight by its pointer."""
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -447,7 +447,7 @@ class LSTM(RecurrentModule):
 
 
 class _RecurrentCell(nn.Module):
-    """What the cells share: one step is a scan over a sequence of length 1."""
+    """The base of the cells: one step is a scan over a sequence of length 1."""
 
     input_size: int
     hidden_size: int

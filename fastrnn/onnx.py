@@ -17,7 +17,7 @@ __all__ = ["translation_table"]
 
 
 class _Node(NamedTuple):
-    """How ONNX says a cell."""
+    """The ONNX operator for a cell."""
 
     op_type: str
     order: tuple[int, ...]  # torch's index of each of ONNX's gates
@@ -31,7 +31,7 @@ _NODES = {
     "lstm": _Node("LSTM", (0, 3, 1, 2), {}),  # i, f, g, o -> i, o, f, c
 }
 
-# Tensors of the op that ONNX's nodes have no place for, as the user knows them.
+# Arguments of the op that ONNX's nodes cannot express, by the names that users know.
 _UNSUPPORTED = {
     "weight_hr": "proj_size (weight_hr)",
     "reset": "reset=",
@@ -43,7 +43,7 @@ _UNSUPPORTED = {
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    r"""What ``torch.onnx.export`` needs to know of this package's op, for ``dynamo=True``.
+    r"""The table by which ``torch.onnx.export(..., dynamo=True)`` translates this package's op.
 
     Each layer and direction becomes one RNN, GRU or LSTM node as opset 14 defines them, ``lengths``
     its ``sequence_lens``; a single cell becomes a node with one step. Batch and time can be
@@ -112,10 +112,10 @@ def _translate(
     tf32: bool = False,
     **others: Any,
 ) -> list[Any]:
-    """One call of the op, by the names of its schema and table, in ONNX: the cell's results.
+    """Translate one call of the op, by the names of its schema and table, to ONNX: the cell's results.
 
-    Whatever argument is given that has no meaning here is an error, also one added to the op later.
-    ``save`` and ``recompute`` concern backward alone, ``tf32`` GPUs.
+    Any argument that ONNX cannot express is an error, also one that the op gains later. ``save``
+    and ``recompute`` concern only backward, ``tf32`` only GPUs.
     """
     unsupported = [
         _UNSUPPORTED.get(name, name) for name, value in others.items() if value is not None
@@ -168,6 +168,6 @@ def _translate(
         # A sample without steps keeps its state. ONNX does not say so, and runtimes return zeros.
         runs = op.Unsqueeze(op.Greater(lengths, 0), [1])
         finals = [op.Where(runs, *pair) for pair in zip(finals, states, strict=True)]
-    # What no module reads; a model that did would be invalid, for no node makes these values.
+    # No module reads these results; a model that did would be invalid, since no node makes them.
     nothing = [ir.Value() for _ in CELLS[cell].results[1 + len(finals) :]]
     return [op.Squeeze(y, [1]), *finals, *nothing]

@@ -71,7 +71,7 @@ def default_device() -> Generator[None, None, None]:
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Of a GPU, its counterpart: the regime. Where one cannot run a scan, the test is skipped."""
+    """An instruction set, or on a GPU a regime; a test is skipped if it cannot run."""
     if common.DEVICE == "cuda":
         if request.param != "automatic":
             monkeypatch.setenv("FASTRNN_CUDA_REGIME", request.param)

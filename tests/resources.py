@@ -77,7 +77,7 @@ def toolkit() -> Any:
 
 
 def triton_tool(name: str) -> str | None:
-    """Of the package where it is installed, or unpacked by `make test`."""
+    """A tool of the triton package, installed or unpacked by `make test`; None if absent."""
     roots = (_site_packages(), Path(sys.prefix) / "disassembler")
     return shutil.which(
         name, path=os.pathsep.join(str(root / "triton/backends/nvidia/bin") for root in roots)
@@ -119,7 +119,7 @@ def _disassembled(binary: Path, arch: str, what: str) -> Iterator[tuple[tuple[st
 
 
 def kernels_of(binary: Path, arch: str = "") -> list[Kernel]:
-    """Of a library for several architectures, or a cubin of one."""
+    """The kernels in a library for several architectures, or in a cubin for one."""
     usage = {
         key: [int(value) for value in found.groups()]
         for key, line in _disassembled(binary, arch, "-res-usage")

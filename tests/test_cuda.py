@@ -38,10 +38,10 @@ def step(module: fastrnn.LSTM, x: Tensor, lengths: Tensor | None = None) -> list
     return [y, h_n, c_n, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
 
 
-def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
     """To rounding: every result depends on products of cuBLAS, which may choose another algorithm for a graph,
     a stream or a device."""
-    assert_all_close(found, expected, torch.float16)
+    assert_all_close(actual, expected, torch.float16)
     assert all(tensor.isfinite().all() and tensor.abs().max() > 0 for tensor in expected)
 
 
@@ -58,11 +58,11 @@ def test_in_a_cuda_graph(instruction_set: str) -> None:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = step(module, x, lengths)
+        actual = step(module, x, lengths)
     x.copy_(other)
     lengths.copy_(lengths.flip(0) - 3)
     graph.replay()
-    assert_same(found, step(module, other, lengths))
+    assert_same(actual, step(module, other, lengths))
 
 
 FIRST_USE = """
@@ -105,9 +105,9 @@ def test_on_the_current_stream(instruction_set: str) -> None:
             100_000_000
         )  # x has the numbers of `other` long after the host has gone on
         x.copy_(other)
-        found = step(module, x)
+        actual = step(module, x)
     stream.synchronize()
-    assert_same(found, expected)
+    assert_same(actual, expected)
 
 
 @pytest.mark.traps
@@ -120,20 +120,20 @@ def test_threads_side_by_side(instruction_set: str) -> None:
 
     def run(index: int) -> list[list[Tensor]]:
         with torch.cuda.stream(torch.cuda.Stream()):
-            found = [step(module, inputs[index]) for _ in range(20)]
+            actual = [step(module, inputs[index]) for _ in range(20)]
             torch.cuda.current_stream().synchronize()
-        return found
+        return actual
 
     with ThreadPoolExecutor(len(inputs)) as pool:
         for all_found, wanted in zip(pool.map(run, range(len(inputs))), expected, strict=True):
-            for found in all_found:
-                assert_same(found, wanted)
+            for actual in all_found:
+                assert_same(actual, wanted)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_on_a_second_device(instruction_set: str) -> None:
     """Not the current one: the tensors say where."""
-    found = step(make("cuda:1"), normal(T, 8, I, device="cuda:1"))
+    actual = step(make("cuda:1"), normal(T, 8, I, device="cuda:1"))
     assert torch.cuda.current_device() == 0
-    assert {tensor.device for tensor in found} == {torch.device("cuda:1")}
-    assert_same([tensor.to("cuda:0") for tensor in found], step(make(), normal(T, 8, I)))
+    assert {tensor.device for tensor in actual} == {torch.device("cuda:1")}
+    assert_same([tensor.to("cuda:0") for tensor in actual], step(make(), normal(T, 8, I)))

@@ -116,7 +116,7 @@ def test_certain_probabilities(dtype):
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_distribution(p):
-    """Of a million elements, the share that is dropped, and no correlation with neighbours of any kind."""
+    """A million elements are kept with probability 1 - p, without correlation between any neighbours."""
     n = 1 << 20
 
     def normalised(seed: int, stream: int) -> torch.Tensor:

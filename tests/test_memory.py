@@ -15,7 +15,7 @@ SEQUENCE = T * N * 4  # bytes of one float32 column
 
 
 def saved_bytes(module: torch.nn.Module) -> int:
-    """Of everything autograd keeps, weights and views of one storage counted once, weights left out."""
+    """The bytes that autograd keeps besides weights; views of one storage count once."""
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

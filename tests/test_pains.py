@@ -157,13 +157,13 @@ def test_pain_02_backward_in_eval_mode(name):
     # #5878, #15788: cuDNN raises. torch's own kernels do not, and give the values.
     theirs, ours = make_pair(name, num_layers=2, dropout=0.5)
     x = normal(T, N, I)
-    found = with_gradients(ours.eval(), x)
+    actual = with_gradients(ours.eval(), x)
     if DEVICE == "cuda":
         with pytest.raises(RuntimeError, match="can only be called in training mode"):
             with_gradients(theirs.eval(), x)
     with common.without_cudnn():
-        assert_all_close(found, with_gradients(theirs.eval(), x), DOUBLE)
-    assert all(tensor.abs().max() > 0 for tensor in found)
+        assert_all_close(actual, with_gradients(theirs.eval(), x), DOUBLE)
+    assert all(tensor.abs().max() > 0 for tensor in actual)
 
 
 # --- 3 double backward ----------------------------------------------------------------------------
@@ -197,11 +197,11 @@ def test_pain_03_double_backward(objective, name):
             with pytest.raises(RuntimeError, match=why):
                 torch.autograd.grad(objective(module, normal(T, N, I)), module.weight_hh_l0)
         return
-    expected, found = (
+    expected, actual = (
         torch.autograd.grad(objective(module, normal(T, N, I)), module.weight_hh_l0)
         for module in (theirs, ours)
     )
-    assert_all_close(found, expected, DOUBLE)
+    assert_all_close(actual, expected, DOUBLE)
     assert expected[0].abs().max() > 1e-3
 
 
@@ -270,11 +270,11 @@ def test_pain_05_weights_need_no_single_chunk(change, name):
     # #86457, #32346: cuDNN warns at every call. torch's CPU layers do not.
     theirs, ours = (change(module) for module in make_pair(name, num_layers=2))
     x = normal(T, N, I)
-    found = with_gradients(ours, x)
+    actual = with_gradients(ours, x)
     warned = pytest.warns(UserWarning, match="not part of single contiguous chunk")
     with warned if DEVICE == "cuda" else contextlib.nullcontext():
         expected = with_gradients(theirs, x)
-    assert_all_close(found, expected, DOUBLE)
+    assert_all_close(actual, expected, DOUBLE)
 
 
 # --- 6 sequences of length zero -------------------------------------------------------------------
@@ -328,8 +328,8 @@ def test_pain_07_resets_inside_a_sequence(name):
             outputs.append(output)
         return torch.cat(outputs), hx
 
-    found = with_gradients(ours, x, hx, reset=reset)
-    assert_all_close(found, with_gradients(theirs, x, hx, call=loop), DOUBLE)
+    actual = with_gradients(ours, x, hx, reset=reset)
+    assert_all_close(actual, with_gradients(theirs, x, hx, call=loop), DOUBLE)
     assert operations(ours, x, hx, reset=reset).count("fastrnn::scan") == 1
 
 
@@ -357,9 +357,9 @@ def test_pain_08_cell_states_of_all_steps():
 
     x = normal(T, N, I)
     _, _, states = ours(x, return_all_states=True)
-    found, expected = [*states.h, *states.c], loop_over_cells(cell, x)
-    found += gradients(found, list(ours.parameters()))
-    assert_all_close(found, [*expected, *gradients(expected, list(cell.parameters()))], DOUBLE)
+    actual, expected = [*states.h, *states.c], loop_over_cells(cell, x)
+    actual += gradients(actual, list(ours.parameters()))
+    assert_all_close(actual, [*expected, *gradients(expected, list(cell.parameters()))], DOUBLE)
     taken = [operations(ours, normal(steps, N, I), return_all_states=True) for steps in (4, 40)]
     assert taken[0] == taken[1]
     assert taken[0].count("fastrnn::scan") == 1
@@ -378,8 +378,8 @@ def test_pain_09_vmap(name):
     # #134606: no batching rule for aten::gru.input; #112459: a slow one for the cells.
     with pytest.raises(RuntimeError, match=NO_RULE):
         vmap(lambda x: theirs(x)[0])(x)
-    found = vmap(lambda x: ours(x)[0])(x)
-    assert_all_close([found], [torch.stack([theirs(each)[0] for each in x])], DOUBLE)
+    actual = vmap(lambda x: ours(x)[0])(x)
+    assert_all_close([actual], [torch.stack([theirs(each)[0] for each in x])], DOUBLE)
 
 
 @every_layer
@@ -397,11 +397,11 @@ def test_pain_09_per_sample_gradients(name):
     # float32 LSTM alone works, by a loop over the samples, and warns of it. Time: python -m benchmarks --shapes transforms
     with pytest.raises(RuntimeError, match=NO_RULE):
         per_sample(theirs)
-    found = list(per_sample(ours).values())
+    actual = list(per_sample(ours).values())
     for n in range(N):
         loss = theirs(x[:, n : n + 1])[0].sin().sum()
         expected = torch.autograd.grad(loss, list(theirs.parameters()))
-        assert_all_close([each[n] for each in found], expected, DOUBLE)
+        assert_all_close([each[n] for each in actual], expected, DOUBLE)
 
 
 @every_layer
@@ -422,8 +422,8 @@ def test_pain_09_ensembles(name):
     # #105982: no batching rule for aten::lstm.input.
     with pytest.raises(RuntimeError, match=NO_RULE):
         call()
-    found = together(ours)[1]()
-    assert_all_close(list(found), [model(x)[0] for model in models], DOUBLE)
+    actual = together(ours)[1]()
+    assert_all_close(list(actual), [model(x)[0] for model in models], DOUBLE)
 
 
 # --- 10 zoneout, variational dropout, LayerNorm ---------------------------------------------------
@@ -495,10 +495,10 @@ def test_pain_12_bfloat16_is_a_first_class_type(name):
     theirs, ours = make_pair(name, torch.bfloat16, (32, 64))
     x = normal(60, 8, 32, dtype=torch.bfloat16)
     exact = with_gradients(copy.deepcopy(theirs).double(), x.double())
-    found, beside = with_gradients(ours, x), with_gradients(theirs, x)
-    assert all(tensor.dtype == torch.bfloat16 for tensor in found)
-    assert_all_close(found, exact, torch.bfloat16)
-    error, error_beside = ((run[0] - exact[0]).square().mean() for run in (found, beside))
+    actual, beside = with_gradients(ours, x), with_gradients(theirs, x)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in actual)
+    assert_all_close(actual, exact, torch.bfloat16)
+    error, error_beside = ((run[0] - exact[0]).square().mean() for run in (actual, beside))
     assert error < error_beside or DEVICE == "cuda"
 
 
@@ -525,8 +525,8 @@ def test_pain_13_dropout_is_reproducible(name):
     first = run(seed=5, threads=1)
     assert not torch.equal(first[0], run(seed=6, threads=1)[0])
     again = partial(checkpoint, ours, use_reentrant=False)
-    for found in (run(seed=5, threads=2), run(seed=5, threads=2, call=again)):
-        assert all(map(torch.equal, first, found))
+    for actual in (run(seed=5, threads=2), run(seed=5, threads=2, call=again)):
+        assert all(map(torch.equal, first, actual))
 
 
 # --- 14 speed on CPU ------------------------------------------------------------------------------
@@ -585,10 +585,10 @@ def test_pain_15_autocast_takes_any_mixture(kind, name):
             hx = make_state(name, *(() if kind else (1,)), N, H, dtype=state_dtype)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 results = flatten(ours(x, hx))
-            found = results + gradients(results, list(ours.parameters()))
+            actual = results + gradients(results, list(ours.parameters()))
             expected = with_gradients(theirs, x.float(), map_state(torch.Tensor.float, hx))
             assert {tensor.dtype for tensor in results} == {torch.bfloat16}
-            assert_all_close(found, expected, torch.bfloat16)
+            assert_all_close(actual, expected, torch.bfloat16)
 
 
 # --- 16 ONNX --------------------------------------------------------------------------------------
@@ -628,8 +628,8 @@ def run_onnx(path: Path, inputs) -> list[torch.Tensor]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = (value.name for value in session.get_inputs())
     arrays = (tensor.numpy() for tensor in tree_leaves(inputs))
-    found = session.run(None, dict(zip(names, arrays, strict=True)))
-    return [torch.from_numpy(array) for array in found]
+    actual = session.run(None, dict(zip(names, arrays, strict=True)))
+    return [torch.from_numpy(array) for array in actual]
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")
@@ -652,8 +652,8 @@ def test_pain_16_onnx_of_any_length_and_batch(tmp_path):
 
     export(ours, path, {"input": x, "lengths": lengths}, shapes)
     lengths = torch.tensor([4, 9])
-    found = run_onnx(path, {"input": y, "lengths": lengths})
-    assert_all_close(found[:1], [Packing(theirs)(y, lengths)], torch.float32)
+    actual = run_onnx(path, {"input": y, "lengths": lengths})
+    assert_all_close(actual[:1], [Packing(theirs)(y, lengths)], torch.float32)
 
 
 # --- 17 other cells -------------------------------------------------------------------------------
@@ -676,9 +676,9 @@ def test_pain_18_more_than_65535_steps(name, without_cudnn):
     # #133751: cuDNN fails from 65,536 steps on. torch's own kernels do not, and give the values.
     theirs, ours = make_pair(name)
     x = normal(70_000, 1, I)
-    found = with_gradients(ours, x)
+    actual = with_gradients(ours, x)
     with torch.no_grad():
-        assert_all_close(found[: 3 if name == "LSTM" else 2], flatten(theirs(x)), DOUBLE)
+        assert_all_close(actual[: 3 if name == "LSTM" else 2], flatten(theirs(x)), DOUBLE)
     # Where the state has forgotten all that was before, the gradient of the last steps is that of these alone.
     tail = x[-3000:]
     hx = map_state(torch.Tensor.detach, ours(x[:-3000])[1])
@@ -693,7 +693,7 @@ def test_pain_18_more_than_65535_steps(name, without_cudnn):
 
 
 def saved_bytes(module: nn.Module, x: torch.Tensor) -> int:
-    """Of all that is kept for backward but weights, each storage once."""
+    """The bytes kept for backward besides weights; each storage counts once."""
     kept: dict[int, int] = {}
 
     def pack(tensor):
@@ -765,10 +765,10 @@ def test_pain_21_forward_mode(name):
         # #174355: not for the GRU on CUDA. On CPU it is the float32 LSTM, oneDNN's, that has none.
         with pytest.raises(NotImplementedError, match="forward AD with mkldnn_rnn_layer"):
             jvp(lambda x: theirs(x)[0], (x,), (direction,))
-    found = jvp(lambda x: ours(x)[0], (x,), (direction,))
+    actual = jvp(lambda x: ours(x)[0], (x,), (direction,))
     exact = theirs.double()
     expected = jvp(lambda x: exact(x)[0], (x.double(),), (direction.double(),))
-    assert_all_close(found, expected, torch.float32)
+    assert_all_close(actual, expected, torch.float32)
 
 
 # --- 22 which kernel ran --------------------------------------------------------------------------
@@ -790,7 +790,7 @@ def test_pain_22_which_kernel_ran(instructions, monkeypatch):
         assert "aten::mkldnn_rnn_layer" not in operations(double, x)
 
     monkeypatch.setenv("FASTRNN_CPU_ISA", instructions)
-    found = fastrnn.explain(fastrnn.LSTM(I, H), x.float())
-    assert re.search(rf"kernel: .*\b{instructions}\b", str(found))
-    (scan,) = found.as_dict()["scans"]
+    explanation = fastrnn.explain(fastrnn.LSTM(I, H), x.float())
+    assert re.search(rf"kernel: .*\b{instructions}\b", str(explanation))
+    (scan,) = explanation.as_dict()["scans"]
     assert scan["instruction_set"] == instructions

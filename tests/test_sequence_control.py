@@ -161,7 +161,7 @@ def flatten(results, sequence=lambda y: y):
 
 
 def torch_layers(case):
-    """Of each layer and direction in turn, torch.nn's module of one layer with the same weights."""
+    """Yield a one-layer torch.nn module for each layer and direction, with the same weights."""
     module = case.module
     given = {
         name: case.options[name] for name in ("nonlinearity", "proj_size") if name in case.options
@@ -419,7 +419,7 @@ def test_jagged_is_padded(cell, stack, make):
 
 @EVERY_CELL
 def test_gradients_reach_the_leaves_of_a_nested_tensor(cell):
-    """Of a nested leaf, of values, and of the tensors it was made of."""
+    """Leaves are a nested tensor, its values, or the tensors that it was made of."""
     case = Case(cell, control=("lengths",))
     samples = [case.x[:length, n].detach() for n, length in enumerate(case.lengths.tolist())]
     expected = torch.autograd.grad(case.padded()[0].sum(), case.x)[0]

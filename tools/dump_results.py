@@ -139,18 +139,18 @@ def cotangents(outputs: Sequence[Tensor], step: float) -> list[Tensor]:
 
 
 def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], **options: Any) -> list[Tensor]:
-    """Those of a linear form of the outputs."""
+    """The gradients of a linear form of the outputs."""
     pairs = [
         (output, cotangent)
         for output, cotangent in zip(outputs, cotangents(outputs, 1.0), strict=True)
         if output.requires_grad
     ]
-    found = torch.autograd.grad(
+    computed = torch.autograd.grad(
         [y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, **options
     )
     return [
         torch.zeros_like(input) if gradient is None else gradient
-        for gradient, input in zip(found, inputs, strict=True)
+        for gradient, input in zip(computed, inputs, strict=True)
     ]
 
 

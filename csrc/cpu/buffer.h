@@ -1,7 +1,7 @@
-// Memory for one call. Pages are kept for the next: a fresh page costs more than the products written to it.
+// Memory for one call. Its pages are kept for the next call: a fresh page costs more than the products written to it.
 //
-// Buffers of a thread live on a stack of their own. They are made on the thread that called the op and die in the
-// opposite order, as members and locals do.
+// Each thread has a stack of buffers. They are made on the thread that called the op and destroyed in the opposite
+// order, as members and locals are.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace fastrnn::cpu {
 
 constexpr std::size_t kCacheLine = 64;
 
-// Asks for huge pages where a range is about to be touched for the first time.
+// Asks for huge pages for a range that is about to be touched for the first time.
 void prefer_huge_pages(void* begin, std::size_t bytes);
 
 class MemoryStack {

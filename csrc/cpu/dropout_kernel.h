@@ -1,7 +1,7 @@
-// The mask of dropout for one instruction set.
+// Dropout masks for one instruction set.
 //
-// One kernel for each width of an element. Blocks of the generator lie side by side in a plain loop, which the compiler
-// turns into vectors.
+// There is one kernel for each width of an element. Its loop over blocks of the generator is plain, and the compiler
+// vectorizes it.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace fastrnn::FASTRNN_ISA {
 
 constexpr int64_t kBlocks = cpu::kMaskUnit / 4;
 
-// The unit of elements that starts at block `first`, a multiple of kBlocks: the upper half of the counter is one.
+// Writes kMaskUnit elements from block `first`, a multiple of kBlocks, so that all have one upper half of the counter.
 template <class U>
 FASTRNN_FN void write_unit(const MaskParams& mask, uint64_t seed, uint64_t first, U* out) {
   const auto [stream, threshold, kept] = mask;
@@ -23,7 +23,7 @@ FASTRNN_FN void write_unit(const MaskParams& mask, uint64_t seed, uint64_t first
   }
 }
 
-// Elements `begin`, a multiple of kMaskUnit, to `end`.
+// Writes elements [begin, end) of a mask; begin is a multiple of kMaskUnit.
 template <class U>
 void write_mask(const MaskParams& mask, uint64_t seed, int64_t begin, int64_t end, U* out) {
   for (; begin + cpu::kMaskUnit <= end; begin += cpu::kMaskUnit, out += cpu::kMaskUnit)

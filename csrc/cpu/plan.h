@@ -1,5 +1,5 @@
-// How the threads that came share a step: rows of the batch first, for they need no barrier; hidden units too where a
-// thread's rows are too few to keep the arithmetic ahead of the weights that stream by.
+// Divides a step among the threads that came: by rows of the batch first, since these need no barrier, and by hidden
+// units too if a thread has so few rows that its arithmetic does not hide the loads of the weights.
 #pragma once
 
 #include <algorithm>
@@ -20,12 +20,13 @@ struct StepCosts {
   double multiply = 0.5;    // a vector of weights with one row
   double load_near = 1.3;   // a vector of weights from the second-level cache
   double load_far = 8;      // or from beyond it
-  double near_bytes = 1e6;  // what stays in the second-level cache
+  double near_bytes = 1e6;  // as many stay in the second-level cache
   double barrier = 1200;    // of two threads
   double vector_bytes = 64;
 };
 
-// panels: what units can be split into. weight_bytes: of the weights that a step reads.
+// `panels` is the number of parts that units can be split into, `weight_bytes` the size of the weights that a step
+// reads.
 inline Grid choose_grid(int64_t threads, int64_t rows, int64_t panels, double weight_bytes,
                         const StepCosts& cost = {}) {
   const auto cycles = [&](Grid grid) {

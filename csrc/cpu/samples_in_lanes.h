@@ -26,12 +26,12 @@ struct LaneScan {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kSaved = Cell::kSaved;
   static constexpr bool kHasC = Cell::kHasCellState;
-  static constexpr int kVecs = kGates == 1 ? 4 : 2;  // as many as hide their latency and fit the registers
+  static constexpr int kVecs = kGates == 1 ? 4 : 2;  // enough to hide their latency, and they fit the registers
   static constexpr int kLanes = kVecs * V::kWidth;
   using B = Bundle<V, kVecs>;
 
-  // Suits where units leave a third of the lanes empty. Sums are then short enough to need no restart, and a block's
-  // operands stay in cache. Empty, or why it does not.
+  // These kernels suit units that would leave a third of the lanes empty. Sums are then short enough to need no
+  // restart, and a block's operands stay in cache. Returns why they do not suit, or nothing.
   static std::string_view unsuited_units(const ScanParams<S>& p) {
     const int64_t H = p.hidden_size;
     if (3 * H > 2 * round_up_to_vec<A>(H)) return "hidden units fill the lanes of a vector well";
@@ -75,16 +75,16 @@ struct LaneScan {
     return load(lane) < B(A(n));
   }
 
-  // Samples first_row .. first_row + kLanes of the batch.
+  // Samples [first_row, first_row + lanes) of the batch.
   struct Block {
     int64_t first_row;
     int64_t lanes;
   };
   Block block(int64_t index) const { return {index * kLanes, std::min<int64_t>(kLanes, N - index * kLanes)}; }
-  // Lanes that run at time t: the first ones.
+  // Returns how many lanes run at time t; these are the first ones.
   int64_t active(Block b, int64_t t) const { return std::clamp<int64_t>(schedule.rows(t) - b.first_row, 0, b.lanes); }
 
-  // The first n lanes of a sequence at time t to rows of lanes, the other lanes 0; and back.
+  // read() copies the first n lanes of a sequence at time t to rows of lanes, the other lanes 0; write() copies back.
   template <class T>
   void read(const Sequence<T>& from, int64_t columns, int64_t t, Block b, int64_t n, A* out) const {
     if (columns == 1 && from.sample_stride == 1 && !schedule.order) {
@@ -132,7 +132,7 @@ struct LaneScan {
     to = Storage<T>::from(x);
   }
 
-  // Lanes whose state is cleared before time t; false where there are none.
+  // Writes 1 to lanes whose state is reset before time t, 0 to others. Returns whether there are such lanes.
   bool reset_lanes(Block b, int64_t t, int64_t n, A* out) const {
     if (!schedule.reset) return false;
     bool any = false;
@@ -165,8 +165,8 @@ class LaneForward : LaneScan<Cell, S> {
 
   void run() {
     team.run([&](const Team::Member& member) {
-      const Range mine = member.share(blocks);
-      for (int64_t i = mine.begin; i < mine.end; ++i)
+      const Range range = member.share(blocks);
+      for (int64_t i = range.begin; i < range.end; ++i)
         run_block(this->block(i), work_.get() + member.index * rows_ * kLanes);
     });
   }
@@ -216,7 +216,7 @@ class LaneForward : LaneScan<Cell, S> {
     if (kHasC) this->write(c, H, p.c_n, b);
   }
 
-  // Unit u of all samples; those that do not run keep their state.
+  // Advances unit u of all samples; those that do not run keep their state.
   FASTRNN_FN void update(int64_t u, int64_t n, const A* x, const A* h, A* h_next, A* c, A* saved_rows) {
     std::array<B, kGates> gx, gh;
     for (int g = 0; g < kGates; ++g) {
@@ -251,7 +251,7 @@ class LaneBackward : LaneScan<Cell, S> {
   using Base::blocks, Base::H, Base::I, Base::kGates, Base::kHasC, Base::kLanes, Base::kSaved, Base::kVecs, Base::N,
       Base::p, Base::schedule, Base::team, Base::w_hh, Base::w_ih;
   static constexpr int64_t kSlots = 64;        // sums over samples: slot i takes blocks i, i + kSlots, ...
-  static constexpr int64_t kStepsOfASum = 32;  // before it is added to the slot's
+  static constexpr int64_t kStepsOfASum = 32;  // summed in recent_ before they are added to the slot's sums
 
   const ScanGradients<S>& d;
   const bool any_weight = d.weights.any();
@@ -271,10 +271,10 @@ class LaneBackward : LaneScan<Cell, S> {
   void run() {
     const int64_t slots = std::min(kSlots, blocks);
     team.run([&](const Team::Member& member) {
-      const Range mine = member.share(slots);
+      const Range range = member.share(slots);
       A* const work = work_.get() + member.index * rows_ * kLanes;
       A* const recent = recent_.get() + member.index * sums_size_;
-      for (int64_t slot = mine.begin; slot < mine.end; ++slot) {
+      for (int64_t slot = range.begin; slot < range.end; ++slot) {
         A* const sums = slot_sums_.get() + slot * sums_size_;
         std::fill_n(sums, sums_size_, A(0));
         for (int64_t i = slot; i < blocks; i += kSlots) run_block(this->block(i), work, recent, sums);
@@ -327,12 +327,12 @@ class LaneBackward : LaneScan<Cell, S> {
         for (int64_t at = 0; resets && at < H * kLanes; at += kLanes)
           Base::store(select(keep, Base::load(state + at), Base::load(by + at)), state + at);
       };
-      // The gradient of a state that was replaced flows into what it was replaced by.
+      // The gradient of a state that was reset belongs to the reset state.
       const auto move_gradient = [&](A* from, A* to) {
         for (int64_t at = 0; resets && at < H * kLanes; at += kLanes) {
-          const B given = Base::load(from + at);
-          Base::store(Base::load(to + at) + select(keep, B(A(0)), given), to + at);
-          Base::store(select(keep, given, B(A(0))), from + at);
+          const B incoming = Base::load(from + at);
+          Base::store(Base::load(to + at) + select(keep, B(A(0)), incoming), to + at);
+          Base::store(select(keep, incoming, B(A(0))), from + at);
         }
       };
       read_previous(p.y, p.h_0, t, b, n, h_prev);
@@ -384,7 +384,7 @@ class LaneBackward : LaneScan<Cell, S> {
     if (kHasC) this->write(d_reset_c, H, d.reset_c, b);
   }
 
-  // The state before time t; 0 in lanes that do not run.
+  // Reads the state before time t, 0 in lanes that do not run.
   template <class E>
   void read_previous(const Sequence<E>& sequence, Matrix<const S> initial, int64_t t, Block b, int64_t n,
                      A* out) const {
@@ -399,7 +399,7 @@ class LaneBackward : LaneScan<Cell, S> {
     }
   }
 
-  // The cell's backward for unit u of all samples; those that do not run keep their gradients and give none.
+  // Runs the cell's backward for unit u of all samples; those that do not run keep their gradients and give none.
   FASTRNN_FN void update(int64_t u, int64_t n, const A* h_prev, const A* c_prev, const A* next_rows, const A* dy,
                          const A* saved_rows, A* dh, A* dc, A* d_gx, A* d_gh) {
     const int64_t at = u * kLanes;
@@ -408,14 +408,14 @@ class LaneBackward : LaneScan<Cell, S> {
     const State<B> next{after, after};
     std::array<B, kSaved> saved;
     for (int k = 0; k < kSaved; ++k) saved[k] = Base::load(saved_rows + k * H * kLanes + at);
-    const State<B> given{Base::load(dh + at), kHasC ? Base::load(dc + at) : B(A(0))};
-    State<B> d_state{given.h + Base::load(dy + at), given.c};
+    const State<B> incoming{Base::load(dh + at), kHasC ? Base::load(dc + at) : B(A(0))};
+    State<B> d_state{incoming.h + Base::load(dy + at), incoming.c};
     std::array<B, kGates> gx, gh;
     Cell::backward(saved, prev, next, d_state, gx, gh);
     if (n < kLanes) {
       const auto runs = Base::first(n);
-      d_state.h = select(runs, d_state.h, given.h);
-      if (kHasC) d_state.c = select(runs, d_state.c, given.c);
+      d_state.h = select(runs, d_state.h, incoming.h);
+      if (kHasC) d_state.c = select(runs, d_state.c, incoming.c);
       for (int g = 0; g < kGates; ++g) {
         gx[g] = select(runs, gx[g], B(A(0)));
         gh[g] = select(runs, gh[g], B(A(0)));
@@ -429,7 +429,7 @@ class LaneBackward : LaneScan<Cell, S> {
     }
   }
 
-  // Sum over the gate rows j of gates[j] * weight[j][column].
+  // Returns the sum over the gate rows j of gates[j] * weight[j][column].
   FASTRNN_FN B product(const A* gates, const Buffer<A>& weight, int64_t column, int64_t columns) const {
     B sum(A(0));
     for (int64_t j = 0; j < kGates * H; ++j)

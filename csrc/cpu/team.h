@@ -1,4 +1,4 @@
-// The threads of one call: one fork and join a call, and barriers that spin, for a step lasts microseconds.
+// The threads of one call. A call forks and joins once, and its barriers spin, since a step lasts only microseconds.
 //
 // A runtime may bring fewer threads than asked for, or hand several parts to one (nested regions do). So members count
 // themselves as they come, and the work is shared among those that came. Results never depend on how many they are.
@@ -25,7 +25,7 @@ inline Range share(int64_t total, int64_t part, int64_t parts) {
 
 class alignas(64) Barrier {
  public:
-  void wait(int64_t count);  // for so many threads
+  void wait(int64_t count);  // until `count` threads have arrived
 
  private:
   std::atomic<int64_t> arrived_{0};
@@ -34,16 +34,16 @@ class alignas(64) Barrier {
 
 class Team {
  public:
-  // Calls body(begin, end) for ranges that make up [0, parts), side by side where it can.
+  // Calls body(begin, end) for ranges that make up [0, parts), in parallel if it can.
   using Fork = void (*)(int64_t parts, const std::function<void(int64_t begin, int64_t end)>& body);
 
   struct Member {
     int64_t index;  // below count
     int64_t count;
-    Barrier* barriers;  // [count + 1]: of the whole team, of its groups
+    Barrier* barriers;  // [count + 1]: the team's, then one for each group
 
     void barrier() const { barriers[0].wait(count); }
-    // Among the `size` members of a group.
+    // Waits for the `size` members of a group.
     void barrier(int64_t group, int64_t size) const { barriers[1 + group].wait(size); }
     Range share(int64_t total) const { return cpu::share(total, index, count); }
   };
@@ -51,7 +51,7 @@ class Team {
   Team(int64_t threads, Fork fork) : threads_(threads), fork_(fork) {}
   int64_t threads() const { return threads_; }  // at most so many members come
 
-  // body(const Member&) on every thread that comes. It must not throw: the others would wait for ever.
+  // Runs body(const Member&) on every thread that comes. It must not throw: the others would wait forever.
   template <class Body>
   void run(Body&& body) const {
     const auto barriers = std::make_unique<Barrier[]>(threads_ + 1);

@@ -124,7 +124,7 @@ struct Vec<Dual<A>> : DualArithmetic<Vec<Dual<A>>> {
     high_pairs().store(numbers + kWidth);
   }
 
-  // From and to values and tangents side by side, as they lie in memory.
+  // Converts from and to the layout in memory, where each value is followed by its tangent.
   FASTRNN_FN static Vec from_pairs(Vec<A> low, Vec<A> high) {
     return {shuffle<[](int i) { return 2 * i; }>(low, high), shuffle<[](int i) { return 2 * i + 1; }>(low, high)};
   }
@@ -154,7 +154,7 @@ struct Vec<Dual<A>> : DualArithmetic<Vec<Dual<A>>> {
   }
 };
 
-// a * b + c, and c - a * b. max and min: b where one is NaN.
+// mul_add is a * b + c, neg_mul_add is c - a * b. max and min return b if either is NaN.
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(_mm512_fmadd_ps(a.raw, b.raw, c.raw));
@@ -223,7 +223,7 @@ FASTRNN_FN Vec<A> min(Vec<A> a, Vec<A> b) {
 }
 #endif
 
-// c - a * b with one rounding: on a chip without the instruction, lane by lane.
+// c - a * b with one rounding. Without a fused instruction it is computed lane by lane.
 template <class A>
 FASTRNN_FN Vec<A> exact_neg_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #if defined(FASTRNN_ISA_AVX512) || defined(FASTRNN_ISA_AVX2) || defined(FASTRNN_ISA_NEON)
@@ -234,18 +234,18 @@ FASTRNN_FN Vec<A> exact_neg_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #endif
 }
 
-// 1 / x to 13 bits or more, in less time than a division takes.
+// 1 / x to 13 bits or more. Floats take an estimate, which is faster than a division, where an instruction gives one.
 template <class A>
 FASTRNN_FN Vec<A> reciprocal(Vec<A> x) {
 #if defined(FASTRNN_ISA_AVX512)
   if constexpr (sizeof(A) == 4) return Vec<A>(_mm512_rcp14_ps(x.raw));
 #elif defined(FASTRNN_ISA_AVX2)
-  if constexpr (sizeof(A) == 4) {  // 11 bits, doubled by one step of Newton's
+  if constexpr (sizeof(A) == 4) {  // 11 bits, which one step of Newton's method doubles
     const Vec<A> estimate(_mm256_rcp_ps(x.raw));
     return mul_add(estimate, neg_mul_add(estimate, x, Vec<A>(A(1))), estimate);
   }
 #elif defined(FASTRNN_ISA_NEON)
-  if constexpr (sizeof(A) == 4) {  // 8 bits, doubled
+  if constexpr (sizeof(A) == 4) {  // 8 bits, which one step of Newton's method doubles
     const auto estimate = vrecpeq_f32(x.raw);
     return Vec<A>(estimate * vrecpsq_f32(x.raw, estimate));
   }
@@ -253,7 +253,7 @@ FASTRNN_FN Vec<A> reciprocal(Vec<A> x) {
   return A(1) / x;
 }
 
-// Several vectors as one value: formulas run side by side, hiding the latency of each.
+// Several vectors as one value: a formula runs on all of them side by side, which hides its latency.
 template <class V, int kParts>
 struct Bundle {
   using Scalar = typename V::Scalar;
@@ -334,7 +334,7 @@ struct Bundle {
     return of([&](int i) FASTRNN_LAMBDA { return reciprocal(a.part[i]); });
   }
 
-  // Of dual numbers.
+  // These exist for dual numbers only.
   template <class W>
   FASTRNN_FN static Bundle join(Bundle<W, kParts> values, Bundle<W, kParts> tangents) {
     return of([&](int i) FASTRNN_LAMBDA { return V::join(values.part[i], tangents.part[i]); });
@@ -351,7 +351,7 @@ struct Bundle {
   }
 };
 
-// The first n lanes of a vector (n >= width: all of them), the rest 0.
+// The first n <= width lanes of a vector, the others 0. load_first and store_first take any n.
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> load_lanes(const float* p, int64_t n) {
   return Vec<float>(_mm512_maskz_loadu_ps((1u << n) - 1, p));
@@ -393,7 +393,7 @@ FASTRNN_FN void store_lanes(Vec<A> v, A* p, int64_t n) {
 }
 #endif
 
-// Of dual numbers: the first 2 n of the numbers they are.
+// n dual numbers are 2 n numbers in memory.
 template <class A>
 FASTRNN_FN Vec<Dual<A>> load_lanes(const Dual<A>* p, int64_t n) {
   constexpr int kWidth = Vec<A>::kWidth;
@@ -460,7 +460,7 @@ FASTRNN_FN void transpose(Vec<Dual<A>> (&rows)[Vec<A>::kWidth]) {
   for (int i = 0; i < kWidth; ++i) rows[i] = {values[i], tangents[i]};
 }
 
-// Half types: as many as a vector has floats, rounded to nearest, ties to even.
+// Values of a half type, as many as a vector has floats. narrow() rounds to nearest, ties to even.
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
 
 FASTRNN_FN Vec<float> widen(HalfBits bits, BFloat16) {
@@ -504,7 +504,7 @@ FASTRNN_FN HalfBits narrow(Vec<float> v, Half) {
 #endif
 }
 
-// Pairs of bfloat16 as the words of a vector, which moves and transposes them whole.
+// Pairs of bfloat16 as the 32-bit words of a vector, so that pairs are moved and transposed whole.
 FASTRNN_FN Vec<float> load_words(const BFloat16* p) {
   Vec<float> v;
   std::memcpy(&v.raw, p, sizeof v.raw);
@@ -527,7 +527,8 @@ FASTRNN_FN Vec<float> zip(const BFloat16* low, const BFloat16* high, int64_t n) 
   return Vec<float>((Vec<float>::Raw)(words(low) | words(high) << 16));
 }
 
-// The first n values of a row in memory, of any storage type, as a vector of the type it is computed in; and back.
+// load_as_vec() loads the first n values of a row of any storage type as a vector of its accumulation type, the other
+// lanes 0; store_as() stores them back.
 template <class S>
 FASTRNN_FN Vec<Accumulate<S>> load_as_vec(const S* p, int64_t n) {
   if constexpr (std::is_same_v<S, Accumulate<S>>) {
@@ -555,7 +556,7 @@ FASTRNN_FN void store_as(Vec<Accumulate<S>> v, S* p, int64_t n) {
   }
 }
 
-// The same from a row of any stride.
+// Does the same as load_as_vec() for a row of any stride.
 template <class S>
 FASTRNN_FN Vec<Accumulate<S>> load_strided(const S* p, int64_t stride, int64_t n) {
   using A = Accumulate<S>;
@@ -566,7 +567,8 @@ FASTRNN_FN Vec<Accumulate<S>> load_strided(const S* p, int64_t stride, int64_t n
   return Vec<A>::load(lanes);
 }
 
-// A row of any stride to and from a contiguous one, of the storage type or of what it is computed in.
+// gather() copies a row of any stride to a contiguous one, and scatter() copies back. Either row may have the storage
+// type or the accumulation type.
 template <class S, class E>
 inline void gather(const S* row, int64_t stride, E* out, int64_t n) {
   if (std::is_same_v<S, E> && stride == 1) {

@@ -30,14 +30,14 @@ void step_backward(const Context& context, BackwardChunk<S> chunk, const Backwar
   for_each(context, N * R, AddProduct<S>{chunk, through_gh});
 }
 
-// Gradients of weights, from those of a chunk's gates.
+// Adds a chunk's part of the weights' gradients: products of the gates' gradients with x and h.
 template <class Cell, class S>
 void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk, const ScanGradients<S>& d,
                           const BackwardBuffers<S>& buffers, const Span& at, const S* x) {
   const ScanParams<S>& p = chunk.scan;
   const int64_t I = p.input_size, H = p.hidden_size, R = p.output_size, gates = Cell::kGates * H;
   const int64_t groups = d.groups, rows = at.rows / groups;
-  // Rows of a group lie `groups` apart, whatever the step.
+  // Sample n is in group n % groups: a group's rows lie `groups` apart, across all steps.
   const auto add = [&](const S* left, int64_t M, const S* right, int64_t N, Accumulate<S>* sums) {
     for (int64_t group = 0; group < groups; ++group)
       multiply<S>(context, M, N, rows, dense(left, M).every(groups, group).transposed(),

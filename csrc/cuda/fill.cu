@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-constexpr int kUploadValues = 480;  // arguments of a kernel may take 4 KB
+constexpr int kUploadValues = 480;  // 3840 bytes: a kernel's arguments may take 4 KB
 
 struct Values {
   int64_t of[kUploadValues];
@@ -17,7 +17,7 @@ __global__ void upload_kernel(Values values, int count, int64_t* out) {
   for (int i = threadIdx.x; i < count; i += kThreads) out[i] = values.of[i];
 }
 
-// A thread writes the four elements of a block of the generator.
+// A thread writes four elements, the words of one block of the generator.
 template <class U>
 __global__ void mask_kernel(MaskParams mask, const int64_t* seeds, int64_t size, int64_t blocks_of_mask, int64_t blocks,
                             U* out) {
@@ -46,7 +46,7 @@ cudaError_t upload(const int64_t* values, int64_t count, int64_t* out, cudaStrea
 template <class U>
 cudaError_t write_masks(const MaskParams& mask, const int64_t* seeds, int64_t seed_count, int64_t size, U* out,
                         cudaStream_t stream) {
-  constexpr int64_t kMostBlocks = 4096;  // that fill any GPU; their threads loop
+  constexpr int64_t kMostBlocks = 4096;  // enough to fill any GPU; their threads loop
   const int64_t blocks_of_mask = (size + 3) / 4, blocks = seed_count * blocks_of_mask;
   const auto grid = static_cast<unsigned>(std::min((blocks + kThreads - 1) / kThreads, kMostBlocks));
   mask_kernel<<<grid, kThreads, 0, stream>>>(mask, seeds, size, blocks_of_mask, blocks, out);

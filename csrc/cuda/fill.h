@@ -1,4 +1,4 @@
-// Kernels that fill memory, without torch: with what the host knows, with a mask of dropout.
+// Kernels that fill device memory without torch: with values from the host, or with a dropout mask.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,11 +9,11 @@
 
 namespace fastrnn::cuda {
 
-// Host values to device memory, as arguments of kernels: a copy would need page-locked memory that outlives it, and a
+// Passes host values to device memory as kernel arguments: a copy would need page-locked memory that outlives it, and a
 // CUDA graph would read that memory again at every replay.
 cudaError_t upload(const int64_t* values, int64_t count, int64_t* out, cudaStream_t stream);
 
-// The masks of some seeds, one after the other, for each width of an element.
+// Writes a mask for each seed, [seed_count, size], in elements of U's width.
 template <class U>
 cudaError_t write_masks(const MaskParams& mask, const int64_t* seeds, int64_t seed_count, int64_t size, U* out,
                         cudaStream_t stream);

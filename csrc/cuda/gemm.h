@@ -1,4 +1,4 @@
-// Products of whole chunks, by cuBLAS.
+// Matrix products by cuBLAS: those over all steps of a chunk, and the stepwise regime's.
 #pragma once
 
 #include <cublas_v2.h>
@@ -29,13 +29,13 @@ inline constexpr cudaDataType_t kCudaType<Half> = CUDA_R_16F;
 template <>
 inline constexpr cudaDataType_t kCudaType<BFloat16> = CUDA_R_16BF;
 
-// A matrix whose rows follow each other.
+// A row-major matrix without gaps between its rows.
 template <class T>
 Matrix<const T> dense(const T* data, int64_t columns) {
   return {data, columns, 1};
 }
 
-// out [M, N] = a [M, K] b [K, N], added to what is there or not. Rows or columns of a and b are dense.
+// out [M, N] = a [M, K] b [K, N], or += if `accumulate`. a and b need dense rows or dense columns.
 template <class S, class Out>
 void multiply(const Context& context, int64_t M, int64_t N, int64_t K, Matrix<const S> a, Matrix<const S> b, Out* out,
               bool accumulate = false) {
@@ -44,8 +44,8 @@ void multiply(const Context& context, int64_t M, int64_t N, int64_t K, Matrix<co
     if (!accumulate) check(cudaMemsetAsync(out, 0, M * N * sizeof(Out), context.stream), "clearing a product");
     return;
   }
-  // cuBLAS counts columns first, where a row-major matrix is its transpose: out^T = b^T a^T. An operand of `rows`
-  // consecutive numbers a column is taken as it is, any other transposed.
+  // cuBLAS is column-major and takes a row-major matrix for its transpose, so this computes out^T = b^T a^T. A factor
+  // with dense rows is passed as it is, one with dense columns as a transposed one.
   struct Operand {
     cublasOperation_t operation;
     int64_t ld;

@@ -1,4 +1,4 @@
-// The boundary of launch.h, by cell and precision. Included once a storage type, by the files that compile it.
+// Implements launch.h for all cells and precisions. Each launch_*.cu includes it and instantiates one storage type.
 //
 // Only the recurrence differs by regime. Everything before and after it is a product over all steps of a chunk, which
 // cuBLAS does, or one kernel over all their elements.
@@ -23,7 +23,7 @@ void with_cell(std::string_view cell, F&& f) {
 template <class S>
 Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction, const DeviceLimits& device, bool tf32,
               std::string_view forced) {
-  Plan found;
+  Plan chosen;
   with_cell(cell, [&]<class Cell>() {
     with_precision<S>(tf32, [&]<Precision kPrecision>() {
       const Sizes sizes{.gates = Cell::kGates,
@@ -37,26 +37,26 @@ Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction
       // Below sm_80 the resident kernels compile to empty bodies, and a newer GPU runs such code too.
       const int version = code_version(reinterpret_cast<const void*>(column_sums<S>));
       if (version < 80) limits.compute_capability = version;
-      found = plan(sizes, kPrecision, direction, limits, forced);
+      chosen = plan(sizes, kPrecision, direction, limits, forced);
       if constexpr (kPrecision != Precision::kDouble)
-        if (found.step_us >= 0 && found.regime == Regime::kGridResident) {
+        if (chosen.step_us >= 0 && chosen.regime == Regime::kGridResident) {
           // A device that is shared may hold fewer blocks than it has multiprocessors.
           const int64_t blocks =
-              blocks_at_once(grid_kernel<Cell, S, kPrecision>(found), found.threads, found.shared_bytes);
-          if (blocks < found.blocks()) {
-            const Refusal refusal{Reason::kTooFewAtOnce, found.blocks(), blocks};
+              blocks_at_once(grid_kernel<Cell, S, kPrecision>(chosen), chosen.threads, chosen.shared_bytes);
+          if (blocks < chosen.blocks()) {
+            const Refusal refusal{Reason::kTooFewAtOnce, chosen.blocks(), blocks};
             limits.cooperative = false;
-            found = plan(sizes, kPrecision, direction, limits, forced);
-            found.refusal(Regime::kGridResident) = refusal;
+            chosen = plan(sizes, kPrecision, direction, limits, forced);
+            chosen.refusal(Regime::kGridResident) = refusal;
           }
         }
-      if (found.step_us < 0) {
-        const std::string reasons = refusals(found);
+      if (chosen.step_us < 0) {
+        const std::string reasons = refusals(chosen);
         throw LaunchError(reasons.empty() ? "no such regime" : reasons);
       }
     });
   });
-  return found;
+  return chosen;
 }
 
 template <class S>
@@ -82,7 +82,7 @@ void launch(std::string_view cell, const ScanParams<S>& p, const ScanGradients<S
   with_cell(cell, [&]<class Cell>() { backward<Cell, S>(p, d, plan, workspace, context); });
 }
 
-// Everything of one storage type.
+// Instantiates launch.h's functions for one storage type.
 #define FASTRNN_INSTANTIATE_LAUNCH(S)                                                                                \
   template Plan plan_for<S>(std::string_view, const ScanParams<S>&, Direction, const DeviceLimits&, bool,            \
                             std::string_view);                                                                       \

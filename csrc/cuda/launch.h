@@ -1,4 +1,4 @@
-// launch: a scan on a GPU, without torch. Everything below is what the simulator runs.
+// launch: a scan on a GPU, without torch. The simulator runs everything below this boundary.
 //
 // All pointers of the params are to device memory, also those of the Schedule. x, y, gates and cells (and their
 // gradients) have dense rows: col_stride 1, and rows that follow each other without a gap.
@@ -15,20 +15,20 @@
 
 namespace fastrnn::cuda {
 
-// What CUDA or cuBLAS refused: the caller's error type is the caller's affair.
+// An error of CUDA or cuBLAS, or a scan that cannot run as forced. Callers translate it to an error type of their own.
 struct LaunchError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A cooperative launch that CUDA refused although the device should hold it, as under MPS, MIG or a debugger. The next
-// plan needs none, and everything that was launched before may be launched again.
+// CUDA refused a cooperative launch although the device should hold it, as under MPS, MIG or a debugger. The next plan
+// needs no cooperative launch, and everything that was launched before may be launched again.
 struct LaunchRefused : LaunchError {
   using LaunchError::LaunchError;
 };
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // forgets it: the next kernel's launch, of whoever, is not to blame
+  cudaGetLastError();  // clears it, so that a later launch does not report it
   throw LaunchError(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
@@ -38,8 +38,8 @@ struct Context {
   bool tf32 = false;              // float32 products may round their factors to TF32
 };
 
-// What both passes of a scan are cut into. `forced`: a regime's name, or empty for the fastest.
-// Throws LaunchError where a forced regime cannot run it, with the reason.
+// Plans one pass of a scan. `forced` is a regime's name, or empty for the fastest one.
+// Throws LaunchError with the reason if the forced regime cannot run the scan.
 template <class S>
 Plan plan_for(std::string_view cell, const ScanParams<S>& params, Direction direction, const DeviceLimits& limits,
               bool tf32, std::string_view forced = {});
@@ -58,8 +58,8 @@ template <class S>
 void launch(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Plan& plan,
             void* workspace, const Context& context);
 
-// Launches what choose() plans, in scratch memory of allocate(bytes), and returns the plan that ran. `gradients` in the
-// backward pass alone.
+// Launches the plan of choose() in scratch memory from allocate(bytes), and returns the plan that ran. The backward
+// pass alone has `gradients`.
 template <class S, class Choose, class Allocate, class... Gradients>
 Plan plan_and_launch(std::string_view cell, const Context& context, Choose&& choose, Allocate&& allocate,
                      const ScanParams<S>& params, const Gradients&... gradients) {
@@ -74,7 +74,7 @@ Plan plan_and_launch(std::string_view cell, const Context& context, Choose&& cho
   }
 }
 
-// What the current device can hold. CUDA is asked once a device and kernel; any thread may call these.
+// Queries of the current device. Answers are cached for each device and kernel; any thread may call these.
 DeviceLimits device_limits();
 int code_version(const void* kernel);  // 10 * major + minor of the architecture it is compiled for
 void remember_refused_launch(cudaError_t error);

@@ -1,5 +1,5 @@
-// What the plan needs to know of a device, and of kernels on it. CUDA is asked once: a scan is planned at every call,
-// and each answer costs as much as a launch.
+// What the plan needs to know of a device, and of kernels on it. Answers are cached: a scan is planned at every call,
+// and a query of CUDA costs as much as a launch.
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -18,7 +18,7 @@ struct Device {
 };
 
 std::mutex devices_mutex;
-std::map<int, Device> devices;  // by their number; entries stay where they are
+std::map<int, Device> devices;  // by device number
 
 DeviceLimits ask_limits(int device) {
   const auto attribute = [&](cudaDeviceAttr which) {
@@ -60,7 +60,7 @@ Device& current_device() {
   return at != devices.end() ? at->second : devices.emplace(number, Device{ask_limits(number), {}, {}}).first->second;
 }
 
-// The answer kept for a key; ask() where there is none yet.
+// Returns the cached answer for a key, or calls ask() the first time.
 template <class Map, class Ask>
 int kept(Map& answers, const typename Map::key_type& key, Ask&& ask) {
   const auto at = answers.find(key);
@@ -81,7 +81,7 @@ int code_version(const void* kernel) {
 
 void remember_refused_launch(cudaError_t error) {
   const std::lock_guard lock(devices_mutex);
-  current_device().limits.refused_launch = cudaGetErrorString(error);  // a string that lives forever
+  current_device().limits.refused_launch = cudaGetErrorString(error);  // a static string
 }
 
 int blocks_at_once(const void* kernel, int threads, int64_t shared_bytes) {

@@ -1,8 +1,8 @@
-// The time of a step, as a model: what follows each other within a step is added, never hidden behind the longest part.
+// A model of a step's time. Parts of a step that follow each other add up; none hides behind the longest one.
 //
-// A model that the clock beats is worse than none, so it leans to the slow side. What a step costs is counted, of the
-// compiled kernels (StepWork); what each thing costs is a constant of the GPU (Machine). Kernels may change the former;
-// a change of the rules below, or of a constant, needs a measurement on a GPU.
+// The model leans to the slow side. What a step does is counted in the compiled kernels (StepWork); what it costs is a
+// constant of the GPU (Machine). A change of a kernel may change the counts; a change of the rules below, or of a
+// constant, needs a measurement on a GPU.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,7 @@ struct Machine {
   double issue_slots;                    // warp instructions a clock and multiprocessor: one a scheduler
   double shared_bytes;                   // of shared memory a clock and multiprocessor
   double launch_us;                      // a kernel after another one on a stream
-  bool measured;                         // by calibrate.cu, rather than taken from what is published or assumed
+  bool measured;                         // by calibrate.cu; else published or assumed
 };
 
 // 132 multiprocessors. NVIDIA's H100 whitepaper: 989 TFLOP/s dense fp16 at 1.83 GHz are 2048 multiply-adds a clock by
@@ -105,7 +105,7 @@ constexpr const Machine& machine_of(int compute_capability) {
 
 constexpr double fma_a_clock(Precision precision, const Machine& machine) {
   if (precision == Precision::kFloat) return machine.float_fma;
-  if (precision == Precision::kDouble) return machine.float_fma / 2;  // of a data center's GPU; others have less
+  if (precision == Precision::kDouble) return machine.float_fma / 2;  // on data-center GPUs; others have less
   return precision == Precision::kTf32 ? machine.tf32_fma : machine.half_fma;
 }
 
@@ -124,7 +124,7 @@ struct StepWork {
   double waves = 1;            // of blocks that follow each other, as the device holds no more at once
 };
 
-// How often a block asks for words before they are there, and once more when they are.
+// How often a block polls in a step: a poll takes l2_cycles, and the last one finds the words.
 constexpr double polls(const Machine& machine) {
   return static_cast<double>((static_cast<int64_t>(machine.poll_cycles) + static_cast<int64_t>(machine.l2_cycles) - 1) /
                              static_cast<int64_t>(machine.l2_cycles));
@@ -133,15 +133,15 @@ constexpr double polls(const Machine& machine) {
 // Microseconds of a step of a resident kernel.
 constexpr double step_us(const StepWork& work, Precision precision, const Machine& machine) {
   const auto us = [&](double cycles) { return cycles / (machine.clock_ghz * 1e3); };
-  // A scheduler issues for its own warps alone, which a block of few warps does not have of each.
+  // A scheduler issues only for its own warps; a block with fewer warps than schedulers leaves some idle.
   const double issue = work.slots / std::min(machine.issue_slots, std::max(1.0, work.warps));
-  // The same instructions, seen as throughput and as latency: the longer one counts.
+  // Products are limited by throughput or by latency, whichever is longer.
   const double products = std::max(work.fma / fma_a_clock(precision, machine), work.dependent * machine.mma_cycles);
   const double block = us(issue + products + work.shared_bytes / machine.shared_bytes +
                           work.barriers * machine.barrier_cycles + machine.cell_cycles);
   double exchange = 0;
   if (work.exchanged_bytes > 0) {
-    // Polls that come too early fill the wait, and stretch it where they take longer; the last one follows it.
+    // Polls that come too early overlap the wait, or stretch it if they take longer; the last one follows it.
     const double once = work.exchanged_bytes / (machine.l2_tb_s * 1e6);
     exchange = std::max(us(machine.poll_cycles), (polls(machine) - 1) * once) + once;
   }
@@ -149,7 +149,7 @@ constexpr double step_us(const StepWork& work, Precision precision, const Machin
   return std::max(work.waves * block + exchange, work.streamed_bytes / (machine.hbm_tb_s * 1e6));
 }
 
-// What a step of the stepwise regime does: a product and a kernel over all cells, each a launch.
+// What a step of the stepwise regime does: it launches a product and a kernel over all cells.
 struct LaunchWork {
   double launches = 0;
   double fma = 0;

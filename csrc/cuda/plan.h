@@ -24,7 +24,7 @@ struct DeviceLimits {
   int multiprocessors = 0;
   int64_t shared_bytes_per_block = 0;  // with opt-in
   bool cooperative = false;
-  const char* refused_launch = nullptr;  // CUDA's words, where it refused a cooperative launch before
+  const char* refused_launch = nullptr;  // CUDA's message if it refused a cooperative launch before
 };
 
 struct Sizes {
@@ -46,25 +46,25 @@ constexpr int kGroupUnits = 16;  // units a group, which is the depth of one k-s
 template <Precision kPrecision>
 constexpr bool kHalfWords = kPrecision == Precision::kHalf || kPrecision == Precision::kBFloat16;
 
-// Words of a group of units.
+// 32-bit words that hold the values of a group of units.
 template <Precision kPrecision>
 constexpr int kGroupWords = kHalfWords<kPrecision> ? 8 : 16;
 
-// Words of depth of some groups of units, made even, as k-steps are read two at a time.
+// The depth of some groups of units in words, rounded up to whole pairs of k-steps.
 template <Precision kPrecision>
 constexpr int64_t depth_words(int64_t groups) {
   const int64_t steps = groups * kGroupWords<kPrecision> / 8;
   return (steps + 1) / 2 * 16;
 }
 
-// Pairs of k-steps whose weights a warp keeps of each tile: 8 registers a lane each, 128 in all, but where there is one
-// tile alone, whose many pairs arrive at once and need registers too. Products without tensor cores need half of them
-// for sums.
+// Pairs of k-steps whose weights a warp keeps for each tile. A pair takes 8 registers of a lane, so 16 pairs over all
+// tiles take 128. A single tile keeps only 12 pairs, since the words of all its pairs arrive at once and need
+// registers, too. Products without tensor cores need half of the registers for sums.
 constexpr int pairs_a_warp(Precision precision, int tiles) {
   return precision == Precision::kFloat ? 8 / tiles : std::min(12, 16 / tiles);
 }
 
-// Why a regime cannot run a scan: numbers alone, since a plan is made at every call and told of rarely.
+// Why a regime cannot run a scan. Plans are made at every call and rarely printed, so text is made only on demand.
 enum class Reason {
   kNone,
   kFloat64,
@@ -84,7 +84,7 @@ enum class Reason {
 struct Refusal {
   Reason reason = Reason::kNone;
   int64_t wanted = 0, most = 0;
-  const char* words = nullptr;  // CUDA's
+  const char* words = nullptr;  // CUDA's message
 
   std::string text() const;
 };
@@ -144,7 +144,7 @@ inline std::string refusals(const Plan& plan) {
 constexpr int64_t kExchangeBytes = int64_t{16} << 20;
 constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of input products, or of gradients of gates
 
-// Words of depth of a product, which is over all units forward, over all gates of them backward.
+// The depth of a step's product in words: all units in forward, all gates of all units in backward.
 constexpr int64_t depth_of(Precision precision, Direction direction, int gates, int64_t groups) {
   if (direction == Direction::kBackward) groups *= gates;
   const bool half = precision == Precision::kHalf || precision == Precision::kBFloat16;
@@ -163,8 +163,8 @@ class Planner {
         machine_(machine_of(limits.compute_capability)),
         groups_(divide_up(std::max<int64_t>(1, sizes.H), kGroupUnits)) {}
 
-  // The fastest plan of a regime, of blocks of so many units if `units` is not 0; step_us < 0 and the reason in
-  // `refused` if there is none.
+  // Returns the fastest plan of a regime, with `units` units per block unless that is 0. If the regime cannot run,
+  // step_us < 0 and `refused` has the reason.
   Plan of(Regime regime, int units = 0) const {
     if (regime == Regime::kStepwise) return with_steps(stepwise());
     if (const Refusal refusal = no_resident(); refusal.reason != Reason::kNone) return refuse(regime, refusal);
@@ -190,7 +190,8 @@ class Planner {
     return precision_is_half() ? 2 : 4;
   }
   int accumulate_bytes() const { return precision_ == Precision::kDouble ? 8 : 4; }
-  // A step moves forward the input products, y and what is saved; backward what was saved and the gates' gradients.
+  // A forward step moves the input products, y and what is saved; a backward step what was saved, d_y and the gates'
+  // gradients.
   double streamed_bytes() const {
     const int cell_state = sizes_.has_cell_state ? accumulate_bytes() : 0;
     const int saved = sizes_.saved * element_bytes();
@@ -199,7 +200,7 @@ class Planner {
                            : saved + 2 * cell_state + (1 + sizes_.gates) * element_bytes();
     return static_cast<double>(sizes_.N) * sizes_.H * a_unit;
   }
-  // Multiply-adds of `rows` gate rows over all of the depth, of some columns.
+  // Multiply-adds of `rows` rows of weights over the whole depth, for some columns.
   double fma(double rows, int64_t depth, int columns) const {
     return rows * static_cast<double>(depth) * (precision_is_half() ? 2 : 1) * columns;
   }
@@ -244,8 +245,8 @@ class Planner {
     work.slots = slots(plan.regime, kGroupUnits, work);
     work.fma = fma(warps * tiles(kGroupUnits) * 16, depth, plan.columns);
     work.dependent = static_cast<double>(plan.dependent_products);
-    // A store is one cell of every lane: words of neighbouring columns lie 32 apart, so that four lanes share a bank
-    // (without tensor cores two). Every warp reads all words.
+    // A store writes one cell of every lane. Neighbouring lanes j write every second column, whose words lie 32 apart,
+    // so four lanes share a bank (without tensor cores two). Every warp reads all words.
     constexpr double kCellsOfALane = 4, kWavefrontBytes = 128;
     const double stores = warps * kCellsOfALane * (direction_ == Direction::kBackward ? sizes_.gates : 1);
     const double lanes_a_bank = precision_ == Precision::kFloat ? 2 : 4;
@@ -330,8 +331,7 @@ class Planner {
   int64_t groups_;
 };
 
-// A regime by name, and how many units its blocks have: "grid-resident/8" and "grid-resident/16". 0: the faster of
-// both.
+// A regime by name, and the units of its blocks: "grid-resident/8" or "grid-resident/16". 0: the faster of both.
 struct Forced {
   std::string_view regime;
   int units = 0;
@@ -344,7 +344,7 @@ constexpr Forced forced_by(std::string_view text) {
   return {text};
 }
 
-// The fastest plan, or that of a forced regime. One that cannot run: step_us < 0, and the reason.
+// Returns the fastest plan, or that of a forced regime. If that cannot run, step_us < 0 and `refused` has the reason.
 inline Plan plan(const Sizes& sizes, Precision precision, Direction direction, const DeviceLimits& limits,
                  std::string_view forced = {}) {
   const Planner planner(sizes, precision, direction, limits);
@@ -354,9 +354,9 @@ inline Plan plan(const Sizes& sizes, Precision precision, Direction direction, c
   std::array<Refusal, kRegimes> refused;
   for (const Regime regime : {Regime::kBlockResident, Regime::kGridResident, Regime::kStepwise}) {
     if (!forced.empty() && forced_regime != name(regime)) continue;
-    Plan found = planner.of(regime, units);
-    refused[static_cast<int>(regime)] = found.refusal(regime);
-    if (found.step_us >= 0 && (best.step_us < 0 || found.step_us < best.step_us)) best = found;
+    Plan candidate = planner.of(regime, units);
+    refused[static_cast<int>(regime)] = candidate.refusal(regime);
+    if (candidate.step_us >= 0 && (best.step_us < 0 || candidate.step_us < best.step_us)) best = candidate;
   }
   best.refused = refused;
   return best;

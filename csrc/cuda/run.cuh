@@ -15,7 +15,7 @@
 
 namespace fastrnn::cuda {
 
-// Precision of a storage type's products. f.template operator()<kPrecision>()
+// Calls f.template operator()<kPrecision>() with the precision of a storage type's products.
 template <class S, class F>
 auto with_precision(bool tf32, F&& f) {
   if constexpr (std::is_same_v<S, Half>)
@@ -42,7 +42,7 @@ void run_block(const Context& context, Kernel kernel, const Chunk& chunk, const 
   check(cudaGetLastError(), "launching a block-resident kernel");
 }
 
-// Whether an error says that this device takes no cooperative launch now, and not that the launch is wrong.
+// Whether the device cannot take a cooperative launch now, rather than that the launch is wrong.
 inline bool is_refusal(cudaError_t error) {
   return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported ||
          error == cudaErrorNotPermitted || error == cudaErrorLaunchOutOfResources;
@@ -61,7 +61,7 @@ void run_grid(const Context& context, const void* kernel, Chunk chunk, const Pla
   throw LaunchRefused(cudaGetErrorString(error));
 }
 
-// The grid-resident kernel of a plan.
+// Returns the grid-resident kernel for a plan's direction and units per block.
 template <class Cell, class S, Precision kPrecision>
 const void* grid_kernel(const Plan& plan) {
   if (plan.direction == Direction::kBackward) return reinterpret_cast<const void*>(grid_backward<Cell, S, kPrecision>);
@@ -70,7 +70,7 @@ const void* grid_kernel(const Plan& plan) {
   return reinterpret_cast<const void*>(grid_forward<Cell, S, kPrecision, 16>);
 }
 
-// A part of a walk that is launched at once, and how many rows its buffers hold.
+// The steps of one chunk, and how many rows its buffers hold.
 struct Span {
   int64_t first, steps, first_time, rows;
 };
@@ -81,13 +81,13 @@ Span span(const ScanParams<S>& p, const Plan& plan, int64_t first) {
   return {first, steps, schedule.reverse ? schedule.T - first - steps : first, steps * schedule.N};
 }
 
-// The rows of a padded sequence that a chunk's are.
+// Returns a chunk's first row in a padded sequence.
 template <class E>
 E* rows_of(const Sequence<E>& sequence, const Span& span, int64_t columns) {
   return sequence.data + span.first_time * (span.rows / span.steps) * columns;
 }
 
-// The rows of x for a chunk's products: as they lie in memory, or gathered where there is a buffer for them.
+// Returns the chunk's rows of x, [steps * N, I]: in place, or copied to `gathered` if that is not null.
 template <class S>
 const S* input_rows(const Context& context, const Chunk<S>& chunk, const Span& at, S* gathered) {
   const int64_t I = chunk.scan.input_size;

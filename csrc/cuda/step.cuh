@@ -1,8 +1,8 @@
-// One unit of one sample at one step: what every regime reads, computes and writes. The regimes differ in how gh comes
-// about, and in nothing else.
+// One unit of one sample at one step: what every regime reads, computes and writes. The regimes differ only in how they
+// multiply by W_hh.
 //
-// What a step leaves behind is what enters the next one: a reset is applied by the step before it, so that a state
-// that travels is ready to be multiplied. A sample that does not run keeps its state.
+// Each step applies the reset of the step that follows it, so the state that it leaves is ready to be sent and
+// multiplied. A sample that does not run at a step keeps its state.
 #pragma once
 
 #include <array>
@@ -13,17 +13,19 @@
 
 namespace fastrnn::cuda {
 
-// Some steps of a walk, and the buffers that hold only theirs. A buffer has a row for every step and sample, whatever
-// the sequence's layout: row (t - first_time) * N + n.
+// A chunk is a range of consecutive steps, with buffers for these steps alone. Whatever the sequence's layout, a buffer
+// has a row for each step and sample: row (t - first_time) * N + n.
 template <class S>
 struct Chunk {
   using A = Accumulate<S>;
 
   ScanParams<S> scan;
-  int64_t first = 0, steps = 0;  // of the walk
-  int64_t first_time = 0;        // the earliest of the steps
+  int64_t first = 0, steps = 0;  // counted in walking order
+  int64_t first_time = 0;        // the smallest t of these steps
 
-  A* h = nullptr;  // [N, R], state before the first step; after the launch that after the last one
+  // The state (in the backward pass its gradient): a launch reads the one that enters the chunk, and leaves the one
+  // that enters the next chunk.
+  A* h = nullptr;  // [N, R]
   A* c = nullptr;  // [N, H]
 };
 
@@ -35,13 +37,13 @@ struct ForwardChunk : Chunk<S> {
 template <class S>
 struct BackwardChunk : Chunk<S> {
   ScanGradients<S> gradients;
-  const S* h_previous = nullptr;       // [steps * N, R], the state before each step
-  const S* gates = nullptr;            // [steps * N, kSaved * H], computed again; null: those of the scan were saved
-  S* d_gx = nullptr;                   // [steps * N, G * H]
-  S* d_gh = nullptr;                   // [steps * N, G * H], d_gx itself unless the cell splits them
+  const S* h_previous = nullptr;  // [steps * N, R], the state before each step
+  const S* gates = nullptr;       // [steps * N, kSaved * H], recomputed; null: read scan.gates, which forward saved
+  S* d_gx = nullptr;              // [steps * N, G * H]
+  S* d_gh = nullptr;              // [steps * N, G * H], d_gx itself unless the cell splits them
   Accumulate<S>* d_reset_h = nullptr;  // [N, R], null: not wanted
   Accumulate<S>* d_reset_c = nullptr;  // [N, H]
-  // Of a projected h: the gradient of o * tanh(c), which a product made. Null: h and dh are the cell's own.
+  // With a projection, the gradient of o * tanh(c): the product of W_hr with h's gradient. Null without a projection.
   const Accumulate<S>* d_output = nullptr;  // [N, H]
 };
 
@@ -82,7 +84,7 @@ FASTRNN_DEVICE Accumulate<S> at(const Vector<const S>& vector, int64_t i) {
 
 // --- forward -----------------------------------------------------------------------------------------
 
-// Biases of a unit, for every step.
+// The biases of one unit, in registers; 0 in a layer without biases.
 template <class Cell, class S>
 struct Bias {
   Accumulate<S> ih[Cell::kGates] = {}, hh[Cell::kGates] = {};
@@ -102,7 +104,7 @@ struct UnitState {
   Accumulate<S> h = 0, c = 0;
 };
 
-// The state of a unit that a chunk begins with, and leaves for the next one.
+// enter() loads a unit's state from the chunk, 0 past the last sample or unit; leave() stores it for the next chunk.
 template <class Cell, class S>
 FASTRNN_DEVICE UnitState<S> enter(const Chunk<S>& chunk, int64_t n, int64_t unit) {
   const int64_t H = chunk.scan.hidden_size;
@@ -118,7 +120,7 @@ FASTRNN_DEVICE void leave(const Chunk<S>& chunk, int64_t n, int64_t unit, const 
   if constexpr (Cell::kHasCellState) chunk.c[n * H + unit] = state.c;
 }
 
-// What a step reads from memory, fetched long before it is needed.
+// What a step reads from global memory. The resident kernels fetch it a step ahead, which hides the latency.
 template <class Cell, class S>
 struct ForwardInputs {
   Accumulate<S> gx[Cell::kGates];
@@ -138,7 +140,8 @@ struct ForwardInputs {
   }
 };
 
-// A step of a unit; gh without bias. A projected h is not the cell's to keep: `state.h` is then o * tanh(c).
+// Advances one unit by one step. gh comes without bias. With a projection, state.h becomes o * tanh(c) instead of h,
+// and the caller projects it.
 template <class Cell, class S>
 FASTRNN_DEVICE void advance(const ForwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit,
                             const ForwardInputs<Cell, S>& inputs, const Bias<Cell, S>& bias,
@@ -219,16 +222,16 @@ struct BackwardInputs {
   }
 };
 
-// What a reset before the step after this one does to the gradient of the state that entered it.
+// Moves the gradient of a state that a reset replaced to the reset state, if that gradient is wanted.
 template <class S>
 FASTRNN_DEVICE void take_reset(Accumulate<S>& d, Accumulate<S>* d_reset, int64_t index) {
   if (d_reset) d_reset[index] += d;
   d = 0;
 }
 
-// A step of a unit, backward. d_state: in the gradient of the state that entered the step after this one, out that of
-// the state before this one, without what flows through gh. d_gh: what W_hh multiplies, 0 where the sample does not
-// run.
+// Takes one unit back by one step. d_state is on entry the gradient of the state that entered the following step, and
+// on return that of the state that entered this step, without the part that flows through gh. d_gh is the gradient of
+// gh, 0 if the sample does not run; the caller multiplies it by W_hh.
 template <class Cell, class S>
 FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64_t n, int64_t unit,
                             const BackwardInputs<Cell, S>& inputs, UnitState<S>& d_state,
@@ -238,7 +241,7 @@ FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64
   constexpr int kGates = Cell::kGates;
   const ScanParams<S>& scan = chunk.scan;
   const int64_t H = scan.hidden_size;
-  const bool projected = chunk.d_output;  // whose h is not H wide
+  const bool projected = chunk.d_output;  // h is then R wide, and d_output stands for its gradient
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) d_gh[gate] = 0;
   if (n >= scan.schedule.N || unit >= H) return;

@@ -1,7 +1,7 @@
-// What every kernel is made of: numbers as cells want them, products of weight tiles, and words that travel.
+// What all kernels share: the arithmetic type of the cells, conversions, and products of weight tiles with states.
 //
-// Weights stay in registers as the fragments an instruction takes, and states are kept in the order in which its lanes
-// read them: what is multiplied is never rearranged between two steps.
+// Weights stay in registers as fragments of the matrix instruction, and states are stored in the order in which its
+// lanes read them, so nothing is rearranged between two steps.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@
 
 namespace fastrnn::cuda {
 
-// A number as cells want it. kApproximate: tanh and sigmoid from the special function unit, for half types.
+// A scalar with the operations that cells use. kApproximate: exponentials come from the special function unit, which is
+// exact enough for half types.
 template <class A, bool kApproximate>
 struct Real {
   using Scalar = A;
@@ -77,7 +78,7 @@ struct Real {
   }
 };
 
-// The number a storage type is computed in.
+// The arithmetic type for a storage type: the two half types compute in float, and approximate.
 template <class S>
 using RealOf = Real<Accumulate<S>, sizeof(S) == 2>;
 
@@ -118,9 +119,10 @@ FASTRNN_DEVICE S store(Accumulate<S> value) {
 
 // --- words: what a product multiplies by, 32 bits at a time ---------------------------------------
 
-constexpr uint32_t kNotYet = 0xffffffff;  // no word that travels: NaNs are canonical
+// Marks a word that has not arrived. No published word has these bits, since factor() makes every NaN canonical.
+constexpr uint32_t kNotYet = 0xffffffff;
 
-// A value as a product's factor: 16 bits of a word, or all of it.
+// Converts a value to the format that a product multiplies: the low 16 bits of a word, or all 32.
 template <Precision kPrecision>
 FASTRNN_DEVICE uint32_t factor(float value) {
   if constexpr (kPrecision == Precision::kHalf) {
@@ -139,12 +141,12 @@ FASTRNN_DEVICE uint32_t factor(float value) {
 // --- tiles: 16 rows of weights times 8 columns of states -------------------------------------------
 //
 // Lane 4 g + j of a warp holds rows g and g + 8 of a fragment, and columns 2 j and 2 j + 1 of rows g and g + 8 of a
-// product (PTX ISA, mma.m16n8k16 and mma.m16n8k8). A k-step is 8 words deep; its words j and j + 4 are lane j's. Two
-// k-steps, a pair, are read at once.
+// product (PTX ISA, mma.m16n8k16 and mma.m16n8k8). A k-step is 8 words deep; lane j reads its words j and j + 4. A lane
+// reads two k-steps, a pair, at once.
 
 struct Lane {
   int g, j;
-  FASTRNN_DEVICE static Lane mine() {
+  FASTRNN_DEVICE static Lane current() {
     const int lane = threadIdx.x % kLanes;
     return {lane / 4, lane % 4};
   }
@@ -154,17 +156,17 @@ template <Precision kPrecision>
 struct Tile {
   static constexpr bool kTensorCores = kPrecision != Precision::kFloat;
   static constexpr int kPairWords = 16 * kTileColumns;
-  // 16 bytes each, that a lane reads of a pair
+  // A lane reads a pair in this many vectors of 16 bytes.
   static constexpr int kVectors = kTensorCores ? 1 : 8;
 
   struct Weights {
-    uint32_t word[2][4];  // of two k-steps: rows g, g + 8 of word j, then of word j + 4
+    uint32_t word[2][4];  // [k-step][rows g, g + 8 of word j, then of word j + 4]
   };
   struct Sums {
     float value[kTensorCores ? 4 : 16] = {};
   };
 
-  // Where word `depth` of a column lies among those of all pairs.
+  // Returns the index of word `depth` of a column within its column tile.
   FASTRNN_DEVICE static int word_index(int depth, int column) {
     const int step = depth / 8, word = depth % 8;
     if constexpr (kTensorCores)
@@ -172,9 +174,9 @@ struct Tile {
     else
       return step * 8 * kTileColumns + word * kTileColumns + column;
   }
-  // Where a lane's vector lies.
+  // Returns the index of the first word of this lane's vector.
   FASTRNN_DEVICE static int vector_index(int pair, int vector) {
-    const auto [g, j] = Lane::mine();
+    const auto [g, j] = Lane::current();
     if constexpr (kTensorCores) {
       return pair * kPairWords + (g * 4 + j) * 4;
     } else {
@@ -204,30 +206,31 @@ struct Tile {
     }
   }
 
-  // This lane's part of the product: row g of columns 2 j, 2 j + 1, then row g + 8.
+  // Returns this lane's four values of the product: row g of columns 2 j and 2 j + 1, then row g + 8.
   FASTRNN_DEVICE static void finish(Sums& sums, float (&part)[4]) {
     if constexpr (kTensorCores) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) part[i] = sums.value[i];
     } else {
-      // Lanes j of a row hold sums over words of their own: each round halves the columns a lane is left with.
-      const int j = Lane::mine().j;
+      // The four lanes of a row hold sums of all 8 columns, each over its own words. Each round of exchange halves the
+      // columns that a lane sums, from 8 to 2.
+      const int j = Lane::current().j;
       float half[8];
 #pragma unroll
       for (int row = 0; row < 2; ++row)
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           const float low = sums.value[row * 8 + n], high = sums.value[row * 8 + 4 + n];
-          const float given = __shfl_xor_sync(~0u, j & 2 ? low : high, 2);
-          half[row * 4 + n] = (j & 2 ? high : low) + given;
+          const float received = __shfl_xor_sync(~0u, j & 2 ? low : high, 2);
+          half[row * 4 + n] = (j & 2 ? high : low) + received;
         }
 #pragma unroll
       for (int row = 0; row < 2; ++row)
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           const float low = half[row * 4 + n], high = half[row * 4 + 2 + n];
-          const float given = __shfl_xor_sync(~0u, j & 1 ? low : high, 1);
-          part[row * 2 + n] = (j & 1 ? high : low) + given;
+          const float received = __shfl_xor_sync(~0u, j & 1 ? low : high, 1);
+          part[row * 2 + n] = (j & 1 ? high : low) + received;
         }
     }
   }
@@ -252,7 +255,7 @@ struct Tile {
   }
 };
 
-// The word that `depth` is the index of, of a row of weights; weight(k) is the factor k, 0 past the last.
+// Returns word `depth` of a row of weights. weight(k) returns the row's element k, 0 past the last one.
 template <Precision kPrecision, class Weight>
 FASTRNN_DEVICE uint32_t weight_word(int depth, Weight&& weight) {
   if constexpr (kHalfWords<kPrecision>)
@@ -261,23 +264,23 @@ FASTRNN_DEVICE uint32_t weight_word(int depth, Weight&& weight) {
     return factor<kPrecision>(weight(depth));
 }
 
-// This lane's fragment of a pair; weight(row of the tile, k).
+// Loads this lane's weights of a pair; weight(row of the tile, k) returns one element.
 template <Precision kPrecision, class Weight>
 FASTRNN_DEVICE typename Tile<kPrecision>::Weights load_weights(int pair, Weight&& weight) {
-  const auto [g, j] = Lane::mine();
-  typename Tile<kPrecision>::Weights found;
+  const auto [g, j] = Lane::current();
+  typename Tile<kPrecision>::Weights fragment;
 #pragma unroll
   for (int step = 0; step < 2; ++step)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int depth = (2 * pair + step) * 8 + j + i / 2 * 4;
-      found.word[step][i] = weight_word<kPrecision>(depth, [&](int k) { return weight(g + i % 2 * 8, k); });
+      fragment.word[step][i] = weight_word<kPrecision>(depth, [&](int k) { return weight(g + i % 2 * 8, k); });
     }
-  return found;
+  return fragment;
 }
 
-// Words of a unit's values. Half words hold two neighbouring units, whose lanes are 4 apart: the even one writes.
-// write(word within the group's, value)
+// Writes a unit's value by write(word within the group, bits). In half precision a word holds two neighbouring units,
+// whose lanes are 4 apart; the lane of the even unit writes both.
 template <Precision kPrecision, class Write>
 FASTRNN_DEVICE void publish(float value, int unit_in_group, Write&& write) {
   const uint32_t bits = factor<kPrecision>(value);

@@ -12,7 +12,7 @@
 
 namespace fastrnn::cuda {
 
-// Hands out pieces of a workspace; of none (null) it only counts.
+// Hands out pieces of a workspace. If the workspace is null, it only counts their bytes.
 class Arena {
  public:
   explicit Arena(void* workspace) : base_(static_cast<char*>(workspace)) {}
@@ -32,12 +32,12 @@ class Arena {
   int64_t bytes_ = 0;
 };
 
-// Whether a step's rows lie where the host cannot tell: of a packed or jagged sequence.
+// Whether x is packed or jagged: its offsets are on the device, so the host does not know where a step's rows lie.
 template <class S>
 bool scattered(const ScanParams<S>& p) {
   return p.x.step_start || p.x.sample_start;
 }
-// Rows that a chunk's buffers hold, whatever the layout, so that scratch memory does not grow with the sequence.
+// Rows of a chunk's buffers. A chunk's steps are limited, so scratch memory does not grow with the sequence.
 template <class S>
 int64_t chunk_rows(const ScanParams<S>& p, const Plan& plan) {
   return std::min(plan.steps, p.schedule.T) * p.schedule.N;

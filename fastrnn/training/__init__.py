@@ -1,1 +1,1 @@
-"""Training of sequence models: what is behind ``python -m fastrnn train`` and ``tune``."""
+"""Training of sequence models: the code of ``python -m fastrnn train`` and ``tune``."""

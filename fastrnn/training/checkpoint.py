@@ -33,7 +33,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed run left half written."""
+    """Remove checkpoints that a killed run left unfinished."""
     for unfinished in folder.glob(f"{PREFIX}*{ASIDE}"):
         shutil.rmtree(unfinished)
 
@@ -76,7 +76,9 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer]) -> None:
         except BaseException as error:
             if processes.first:
                 shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, CheckpointException):  # It is no Exception, but its cause is.
+            if isinstance(
+                error, CheckpointException
+            ):  # a BaseException whose cause is an Exception
                 raise OSError(str(next(iter(error.failures.values()))[0])) from error
             raise
 
@@ -95,7 +97,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint, and what it says of the run."""
+    """The newest checkpoint, and the document in it that describes the run."""
     path = latest(folder)
     if path is None:
         message = "no checkpoint in it" if folder.exists() else "no such folder"

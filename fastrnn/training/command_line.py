@@ -1,4 +1,4 @@
-"""The command line: its commands, and what becomes of an error or an interrupt."""
+"""The command line: runs a command, and reports an error or an interrupt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one line, without the usage text around it."""
+    """A parser that reports a wrong option in one line, without usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def run(program: str, argv: Sequence[str] | None) -> int:
-    """Run a command; the exit status. `argv` is None for the arguments of this process."""
+    """Run a command and return its exit status. `argv` is None for this process's arguments."""
     parser = Parser(prog=program, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="command", required=True)
     train.add_commands(commands)

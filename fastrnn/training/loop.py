@@ -147,7 +147,7 @@ class Trainer:
         self.random_state = random_state(self.device)
 
     def finish(self) -> dict[str, float]:
-        """The best weights, after early stopping; the test set's one measurement."""
+        """Restore the best weights after early stopping, and measure the test set, once."""
         if self.best and self.finished:
             self.model.load_state_dict(self.best)
         if self.task.validation is None or not self.task.held_out:
@@ -156,7 +156,7 @@ class Trainer:
         return {"loss": loss, self.task.accuracy_name.replace("Validation", "Held-out"): accuracy}
 
     def _train(self) -> float:
-        """The rest of one pass over the training samples; the mean loss."""
+        """Train to the end of the epoch, and return its mean loss."""
         self.model.train()
         epoch = self.history.epochs
         self.sampler.set_epoch(epoch, self.batch)
@@ -255,10 +255,10 @@ class Trainer:
         numbers = self.task.kind != CLASSIFICATION
         return loss, math.sqrt(loss) if numbers else correct / samples_seen
 
-    # A checkpoint consists of the next two: progress as JSON, tensors apart.
+    # The next two methods return what a checkpoint consists of: progress as JSON, and tensors.
 
     def progress(self) -> dict[str, Any]:
-        """All but tensors, as JSON has it."""
+        """The state other than tensors, in types that JSON has."""
         return {
             **{name: getattr(self, name) for name in PROGRESS},
             "history": asdict(self.history),
@@ -314,7 +314,7 @@ def trainers_for(
 
 
 def sampler_for(samples: Sequences, config: Config, processes: Processes) -> LengthGroupedSampler:
-    """A full batch is not shuffled: it stays the same batch."""
+    """The sampler of training batches. A batch of all samples is not shuffled."""
     size = config.batch_size or len(samples)
     grouped = config.group_by_length and samples.lengths is not None
     lengths = samples.lengths if grouped else torch.zeros(len(samples), dtype=torch.int64)
@@ -333,7 +333,7 @@ def sampler_for(samples: Sequences, config: Config, processes: Processes) -> Len
 
 
 def loader(samples: Sequences, sampler: LengthGroupedSampler) -> DataLoader[Sequences]:
-    """Batches, each taken by one index. Its generator leaves torch's own alone."""
+    """A loader of batches. It has a generator of its own, so it does not advance torch's."""
     return DataLoader(samples, sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
@@ -353,7 +353,7 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 @dataclass
 class Watch:
-    """What happens after the steps of a run: it is saved, logged, stopped by a signal."""
+    """Saves, logs and stops a run after its steps."""
 
     trainers: Sequence[Trainer]
     save: Path | None = None
@@ -390,7 +390,7 @@ class Watch:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Where the run is saved, SIGTERM lets a step end and saves it."""
+        """Let SIGTERM end a saved run after the current step, with a checkpoint."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self.signal = number
@@ -413,9 +413,9 @@ def fit(
     save_every: int | None = None,
     log_dir: Path | None = None,
 ) -> Result:
-    """Train one after the other, each up to its configured number of epochs.
+    """Train the trainers one after the other, each up to its configured number of epochs.
 
-    A checkpoint is written before the first epoch too, which proves that it can be, after every
+    A checkpoint is written before the first epoch, to show early whether that works, after every
     epoch, and every `save_every` steps.
     """
     comparing = len(trainers) > 1

@@ -91,8 +91,10 @@ class Config:
 
 
 class SequenceModel(nn.Module):
-    """A recurrent layer, whichever library has it, into a linear layer: of the final states, or of
-    every step where the next one is predicted."""
+    """A recurrent layer of either library, then a linear layer.
+
+    The linear layer takes the final states, or every step if the task is to predict the next one.
+    """
 
     def __init__(self, layers: ModuleType, config: Config, task: Task) -> None:
         super().__init__()
@@ -157,7 +159,7 @@ def load_task(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
 
 
 def loss_sum(kind: str, output: Tensor, batch: Sequences) -> tuple[Tensor, int]:
-    """The sum of the losses, and of how many samples, or predicted steps."""
+    """The sum of the losses, and the number of samples or predicted steps in it."""
     if kind == NEXT_STEP:
         output, target = output[:, :-1], batch.x[:, 1:]
         if batch.lengths is not None:
@@ -174,7 +176,7 @@ def loss_sum(kind: str, output: Tensor, batch: Sequences) -> tuple[Tensor, int]:
 
 
 def config_for(data: str, **options: Any) -> Config:
-    """A configuration from options; the data set has the defaults of those that are absent."""
+    """A configuration from options; absent ones take the data set's defaults."""
     defaults = DEFAULTS.get(data, FILE_DEFAULTS)
     if "task" in options and data in DEFAULTS:
         raise OptionError(Field("task"), f"{data} is a classification")

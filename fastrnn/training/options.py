@@ -79,7 +79,7 @@ def output_file(text: str) -> Path:
 
 
 def checkpoint_folder(text: str) -> Path:
-    """A folder of checkpoints: one there, or one that can be made."""
+    """A folder of checkpoints that exists or can be made."""
     path = Path(text)
     if path.is_dir() and any(path.iterdir()) and not any(path.glob(f"{PREFIX}*")):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder with something else in it")
@@ -182,7 +182,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 class BlamingParser(argparse.ArgumentParser):
-    """Raises what is wrong, and says in which file."""
+    """A parser whose errors name the file."""
 
     def __init__(self, where: str) -> None:
         super().__init__(allow_abbrev=False, add_help=False)
@@ -193,7 +193,7 @@ class BlamingParser(argparse.ArgumentParser):
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of the command line, and those of the file that it does not repeat."""
+    """The options of the command line, then those of the file that it does not override."""
     options = {} if args.config is None else read_config(args.config)
     names = {f.name for f in fields(Config)}
     options.update({name: value for name, value in vars(args).items() if name in names})

@@ -1,4 +1,4 @@
-"""What a training gave: histories, their comparison, JSON, pictures, tables."""
+"""Results of a training: histories, their comparison, JSON, pictures, tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISAGREEMENT = 1  # exit status
 
 @dataclass
 class History:
-    """One value an epoch."""
+    """Measurements of a training, one value for each epoch."""
 
     loss: list[float] = field(default_factory=list)  # mean over the training samples
     # Measured after the epoch, on samples kept apart; RMSE where numbers are predicted.
@@ -99,7 +99,7 @@ def hardware(config: Config) -> str:
 
 
 def as_document(result: Result) -> dict[str, Any]:
-    """The result as JSON has it."""
+    """The result in types that JSON has."""
     document: dict[str, Any] = {
         "config": asdict(result.config),
         "threads": torch.get_num_threads(),
@@ -130,7 +130,7 @@ def without_nan(value: Any) -> Any:
 # --- Plot ---------------------------------------------------------------------------------------
 
 INK, PALE = "#22303c", "#d9dee3"
-# The second line is thin and lies on the first, so that both are seen where they agree.
+# The second line is thin and drawn over the first, so that both are visible if they agree.
 LINES: dict[str, dict[str, Any]] = {
     "fastrnn": {"color": "#f0653a", "linewidth": 4},
     "torch.nn": {"color": INK, "linewidth": 1.3, "dashes": (4, 3)},
@@ -155,7 +155,7 @@ THEME: dict[str, Any] = {
 
 
 def plot(path: Path, results: Sequence[Result]) -> None:
-    """One row a result: loss, accuracy and, where two implementations were trained, their times."""
+    """A table with a row for each result: loss, accuracy, and times if both were trained."""
     matplotlib, figure = require("matplotlib"), require("matplotlib.figure")
     with matplotlib.rc_context(THEME):
         page = figure.Figure(figsize=(13, 4.3 * len(results)), layout="constrained")
@@ -233,7 +233,7 @@ def table(results: Iterable[Result]) -> str:
 
 
 def exit_status(results: Iterable[Result]) -> int:
-    """Where round-off alone may differ, more than that is a failure."""
+    """The exit status: a failure if losses differ where only round-off may differ."""
     status = 0
     for result in results:
         if result.compared and result.comparison.disagrees:

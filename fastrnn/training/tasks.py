@@ -42,7 +42,7 @@ class Sequences(Dataset["Sequences"]):
 
 @dataclass(frozen=True)
 class Task:
-    """What to train on, and what to measure the accuracy on."""
+    """Samples for training, and samples for measuring the accuracy."""
 
     train: Sequences
     test: Sequences
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def measured(self) -> Sequences:
-        """What the accuracy is measured on after each epoch; no test set if there is a choice."""
+        """The samples for the accuracy after each epoch: validation samples if there are any."""
         return self.test if self.validation is None else self.validation
 
     @property

@@ -115,7 +115,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Both data sets, and the tutorial once more in the precision where the losses must agree."""
+    """Run both data sets, then the tutorial in a precision in which the losses must agree."""
     require("sktime.datasets")  # The second data set needs it: say so before training.
     shown = [config_for(data) for data in DEFAULTS]
     results = []
@@ -129,7 +129,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def print_line(text: str) -> None:
-    print(text, flush=True)  # A reader at the other end of a pipe sees it at once.
+    print(text, flush=True)  # flushed, so that the reader of a pipe sees it at once
 
 
 def silent(text: str) -> None:

@@ -46,7 +46,7 @@ Space = dict[str, dict[str, Any]]
 
 
 def read_space(path: Path) -> Space:
-    """Each option's distribution, as Optuna has it; every error names file and table."""
+    """Read each option's Optuna distribution; every error names the file and the table."""
     distributions = require("optuna.distributions", "tune")
     space: Space = read_toml(path, "--space")
     names = {field.name for field in fields(Config)} - FIXED
@@ -94,7 +94,7 @@ def suggest(trial: Any, space: Space) -> None:
 
 
 def in_order(space: Space) -> Space:
-    """The number of layers first: dropout depends on it."""
+    """Order the options: the number of layers comes first, since dropout depends on it."""
     return dict(sorted(space.items(), key=lambda item: item[0] != "num_layers"))
 
 
@@ -117,7 +117,7 @@ def run_epochs(config: Config, report: Callable[[int, float], None]) -> float:
 
 
 def search(study: Any, args: argparse.Namespace, space: Space, options: Mapping[str, Any]) -> None:
-    """Trials in this process, until the study has as many as were asked for."""
+    """Run trials in this process until the study has the number asked for."""
     optuna = require("optuna", "tune")
 
     def objective(trial: Any) -> float:
@@ -148,7 +148,7 @@ def search(study: Any, args: argparse.Namespace, space: Space, options: Mapping[
 def search_with_ray(
     study: Any, args: argparse.Namespace, space: Space, options: Mapping[str, Any]
 ) -> None:
-    """The same trials on the workers of a Ray cluster, kept in the same study."""
+    """Run the trials on the workers of a Ray cluster, and keep them in the same study."""
     ray, tune = require("ray", "ray"), require("ray.tune", "ray")
     schedulers = require("ray.tune.schedulers", "ray")
     optuna_search = require("ray.tune.search.optuna", "ray").OptunaSearch
@@ -297,7 +297,7 @@ def draw(study: Any, folder: Path) -> None:
 
 
 def write_config(path: Path, config: Config) -> None:
-    """Options that `train --config` takes; what is off is left out."""
+    """The options for `train --config`; those that are off are left out."""
     default = {field.name: field.default for field in fields(Config)}
     changed = {n: v for n, v in asdict(config).items() if v is not None and v != default[n]}
     if config.data not in DEFAULTS:

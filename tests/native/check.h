@@ -37,7 +37,7 @@ inline void fork_threads(int64_t parts, const std::function<void(int64_t, int64_
   for (std::thread& thread : threads) thread.join();
 }
 
-// Of this architecture, the sets that run here; the others are named.
+// Returns this architecture's instruction sets that run here, and names the others.
 inline std::vector<const cpu::InstructionSet*> instruction_sets() {
   const std::vector<const cpu::InstructionSet*> built{
 #if defined(__x86_64__)

@@ -63,7 +63,7 @@ std::vector<S> cast(const Values& values) {
   return out;
 }
 
-// Of what is differentiated.
+// Casts values that are differentiated: duals get a direction as their tangents.
 template <class S>
 std::vector<S> cast_along(const Values& values) {
   std::vector<S> out = cast<S>(values);

@@ -60,7 +60,7 @@ class Part:
 
 @dataclass
 class Outcome:
-    """What became of a part."""
+    """The outcome of a part."""
 
     verb: str
     name: str
@@ -76,7 +76,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the parts depend on."""
+    """The machine's properties on which the parts depend."""
 
     gpu: bool
     arch: str  # 9.0
@@ -167,7 +167,7 @@ PARTS = {"first": first_parts, "tests": test_parts, "profile": profile_parts}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a part with everything that it started, also what ignores a polite word."""
+    """End a part with everything that it started, by SIGKILL if SIGTERM does not end it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -226,7 +226,7 @@ def outcome_of(code: int) -> str:
 def run_part(
     verb: str, part: Part, machine: Machine, args: argparse.Namespace, left: float
 ) -> Outcome:
-    """Run a part, or say why not."""
+    """Run a part, or record why it cannot run."""
     substitute = args.part.get(part.name, "")
     command = substitute or part.command
     dry = part.needs_gpu and not machine.gpu and not substitute

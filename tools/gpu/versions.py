@@ -20,7 +20,7 @@ PACKAGES = ("pytest", "numpy", "hypothesis", "expecttest", "mpmath", "rich", "ma
 
 
 def first_line(*command: str, containing: str = "") -> str:
-    """The first line that a program prints, or why it cannot be asked."""
+    """The first line that a program prints, or why there is none."""
     if not shutil.which(command[0]):
         return "not found"
     try:

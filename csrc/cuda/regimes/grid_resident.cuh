@@ -1,31 +1,31 @@
-// Grid-resident: W_hh is spread over blocks by hidden units and stays in registers; states travel through L2.
+// Grid-resident: W_hh is split by hidden units over blocks and stays in registers; blocks exchange states through L2.
 //
-// The exchange buffer has a slot a step, filled with kNotYet beforehand, and every word proves its own arrival: a
-// consumer polls the very words it multiplies. So a step costs one trip through L2, no fence, no flag and no grid-wide
-// barrier, and no slot is written twice. Each warp of a block multiplies a slice of the depth alone; the warps' partial
-// products meet in shared memory, behind the only barrier of a step.
+// The exchange buffer has one slot per step, filled with kNotYet before the launch, and no slot is written twice. A
+// block polls the very words that it multiplies until none is kNotYet, so a step costs one trip through L2, without a
+// fence, a flag or a grid-wide barrier. Each warp of a block multiplies its own slice of the depth; the partial
+// products of the warps are summed through shared memory, behind the only barrier of a step.
 #pragma once
 
 #include "cuda/step.cuh"
 
 namespace fastrnn::cuda {
 
-constexpr uint32_t kWatchdogTicks = 20'000;  // of 2^20 ns
+constexpr uint32_t kWatchdogTicks = 20'000;  // of 2^20 ns, about 1 ms: 21 seconds
 
-// A word proves its own arrival and nothing else's: neither order nor fence, nor a clobber of other memory.
+// A relaxed load suffices, without a fence or a "memory" clobber: each word shows only that it has itself arrived.
 FASTRNN_DEVICE uint4 load_relaxed(const uint32_t* words) {
-  uint4 found;
+  uint4 loaded;
   asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
+               : "=r"(loaded.x), "=r"(loaded.y), "=r"(loaded.z), "=r"(loaded.w)
                : "l"(words));
-  return found;
+  return loaded;
 }
 
 FASTRNN_DEVICE void store_relaxed(uint32_t* word, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value));
 }
 
-// Else the addresses of every item and gate are computed once for all steps, in registers that weights need.
+// Hides `unit` from the optimizer, which would hoist the addresses of all items and gates into the weights' registers.
 FASTRNN_DEVICE void keep_apart(int& unit) { asm volatile("" : "+r"(unit)); }
 
 FASTRNN_DEVICE uint32_t ticks() {
@@ -34,8 +34,8 @@ FASTRNN_DEVICE uint32_t ticks() {
   return static_cast<uint32_t>(now >> 20);
 }
 
-// A block waits for others that run beside it, which a cooperative launch grants. If one of them is lost all the same,
-// an error is better than a frozen GPU.
+// A cooperative launch guarantees that the blocks for which a block waits run at the same time. If one is lost anyway,
+// the watchdog traps: an error is better than a GPU that hangs.
 struct Watchdog {
   uint32_t since = 0;
 
@@ -43,35 +43,35 @@ struct Watchdog {
     const uint32_t now = ticks();
     if (since == 0) since = now;
     // mutant: nap
-    if (now == since) return;  // what comes at all comes long before a tick has passed
+    if (now == since) return;  // data normally arrives within one tick; sleep only after that
     if (now - since > kWatchdogTicks) __trap();
     __nanosleep(100);
   }
 };
 
-// One block's part of the walk's products: kTiles tiles of 16 rows, over all of the depth.
+// A block's part of the recurrent product: kTiles tiles of 16 rows of weights, with the depth divided among the warps.
 template <Precision kPrecision, int kTiles>
 struct GridProduct {
   using Tile = cuda::Tile<kPrecision>;
   static constexpr int kPairs = pairs_a_warp(kPrecision, kTiles);
-  // Column tiles multiplied at once: as many as there are registers for what arrives.
+  // Column tiles multiplied at once; registers for the words that arrive limit them.
   static constexpr int kColumnTiles = Tile::kTensorCores && kPairs <= 5 ? 2 : 1;
-  // Partial products of a column tile, by warp, tile and value.
+  // A column tile's partial products: [warp][tile][value][lane].
   static constexpr int kPartFloats = kWarps * kTiles * 4 * kLanes;
 
   typename Tile::Weights weights[kTiles][kPairs];
   int first_pair, pairs;  // of this warp
-  bool odd;               // the very last k-step has no producer
-  float* parts;           // [2][column tiles][kPartFloats], every other step
+  bool odd;               // the second k-step of this warp's last pair is padding, which no block writes
+  float* parts;           // [step % 2][column tiles][kPartFloats]
 
   // weight(tile, row of the tile, k)
   template <class Weight>
   FASTRNN_DEVICE GridProduct(int groups, float* shared, Weight&& weight) : parts(shared) {
-    const int steps = groups * kGroupWords<kPrecision> / 8, all = (steps + 1) / 2;
-    const int each = (all + kWarps - 1) / kWarps, warp = threadIdx.x / kLanes;
-    first_pair = warp * each;
-    pairs = min(each, max(0, all - first_pair));
-    odd = steps % 2 && first_pair + pairs == all;
+    const int steps = groups * kGroupWords<kPrecision> / 8, all_pairs = (steps + 1) / 2;
+    const int slice = (all_pairs + kWarps - 1) / kWarps, warp = threadIdx.x / kLanes;
+    first_pair = warp * slice;
+    pairs = min(slice, max(0, all_pairs - first_pair));
+    odd = steps % 2 && first_pair + pairs == all_pairs;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
@@ -100,16 +100,16 @@ struct GridProduct {
         float* to = part(parity, column_tiles, first + column) + threadIdx.x / kLanes * kTiles * 4 * kLanes;
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          float mine[4];
-          Tile::finish(sums[column][tile], mine);
+          float values[4];
+          Tile::finish(sums[column][tile], values);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) to[(tile * 4 + i) * kLanes + threadIdx.x % kLanes] = mine[i];
+          for (int i = 0; i < 4; ++i) to[(tile * 4 + i) * kLanes + threadIdx.x % kLanes] = values[i];
         }
       }
     }
   }
 
-  // Value i of this lane's place in a tile, over all of the depth.
+  // Sums value i of this lane in a tile over all warps, and so over the whole depth.
   FASTRNN_DEVICE float sum(int parity, int column_tiles, int column_tile, int tile, int i) const {
     const float* from = part(parity, column_tiles, column_tile) + (tile * 4 + i) * kLanes + threadIdx.x % kLanes;
     float total = 0;
@@ -124,7 +124,7 @@ struct GridProduct {
     return words.x != kNotYet && words.y != kNotYet && (half || (words.z != kNotYet && words.w != kNotYet));
   }
 
-  // Everything this warp needs is asked for at once; only what had not arrived is asked for again.
+  // Loads all that this warp needs at once, then loads again only what had not arrived.
   FASTRNN_DEVICE void multiply_all(const uint32_t* slot, int tile_words, int column_tiles, int first,
                                    typename Tile::Sums (&sums)[kColumnTiles][kTiles]) const {
     uint4 states[kColumnTiles][kPairs];
@@ -151,7 +151,7 @@ struct GridProduct {
       // mutant: nap
       if (waiting) watchdog.poll();
     }
-    __syncwarp();  // lanes leave the loop apart, and a matrix instruction is the whole warp's
+    __syncwarp();  // lanes leave the loop at different times; a matrix instruction needs all of them
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       if (pair >= pairs) break;
@@ -167,7 +167,7 @@ struct GridProduct {
     }
   }
 
-  // Without tensor cores a lane reads eight vectors a pair, which are too many registers to ask for all at once.
+  // Without tensor cores a lane reads eight vectors per pair: all pairs at once would take too many registers.
   FASTRNN_DEVICE void multiply_by_pairs(const uint32_t* slot, typename Tile::Sums (&sums)[kTiles]) const {
     Watchdog watchdog;
 #pragma unroll
@@ -193,19 +193,19 @@ struct GridProduct {
   }
 };
 
-// Which cells a thread computes: those of one unit, and of the same column of some column tiles. The cells of a column
-// tile are dealt to kShares warps, each of which takes the values `share` of the accumulator's four.
+// The cells that a thread computes: one unit, in the same column of up to kItems column tiles. kShares warps divide the
+// cells of a column tile; GateRows::value_of() tells which of the accumulator's four values belong to a warp's share.
 template <int kUnits>
 struct Ownership {
   static constexpr int kShares = kUnits / 4;  // 16 units: 4 warps a column tile; 8: 2
   static constexpr int kTilesAtOnce = kWarps / kShares;
   static constexpr int kItems = 2;
-  static constexpr int kColumnTiles = kItems * kTilesAtOnce;  // of a block at most
+  static constexpr int kColumnTiles = kItems * kTilesAtOnce;  // at most, for each block
 
   int share, first_tile, unit, column;  // unit of the block, column of a tile
 
   FASTRNN_DEVICE Ownership() {
-    const auto [g, j] = Lane::mine();
+    const auto [g, j] = Lane::current();
     const int warp = threadIdx.x / kLanes;
     share = warp % kShares;
     first_tile = warp / kShares;
@@ -215,7 +215,8 @@ struct Ownership {
   FASTRNN_DEVICE int tile(int item) const { return first_tile + item * kTilesAtOnce; }
 };
 
-// The rows of a block's weights. 16 units: a tile is a gate. 8 units: a tile is two gates, of 8 rows each.
+// Maps the rows of a block's weight tiles to gates and units. With 16 units a tile holds one gate; with 8 units it
+// holds two gates of 8 rows each.
 template <int kUnits, int kGates>
 struct GateRows {
   static constexpr int kTiles = kUnits == 16 ? kGates : (kGates + 1) / 2;
@@ -225,7 +226,7 @@ struct GateRows {
   FASTRNN_DEVICE static int value_of(int gate, int share) { return kUnits == 16 ? share : share + gate % 2 * 2; }
 };
 
-// How a launch is cut.
+// How a launch divides units and samples among its blocks.
 struct GridArguments {
   int unit_blocks;
   int columns;         // of a block
@@ -233,13 +234,13 @@ struct GridArguments {
   uint32_t* exchange;  // [column blocks][slots][column tiles][words]
 };
 
-// The part of a grid that a block is.
+// The units and columns of one block, and its part of the exchange buffer.
 template <int kUnits>
 struct BlockPlace {
   int first_unit, first_column;
   int column_tiles;
-  int tile_words, slot_words;  // of the exchange: a column tile, a step of this block's columns
-  uint32_t* exchange;          // of this block's columns
+  int tile_words, slot_words;  // in the exchange buffer: of a column tile, of a step
+  uint32_t* exchange;          // [slots][slot_words], shared by the blocks of these columns
 
   FASTRNN_DEVICE BlockPlace(const GridArguments& grid, int64_t depth) {
     first_unit = static_cast<int>(blockIdx.x) % grid.unit_blocks * kUnits;
@@ -271,24 +272,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     return gate < Cell::kGates && unit < H && k < H ? load<S>(scan.weights.hh(gate * H + unit, k)) : 0.f;
   });
 
-  const Ownership<kUnits> mine;
-  int unit = place.first_unit + mine.unit;
-  const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
+  const Ownership<kUnits> owned;
+  int unit = place.first_unit + owned.unit;
+  const auto sample = [&](int item) { return place.first_column + owned.tile(item) * kTileColumns + owned.column; };
   const Bias<Cell, S> bias(scan, unit);
   ForwardInputs<Cell, S> inputs[kItems];
   UnitState<S> state[kItems];
 
   const auto send = [&](int slot, int item) {
-    uint32_t* words = place.slot(slot) + mine.tile(item) * place.tile_words;
+    uint32_t* words = place.slot(slot) + owned.tile(item) * place.tile_words;
     publish<kPrecision>(state[item].h, unit % kGroupUnits, [&](int word, uint32_t bits) {
       const int depth = unit / kGroupUnits * kGroupWords<kPrecision> + word;
-      store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
+      store_relaxed(words + Product::Tile::word_index(depth, owned.column), bits);
     });
   };
 
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    if (mine.tile(item) >= place.column_tiles) break;
+    if (owned.tile(item) >= place.column_tiles) break;
     state[item] = enter<Cell>(chunk, sample(item), unit);
     inputs[item].fetch(chunk, chunk.first, sample(item), unit);
     send(0, item);
@@ -300,12 +301,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
-      if (mine.tile(item) >= place.column_tiles) break;
+      if (owned.tile(item) >= place.column_tiles) break;
       float gh[Cell::kGates];
 #pragma unroll
       for (int gate = 0; gate < Cell::kGates; ++gate)
-        gh[gate] = product.sum(step % 2, place.column_tiles, mine.tile(item), Rows::tile_of(gate),
-                               Rows::value_of(gate, mine.share));
+        gh[gate] = product.sum(step % 2, place.column_tiles, owned.tile(item), Rows::tile_of(gate),
+                               Rows::value_of(gate, owned.share));
       advance(chunk, chunk.first + step, sample(item), unit, inputs[item], bias, gh, state[item]);
       if (step + 1 < steps) send(step + 1, item);
       inputs[item].fetch(chunk, chunk.first + step + 1, sample(item), unit);
@@ -313,14 +314,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    if (mine.tile(item) >= place.column_tiles) break;
+    if (owned.tile(item) >= place.column_tiles) break;
     leave<Cell>(chunk, sample(item), unit, state[item]);
   }
 #endif
 }
 
-// Backward, a block owns 16 units' columns of W_hh: what enters the step before is a sum over all gates, local and
-// without atomics. What travels is d_gh.
+// A block owns the columns of W_hh of 16 units, so it sums the gradient of their h over all gates locally, without
+// atomics. Blocks exchange d_gh.
 template <class Cell, class S, Precision kPrecision>
 __global__ void __launch_bounds__(kThreads, 1)
     grid_backward(const __grid_constant__ BackwardChunk<S> chunk, const __grid_constant__ GridArguments grid) {
@@ -339,16 +340,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     return gate < Cell::kGates && from < H && to < H ? load<S>(scan.weights.hh(gate * H + from, to)) : 0.f;
   });
 
-  const Ownership<kUnits> mine;
-  int unit = place.first_unit + mine.unit;
-  const auto sample = [&](int item) { return place.first_column + mine.tile(item) * kTileColumns + mine.column; };
+  const Ownership<kUnits> owned;
+  int unit = place.first_unit + owned.unit;
+  const auto sample = [&](int item) { return place.first_column + owned.tile(item) * kTileColumns + owned.column; };
   BackwardInputs<Cell, S> inputs[kItems];
   UnitState<S> d_state[kItems];
-  uint32_t ran = 0;  // a bit an item
+  uint32_t ran = 0;  // bit i: the sample of item i ran this step
   const int steps = static_cast<int>(chunk.steps);
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    if (mine.tile(item) >= place.column_tiles) break;
+    if (owned.tile(item) >= place.column_tiles) break;
     d_state[item] = enter<Cell>(chunk, sample(item), unit);
     inputs[item].fetch(chunk, chunk.first + steps - 1, sample(item), unit);
   }
@@ -356,17 +357,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     keep_apart(unit);
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
-      if (mine.tile(item) >= place.column_tiles) break;
+      if (owned.tile(item) >= place.column_tiles) break;
       float d_gh[Cell::kGates];
       retreat(chunk, chunk.first + steps - 1 - step, sample(item), unit, inputs[item], d_state[item], d_gh);
       ran = inputs[item].runs ? ran | 1u << item : ran & ~(1u << item);
-      uint32_t* words = place.slot(step) + mine.tile(item) * place.tile_words;
+      uint32_t* words = place.slot(step) + owned.tile(item) * place.tile_words;
 #pragma unroll
       for (int gate = 0; gate < Cell::kGates; ++gate)
-        publish<kPrecision>(d_gh[gate], mine.unit, [&](int word, uint32_t bits) {
+        publish<kPrecision>(d_gh[gate], owned.unit, [&](int word, uint32_t bits) {
           const int group = gate * groups + place.first_unit / kGroupUnits;
           const int depth = group * kGroupWords<kPrecision> + word;
-          store_relaxed(words + Product::Tile::word_index(depth, mine.column), bits);
+          store_relaxed(words + Product::Tile::word_index(depth, owned.column), bits);
         });
       inputs[item].fetch(chunk, chunk.first + steps - step - 2, sample(item), unit);
     }
@@ -374,14 +375,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
-      if (mine.tile(item) >= place.column_tiles) break;
-      const float through_gh = product.sum(step % 2, place.column_tiles, mine.tile(item), 0, mine.share);
-      if (ran >> item & 1) d_state[item].h += through_gh;  // 0 * NaN is no gradient of a sample that waits
+      if (owned.tile(item) >= place.column_tiles) break;
+      const float through_gh = product.sum(step % 2, place.column_tiles, owned.tile(item), 0, owned.share);
+      if (ran >> item & 1) d_state[item].h += through_gh;  // skips idle samples: 0 * NaN is NaN
     }
   }
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    if (mine.tile(item) >= place.column_tiles) break;
+    if (owned.tile(item) >= place.column_tiles) break;
     leave<Cell>(chunk, sample(item), unit, d_state[item]);
   }
 #endif

@@ -1,7 +1,8 @@
-// Stepwise: a product and a cell kernel a step, for what no block can keep. And, for every regime, what has no
-// recurrence in it: the states a walk begins and ends with, and what backward prepares and sums over all steps at once.
+// Stepwise: one product and one cell kernel per step, for scans that the resident regimes cannot run. Every regime also
+// uses this file's work outside the recurrence: the states at the ends of a walk, and what backward prepares and sums
+// over all steps of a chunk at once.
 //
-// All are the same kernel, a thread an element, over a function object that says what it reads and writes.
+// All but column_sums are one kernel, each(), which calls a function object with the index of each element.
 #pragma once
 
 #include "cuda/step.cuh"
@@ -16,7 +17,7 @@ __global__ void __launch_bounds__(256) each(int64_t count, const __grid_constant
 
 // --- the ends of a walk ------------------------------------------------------------------------------
 
-// The state before the first step. Element [n, i] of a matrix `width` wide.
+// The state that enters the first step: the initial one, or the reset state. Element [n, i] of [N, width].
 template <class S>
 struct BeginForward {
   ScanParams<S> scan;
@@ -30,7 +31,7 @@ struct BeginForward {
   }
 };
 
-// A matrix from or to the type it is computed in.
+// Read converts a strided matrix to a dense one of the accumulation type, and Write converts it back.
 template <class S>
 struct Read {
   Matrix<const S> from;
@@ -46,7 +47,7 @@ struct Write {
   FASTRNN_DEVICE void operator()(int64_t at) const { to(at / width, at % width) = store<S>(from[at]); }
 };
 
-// The gradient of the initial state, from that of the state that entered the first step.
+// The gradient of the initial state; a reset at the first step takes it for the reset state instead.
 template <class S>
 struct FinishBackward {
   ScanParams<S> scan;
@@ -65,8 +66,8 @@ struct FinishBackward {
 
 // --- a step ------------------------------------------------------------------------------------------
 
-// Element [n, unit]. `entering` is what the next step's product multiplies. With a projection `entering` is o *
-// tanh(c), H wide, and Project does the rest.
+// Element [n, unit] of a step. `entering` receives the h that the next product multiplies; with a projection it
+// receives o * tanh(c), which W_hr multiplies before Project stores h.
 template <class Cell, class S>
 struct ForwardCell {
   ForwardChunk<S> chunk;
@@ -92,7 +93,7 @@ struct ForwardCell {
   }
 };
 
-// Element [n, r] of h = W_hr (o tanh c).
+// Stores element [n, r] of h = W_hr (o tanh c), which is `product`.
 template <class S>
 struct Project {
   ForwardChunk<S> chunk;
@@ -113,8 +114,8 @@ struct Project {
   }
 };
 
-// The gradient of h: chunk.h, and the product of W_hh with d_gh of the step after it, where a sample ran that one, as
-// 0 * NaN is no gradient of a sample that waits. Null: no step of this chunk comes after.
+// The gradient of h: chunk.h plus through_gh, the product of W_hh with d_gh of the following step. The sum skips
+// samples that did not run that step: 0 * NaN would poison their gradient. Null: this chunk has no following step.
 template <class S>
 FASTRNN_DEVICE Accumulate<S> with_product(const BackwardChunk<S>& chunk, const Accumulate<S>* through_gh,
                                           int64_t walked, int64_t n, int64_t at) {
@@ -122,7 +123,7 @@ FASTRNN_DEVICE Accumulate<S> with_product(const BackwardChunk<S>& chunk, const A
   return through_gh && schedule.runs(schedule.step(walked + 1), n) ? chunk.h[at] + through_gh[at] : chunk.h[at];
 }
 
-// Element [n, unit]. Leaves in chunk.h what does not flow through gh.
+// Element [n, unit] of a step. chunk.h gets the gradient without the part through gh, which with_product() adds.
 template <class Cell, class S>
 struct BackwardCell {
   BackwardChunk<S> chunk;
@@ -148,7 +149,8 @@ struct BackwardCell {
   }
 };
 
-// Element [n, r] of the gradient of a projected h: all of it goes to W_hr.
+// Element [n, r] of the gradient of a projected h. If the sample runs, all of it flows into the projection and chunk.h
+// keeps 0.
 template <class S>
 struct ProjectBackward {
   BackwardChunk<S> chunk;
@@ -174,7 +176,7 @@ struct ProjectBackward {
   }
 };
 
-// Element [n, r]. chunk.h is the gradient of the state that enters the chunk.
+// Element [n, r]. Completes chunk.h, the gradient of the state that enters the chunk, by the first step's product.
 template <class S>
 struct AddProduct {
   BackwardChunk<S> chunk;
@@ -187,7 +189,7 @@ struct AddProduct {
 
 // --- over all steps of a chunk -------------------------------------------------------------------------
 
-// A step of a sample and a column of it: element [walked step, n, column] of a chunk's buffer.
+// Splits an element's index [walked step, n, column] into step, sample and column.
 template <class S>
 struct Place {
   int64_t t, n, column;
@@ -226,7 +228,8 @@ struct PreviousStates {
   }
 };
 
-// x, 0 where a sample does not run: 0 * NaN of a padding is no gradient of a weight. Element [walked step, n, i].
+// Copies x, with 0 where a sample does not run: NaN in padding would reach the gradient of W_ih as 0 * NaN. Element
+// [walked step, n, i].
 template <class S>
 struct GatherInput {
   Chunk<S> chunk;
@@ -240,7 +243,7 @@ struct GatherInput {
   }
 };
 
-// The gradient of x, from the chunk's rows to those of a packed or jagged sequence. Element [walked step, n, i].
+// Copies the gradient of x from the chunk's rows to a packed or jagged sequence. Element [walked step, n, i].
 template <class S>
 struct ScatterInputGradient {
   BackwardChunk<S> chunk;
@@ -255,7 +258,7 @@ struct ScatterInputGradient {
   }
 };
 
-// Gates that were not saved. Element [walked step, n, unit].
+// Recomputes the gates that forward did not save. Element [walked step, n, unit].
 template <class Cell, class S>
 struct RecomputeGates {
   Chunk<S> chunk;
@@ -286,7 +289,7 @@ struct RecomputeGates {
   }
 };
 
-// o * tanh(c) again, of which y holds the projection. Element [walked step, n, unit].
+// Recomputes o * tanh(c), since y holds only its projection. Element [walked step, n, unit].
 template <class Cell, class S>
 struct Outputs {
   BackwardChunk<S> chunk;
@@ -308,8 +311,8 @@ struct Outputs {
   }
 };
 
-// sums[group, column] += rows group, group + groups, ... of a matrix. A block sums 32 columns: 8 threads a column walk
-// rows of their own, and the first adds up, always in the same order.
+// Adds rows group, group + groups, ... of a matrix to sums[group]. A block sums 32 columns with 8 threads each; the
+// first of the 8 adds up their sums, always in the same order, so results are reproducible.
 constexpr int kSumRows = 8;
 
 template <class S>
