@@ -27,7 +27,7 @@ struct CellList {
   }
 };
 
-// A new cell is one file in cells/ and its name here.
+// A new cell is one file in cells/, which is included above, and its name in this list.
 using Cells = CellList<Elman<Tanh>, Elman<Relu>, Gru, Lstm>;
 
 }  // namespace fastrnn
