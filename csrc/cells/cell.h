@@ -56,4 +56,18 @@ concept CellOver =
       };
     };
 
+// What code that is compiled once for all cells knows of one: the constants above.
+struct CellTraits {
+  int gates;
+  int saved;
+  bool has_cell_state;
+  bool split_gate_gradients;
+  bool reads_previous_h;
+  bool reads_next_h;
+};
+
+template <class C>
+constexpr CellTraits kTraits = {C::kGates,          C::kSaved,     C::kHasCellState, C::kSplitGateGradients,
+                                C::kReadsPreviousH, C::kReadsNextH};
+
 }  // namespace fastrnn

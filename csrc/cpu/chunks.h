@@ -58,15 +58,14 @@ struct Part {
 };
 
 // What both directions know: sizes, row lengths of buffers, and how states are read and written.
-template <class Cell, class S>
+template <class S>
 struct Scan {
   using A = Accumulate<S>;
   using E = Operand<S>;  // what products read: inputs, h and gate gradients are kept in it
   using V = Vec<A>;
-  static_assert(CellOver<Cell, V>);
-  static constexpr int kGates = Cell::kGates;
 
   const ScanParams<S>& p;
+  const CellTraits& cell;
   const Team& team;
   const Schedule& schedule = p.schedule;
   const int64_t I = p.input_size;
@@ -83,21 +82,21 @@ struct Scan {
   const int64_t r_row = row_length<E>(R);
 
   // Lengths of rows of input products, and of gate gradients.
-  int64_t gx_row() const { return row_length<A>(kGates * round_up_to_vec<A>(H)); }
-  int64_t gate_row() const { return row_length<E>(kGates * H); }
+  int64_t gx_row() const { return row_length<A>(cell.gates * round_up_to_vec<A>(H)); }
+  int64_t gate_row() const { return row_length<E>(cell.gates * H); }
 
   int64_t forward_chunk() const {
     return chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A), kLeastForwardRows,
                        (N + team.threads() - 1) / team.threads(), schedule.T);
   }
   int64_t backward_chunk(bool grouped) const {
-    const int64_t row = i_row + r_row + (1 + Cell::kSplitGateGradients) * gate_row() + projected * (h_row + r_row);
+    const int64_t row = i_row + r_row + (1 + cell.split_gate_gradients) * gate_row() + projected * (h_row + r_row);
     return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
                        schedule.T);
   }
 
   cpu::Choice choice() const {
-    const PackedWeights<S, kGates> w_hh(H, R, {}, false);  // of which only sizes are asked
+    const PackedWeights<S> w_hh(cell.gates, H, R, {}, false);  // of which only sizes are asked
     return {.not_in_lanes = {},
             .packs = packs(),
             .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),

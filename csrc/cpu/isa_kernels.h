@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/backward_scan.h"
+#include "cpu/cell_update.h"
 #include "cpu/forward_scan.h"
 #include "cpu/isa_scans.h"
 #include "cpu/samples_in_lanes.h"
@@ -12,34 +13,46 @@
 #endif
 
 namespace fastrnn::FASTRNN_ISA {
+
+template <class S>
+const CellKernels<S>& cell_kernels(std::string_view cell) {
+  const CellKernels<S>* found = nullptr;
+  Cells::dispatch(cell, [&]<class Cell>() { found = &kCellKernels<Cell, S>; });
+  return *found;
+}
+
 #if !defined(FASTRNN_PAIRS)
 
 // Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
 void ScanKernels<S>::forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() {
-    if constexpr (!kDual<S>)
-      if (LaneScan<Cell, S>::unsuited(params).empty()) return LaneForward<Cell, S>(params, team).run();
-    ForwardScan<Cell, S>(params, team).run();
-  });
+  bool in_lanes = false;
+  if constexpr (!kDual<S>)
+    Cells::dispatch(cell, [&]<class Cell>() {
+      in_lanes = LaneScan<Cell, S>::unsuited(params).empty();
+      if (in_lanes) LaneForward<Cell, S>(params, team).run();
+    });
+  if (!in_lanes) ForwardScan<S>(params, cell_kernels<S>(cell), team).run();
 }
 
 template <class S>
 void ScanKernels<S>::backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
                               const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() {
-    if constexpr (!kDual<S>)
-      if (LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1)
-        return LaneBackward<Cell, S>(params, gradients, team).run();
-    BackwardScan<Cell, S>(params, gradients, team).run();
-  });
+  bool in_lanes = false;
+  if constexpr (!kDual<S>)
+    Cells::dispatch(cell, [&]<class Cell>() {
+      in_lanes =
+          LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1;
+      if (in_lanes) LaneBackward<Cell, S>(params, gradients, team).run();
+    });
+  if (!in_lanes) BackwardScan<S>(params, gradients, cell_kernels<S>(cell), team).run();
 }
 
 template <class S>
 cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
   cpu::Choice found;
   Cells::dispatch(cell, [&]<class Cell>() {
-    found = Scan<Cell, S>{params, team}.choice();
+    found = Scan<S>{params, kCellKernels<Cell, S>.cell, team}.choice();
     if constexpr (kDual<S>)
       found.not_in_lanes = "derivatives of gradients all take one way";
     else
@@ -60,7 +73,7 @@ inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, c
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
       unpaired.forward(cell, params, team);
     else
-      ForwardScan<Cell, BFloat16>(params, team).run();
+      ForwardScan<BFloat16>(params, kCellKernels<Cell, BFloat16>, team).run();
   });
 }
 
@@ -70,7 +83,7 @@ inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty() || gradients.groups > 1)
       unpaired.backward(cell, params, gradients, team);
     else
-      BackwardScan<Cell, BFloat16>(params, gradients, team).run();
+      BackwardScan<BFloat16>(params, gradients, kCellKernels<Cell, BFloat16>, team).run();
   });
 }
 
@@ -80,7 +93,7 @@ inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& par
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
       found = unpaired.choice(cell, params, team);
     else
-      found = Scan<Cell, BFloat16>{params, team}.choice();
+      found = Scan<BFloat16>{params, kCellKernels<Cell, BFloat16>.cell, team}.choice();
     found.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
   });
   return found;
