@@ -1,7 +1,9 @@
 // A cell's side of the seam (cpu/cell_kernels.h): its step over rows and vectors of units, forward and backward.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "cells/cell.h"
@@ -30,70 +32,83 @@ struct CellUpdate {
   static_assert(kMostGates <= kMaxVecs);
   static constexpr bool kHasC = Cell::kHasCellState;
   static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;
+  // Dual numbers take twice the registers, and twice as long to compile: their vectors go one by one.
+  static constexpr int kTogether = kDual<S> ? 1 : 2;
 
-  // As many rows or vectors lie side by side as hide their latency and fit the registers: two rows, two panels of a
-  // single row, or the vectors of a panel.
+  // A vector of a row's units and its products.
+  struct Place {
+    int64_t row;  // of the part
+    int64_t unit;
+    const A* gx;
+    const A* gh;
+  };
+
+  // As many vectors go side by side as hide their latency and fit the registers: those of a panel, or where it has but
+  // one, two rows of a panel or two panels of a single row. An odd one goes as both, which takes no code of its own.
   static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows) {
     const int64_t gx_row = scan.gx_row_;
     const A* const gx_rows = scan.gx_.get() + (rows.chunk_row + rows.first) * gx_row;
-    const A* gh = rows.gh;
-    int64_t panel = rows.panels.begin;
     if constexpr (kUnitVecs == 1) {
       constexpr int64_t kWidth = kGates * V::kWidth;
-      if (rows.count == 1)
-        for (; panel + 2 <= rows.panels.end; panel += 2, gh += 2 * kWidth)
-          forward<1, 2>(scan, rows, rows.first, panel * V::kWidth, gx_rows + panel * kWidth, gh);
-      for (; panel < rows.panels.end; ++panel) {
-        const A* gx = gx_rows + panel * kWidth;
-        int64_t i = 0;
-        for (; i + 2 <= rows.count; i += 2, gx += 2 * gx_row, gh += 2 * kWidth)
-          forward<2, 1>(scan, rows, rows.first + i, panel * V::kWidth, gx, gh);
-        if (i < rows.count) {
-          forward<1, 1>(scan, rows, rows.first + i, panel * V::kWidth, gx, gh);
-          gh += kWidth;
+      const bool across_panels = rows.count == 1;
+      const int64_t row_step = across_panels ? 0 : 1;
+      const int64_t unit_step = across_panels ? V::kWidth : 0;
+      const int64_t gx_step = across_panels ? kWidth : gx_row;
+      const int64_t steps = across_panels ? rows.panels.size() : rows.count;
+      const A* gh = rows.gh;
+      for (int64_t panel = rows.panels.begin; panel < (across_panels ? rows.panels.begin + 1 : rows.panels.end);
+           ++panel, gh += rows.count * kWidth) {
+        const auto place = [&](int64_t i) FASTRNN_LAMBDA {
+          return Place{rows.first + i * row_step, panel * V::kWidth + i * unit_step,
+                       gx_rows + panel * kWidth + i * gx_step, gh + i * kWidth};
+        };
+        for (int64_t i = 0; i < steps; i += kTogether) {
+          std::array<Place, kTogether> places;
+          for (int q = 0; q < kTogether; ++q) places[q] = place(std::min(i + q, steps - 1));
+          forward(scan, rows, places, V::kWidth);
         }
       }
     } else {
-      for (; panel < rows.panels.end; ++panel) {
+      const A* gh = rows.gh;
+      for (int64_t panel = rows.panels.begin; panel < rows.panels.end; ++panel) {
         const int64_t unit = scan.w_hh_.unit(panel);
         const A* gx = gx_rows + kGates * unit;
         with_constant<kUnitVecs>(scan.w_hh_.unit_vecs(panel), [&]<int kVecs>() FASTRNN_LAMBDA {
-          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += kGates * kVecs * V::kWidth)
-            forward<1, kVecs>(scan, rows, rows.first + i, unit, gx, gh);
+          constexpr int64_t kWidth = kVecs * V::kWidth;
+          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += kGates * kWidth) {
+            std::array<Place, kVecs> places;
+            for (int q = 0; q < kVecs; ++q)
+              places[q] = {rows.first + i, unit + q * V::kWidth, gx + q * V::kWidth, gh + q * V::kWidth};
+            forward(scan, rows, places, kWidth);
+          }
         });
       }
     }
   }
 
-  // kVecs vectors of units from `unit` on, for kRows rows of the part from the i-th on.
-  template <int kRows, int kVecs>
-  FASTRNN_FN static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows, int64_t i, int64_t unit, const A* gx,
-                                 const A* gh) {
-    using B = Bundle<V, kRows * kVecs>;
+  // The products of a unit's gates lie `gate` apart.
+  template <std::size_t kPlaces>
+  FASTRNN_FN static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows,
+                                 const std::array<Place, kPlaces>& places, int64_t gate) {
+    using B = Bundle<V, static_cast<int>(kPlaces)>;
+    constexpr int kVecs = static_cast<int>(kPlaces);
     const ScanParams<S>& p = scan.p;
-    const int64_t H = scan.H, gx_row = scan.gx_row_, t = rows.t;
+    const int64_t H = scan.H, t = rows.t;
     const int64_t r_row = scan.r_row, r_sums = scan.r_sums, h_row = scan.h_row, h_sums = scan.h_sums;
     A* const c = scan.c_.get();
     A* const sums = scan.h_sums_.get();
     E* const h_next = scan.projected ? scan.unprojected_.get() : rows.h_next;
     const int64_t h_next_row = scan.projected ? h_row : r_row;
-    int64_t row[kRows], sample[kRows];
-    for (int j = 0; j < kRows; ++j) {
-      row[j] = rows.part.row(i + j);
-      sample[j] = scan.schedule.sample(row[j]);
+    int64_t row[kVecs], sample[kVecs];
+    for (int q = 0; q < kVecs; ++q) {
+      row[q] = rows.part.row(places[q].row);
+      sample[q] = scan.schedule.sample(row[q]);
     }
-    // Part q of a bundle is vector q % kVecs of row q / kVecs.
-    const auto offset = [&](int q, int64_t stride)
-                            FASTRNN_LAMBDA { return row[q / kVecs] * stride + unit + q % kVecs * V::kWidth; };
+    const auto offset = [&](int q, int64_t stride) FASTRNN_LAMBDA { return row[q] * stride + places[q].unit; };
     std::array<B, kGates> x_products, h_products;
     for (int g = 0; g < kGates; ++g) {
-      // Vectors of different panels lie all gates apart.
-      const auto at = [g](int q, int64_t stride) FASTRNN_LAMBDA {
-        const int vec = kUnitVecs == 1 ? q % kVecs * kGates + g : g * kVecs + q % kVecs;
-        return q / kVecs * stride + vec * V::kWidth;
-      };
-      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gx + at(q, gx_row)); });
-      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gh + at(q, kGates * kVecs * V::kWidth)); });
+      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gx + g * gate); });
+      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gh + g * gate); });
     }
     State<B> state;
     if constexpr (kKeepsSums)
@@ -107,13 +122,13 @@ struct CellUpdate {
     // The next step's lines are fetched meanwhile: they are far away, and a store to one would wait for it.
     const int64_t next = scan.schedule.next(t);
     const auto store = [&]<class T>(const B& values, const Sequence<T>& to, int64_t column) FASTRNN_LAMBDA {
-      for (int q = 0; q < kRows * kVecs; ++q) {
-        const int64_t first = unit + q % kVecs * V::kWidth;
-        store_as<T>(values.part[q], to.row(t, sample[q / kVecs]) + column + first, H - first);
-        __builtin_prefetch(to.row(next, sample[q / kVecs]) + column + first, 1);
+      for (int q = 0; q < kVecs; ++q) {
+        const int64_t first = places[q].unit;
+        store_as<T>(values.part[q], to.row(t, sample[q]) + column + first, H - first);
+        __builtin_prefetch(to.row(next, sample[q]) + column + first, 1);
       }
     };
-    for (int q = 0; q < kRows * kVecs; ++q) {
+    for (int q = 0; q < kVecs; ++q) {
       store_as(state.h.part[q], h_next + offset(q, h_next_row), V::kWidth);
       if constexpr (kKeepsSums) state.h.part[q].store(sums + offset(q, r_sums));
       if constexpr (kHasC) state.c.part[q].store(c + offset(q, h_sums));
