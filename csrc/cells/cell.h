@@ -56,7 +56,7 @@ concept CellOver =
       };
     };
 
-// What code that is compiled once for all cells knows of one: the constants above.
+// Code that is compiled once for all cells knows the constants of one by these values.
 struct CellTraits {
   int gates;
   int saved;

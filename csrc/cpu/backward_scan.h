@@ -1,5 +1,5 @@
-// The fused backward pass on CPU: for each chunk, from the last to the first, the steps give the gate gradients, from
-// which dx and the weight gradients come while they are hot.
+// The fused backward pass on CPU takes the chunks from the last to the first: a chunk's steps give the gate gradients,
+// and dx and the weight gradients are computed from these while they are in cache.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +44,7 @@ class BackwardScan : Scan<S> {
   Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_sums : 0);
   Buffer<E> h_0_ = Buffer<E>(keeps_h ? N * r_row : 0);
   Buffer<A> c_0_ = Buffer<A>(has_c_ ? N * h_sums : 0);
-  // What a reset replaced the states by, and its gradients.
+  // A reset replaced the states by these, and they get the gradients.
   const int64_t resetting_ = schedule.reset ? N : 0;
   Buffer<E> reset_h_ = Buffer<E>(keeps_h ? resetting_ * r_row : 0);
   Buffer<A> reset_c_ = Buffer<A>(has_c_ ? resetting_ * h_sums : 0);
@@ -53,17 +53,17 @@ class BackwardScan : Scan<S> {
 
   const int64_t gate_row_ = this->gate_row();
   const int64_t chunk_steps_ = this->backward_chunk(grouped);
-  // The chunk's rows: what the weight gradients are made of.
+  // The chunk's rows, which the weight gradients are summed over.
   Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
   Buffer<E> d_gh_split_ = chunk_buffer<E>(split_ ? gate_row_ : 0);
   E* const d_gh_ = split_ ? d_gh_split_.get() : d_gx_.get();
   Buffer<E> x_ = chunk_buffer<E>(keeps_x ? i_row : 0);
-  Buffer<E> h_ = chunk_buffer<E>(keeps_h ? r_row : 0);                 // h before each step
+  Buffer<E> h_ = chunk_buffer<E>(keeps_h ? r_row : 0);                 // h before every step
   Buffer<E> unprojected_ = chunk_buffer<E>(d.weights.hr ? h_row : 0);  // h before W_hr
   Buffer<E> d_projected_ = chunk_buffer<E>(projected ? r_row : 0);     // d h after W_hr
   Buffer<A> dx_ = chunk_buffer<A>(d.x ? i_sums : 0);
 
-  // The same, of pairs of rows, where products are of pairs: on the right as they are, on the left as columns.
+  // The same rows in pairs, where a chip multiplies pairs: the right factors as rows, the left ones as columns.
   const int64_t pair_row_ = row_length<E>(padded_depth<E>(chunk_steps_ * N));
   Buffer<E> x_pairs_ = pair_buffer(d.weights.ih, i_row);
   Buffer<E> h_pairs_ = pair_buffer(d.weights.hh, r_row);
@@ -72,7 +72,7 @@ class BackwardScan : Scan<S> {
   Buffer<E> d_gh_pairs_ = Buffer<E>(kPaired<E> && d.weights.hh ? cell.gates * H * pair_row_ : 0);
   Buffer<E> d_projected_pairs_ = Buffer<E>(kPaired<E> && d.weights.hr ? R * pair_row_ : 0);
 
-  // For gates that were not saved.
+  // Gates that were not saved are computed again from these.
   PackedWeights<S> forward_ih_{cell.gates, recomputes ? H : 0, I, p.weights.ih, packs_};
   PackedWeights<S> forward_hh_{cell.gates, recomputes ? H : 0, R, p.weights.hh, packs_};
   Buffer<A> b_ih_ = Buffer<A>(forward_ih_.width());
@@ -82,7 +82,7 @@ class BackwardScan : Scan<S> {
   Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * cell.saved * H : 0);
   Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && has_c_ ? chunk_steps_ * N : 0);
 
-  // Rows of the weight gradients: of all groups, one after the other.
+  // The weight gradients have the rows of all groups, one group's after the other's.
   const int64_t dw_rows_ = d.groups * cell.gates * H;
   Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? dw_rows_ * i_sums : 0);
   Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? dw_rows_ * r_sums : 0);
@@ -177,10 +177,10 @@ class BackwardScan : Scan<S> {
     clear(d_reset_c_.get(), rows, h_sums);
   }
 
-  // Of the chunk's rows, those of time t.
+  // Returns how many of the chunk's rows belong to time t.
   int64_t chunk_rows(int64_t t) const { return grouped ? N : schedule.rows(t); }
 
-  // f(m, t, r) for the chunk's rows m in the range: row r of the batch at time t.
+  // Calls f(m, t, r) for the chunk's rows m in the range; row m is row r of the batch at time t.
   template <class F>
   void for_rows(Range steps, Range range, F&& f) const {
     int64_t first = 0;
@@ -192,7 +192,7 @@ class BackwardScan : Scan<S> {
     }
   }
 
-  // Copies of what the steps were computed from, with their padding cleared.
+  // Copies what the steps were computed from and clears the padding.
   void keep_operands(Range steps, Range range) {
     const auto copy = [](const Buffer<E>& buffer, int64_t m, int64_t row, auto* from, int64_t stride, int64_t columns) {
       gather(from, stride, buffer.get() + m * row, columns);
@@ -214,7 +214,7 @@ class BackwardScan : Scan<S> {
     });
   }
 
-  // Row m of the chunk, at which no sample runs.
+  // Clears row m of the chunk, at which no sample runs.
   void clear_row(int64_t m) {
     const auto clear = [m](const Buffer<E>& buffer, int64_t row) {
       if (buffer.get()) std::fill_n(buffer.get() + m * row, row, E{});
@@ -225,17 +225,17 @@ class BackwardScan : Scan<S> {
     clear(d_gh_split_, gate_row_);
     clear(unprojected_, h_row);
     clear(d_projected_, r_row);
-    if (c_before_.get()) c_before_[m] = c_0_.get();  // any state: its gates are not used
+    if (c_before_.get()) c_before_[m] = c_0_.get();  // any state will do, as its gates are not used
   }
 
-  // Row r's cell state before time t.
+  // Returns row r's cell state before time t.
   const A* c_before(int64_t t, int64_t r) const {
     const int64_t before = schedule.previous(t);
     if (schedule.resets(t, r)) return reset_c_.get() + r * h_sums;
     return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_sums;
   }
 
-  // The gates of the chunk's rows in a range, as forward computed them: states before every step are known.
+  // Computes the gates of the chunk's rows in a range as forward did: the states before every step are known.
   void recompute_gates(Range range) {
     multiply(range.size(), x_.get() + range.begin * i_row, i_row, forward_ih_, {0, forward_ih_.panels()}, b_ih_.get(),
              gx_.get() + range.begin * gx_row_, gx_row_);
@@ -245,7 +245,7 @@ class BackwardScan : Scan<S> {
                    });
   }
 
-  // chunk_row: of the step's first row, in the chunk's buffers.
+  // The step's first row is chunk_row in the chunk's buffers.
   void step(const Team::Member& member, const Part& part, int64_t s, int64_t chunk_row) {
     const int64_t t = schedule.step(s);
     const int64_t rows = part.rows(schedule.rows(t));
@@ -276,7 +276,7 @@ class BackwardScan : Scan<S> {
       A* dh = dh_.get() + part.row(first + i) * r_sums + w_hh_.unit(panel);
       for (int64_t v = 0; v < vecs; ++v) {
         V sum = V::load(products);
-        if (!projected) sum = sum + V::load(dh);  // what the cell left: the path beside gh
+        if (!projected) sum = sum + V::load(dh);  // the cell left the gradient that does not flow through gh
         sum.store(dh);
         products += V::kWidth;
         dh += V::kWidth;
@@ -293,7 +293,7 @@ class BackwardScan : Scan<S> {
     }
   }
 
-  // From the gradient of the output to that of h before W_hr.
+  // Computes the gradient of h before W_hr from that of the output.
   void unproject(const Part& part, int64_t t, int64_t rows, int64_t chunk_row) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
@@ -318,12 +318,13 @@ class BackwardScan : Scan<S> {
     });
   }
 
-  // f(rows, group) for what this member owns of the `each` rows that a weight's gradient has in every group.
+  // Calls f(rows, group) for this member's share of the rows that a weight's gradient has in every group.
   template <class F>
-  void for_groups(const Team::Member& member, int64_t each, F&& f) const {
-    const Range mine = member.share(d.groups * each);
-    for (int64_t g = mine.begin / std::max<int64_t>(1, each); g * each < mine.end; ++g) {
-      const Range rows{std::max<int64_t>(0, mine.begin - g * each), std::min(each, mine.end - g * each)};
+  void for_groups(const Team::Member& member, int64_t group_rows, F&& f) const {
+    const Range own = member.share(d.groups * group_rows);
+    for (int64_t g = own.begin / std::max<int64_t>(1, group_rows); g * group_rows < own.end; ++g) {
+      const Range rows{std::max<int64_t>(0, own.begin - g * group_rows),
+                       std::min(group_rows, own.end - g * group_rows)};
       if (rows.size() > 0) f(rows, g);
     }
   }
@@ -339,7 +340,7 @@ class BackwardScan : Scan<S> {
     const auto right = [](const Buffer<E>& from, const Buffer<E>& pairs, int64_t row) -> OuterFactor<E> {
       return {(kPaired<E> ? pairs : from).get(), row};
     };
-    // Sums over the chunk's rows m of a group: all of them, or those of each of its samples in turn.
+    // Sums run over the chunk's rows m of a group: over all of them, or over those of one sample after the other.
     const auto for_summands = [&](int64_t group, auto&& add) {
       if (!grouped) return add(0, 1, rows);
       for (int64_t r = 0; r < N; ++r)
@@ -378,7 +379,7 @@ class BackwardScan : Scan<S> {
       });
   }
 
-  // The right factors of the weight gradients, in pairs of rows.
+  // Lays out the right factors of the weight gradients in pairs of rows.
   void pair_operands(int64_t rows, const Team::Member& member) {
     if constexpr (kPaired<E>) {
       const Range pairs = member.share(padded_depth<E>(rows) / 2);
@@ -395,7 +396,7 @@ class BackwardScan : Scan<S> {
     }
   }
 
-  // What this member summed, and its share of the rows.
+  // Stores what this member summed, and its share of the rows.
   void store_results(const Team::Member& member) {
     const Range rows = member.share(N);
     for (int64_t r = rows.begin; r < rows.end; ++r) {

@@ -1,4 +1,4 @@
-// The fused forward pass on CPU: for each chunk all input products at once, then the steps.
+// The fused forward pass on CPU computes all input products of a chunk at once, and then walks its steps.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ class ForwardScan : Scan<S> {
 
   const CellKernels<S>& kernels_;
   const bool has_c_ = cell.has_cell_state;
-  const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // h before its rounding to an operand
+  const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // it keeps h as it was before rounding to an operand
 
   const bool packs_ = this->packs();
   PackedWeights<S> w_ih_{cell.gates, H, I, p.weights.ih, packs_};
@@ -38,15 +38,15 @@ class ForwardScan : Scan<S> {
   Buffer<E> h_odd_ = Buffer<E>(N * r_row);
   Buffer<A> h_sums_ = Buffer<A>(keeps_sums_ ? N * r_sums : 0);
   Buffer<A> c_ = Buffer<A>(has_c_ ? N * h_sums : 0);
-  // What a reset replaces them by.
+  // A reset replaces the states by these.
   const int64_t resetting_ = schedule.reset ? N : 0;
   Buffer<E> reset_h_ = Buffer<E>(resetting_ * r_row);
   Buffer<A> reset_h_sums_ = Buffer<A>(keeps_sums_ ? resetting_ * r_sums : 0);
   Buffer<A> reset_c_ = Buffer<A>(has_c_ ? resetting_ * h_sums : 0);
-  Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row], h before W_hr
-  Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums], h after it
+  Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row]: h before W_hr
+  Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums]: h after it
 
-  // The chunk's rows, those of a row group side by side.
+  // The chunk's rows; those of a row group lie side by side.
   const int64_t gx_row_ = this->gx_row();
   const int64_t chunk_steps_ = this->forward_chunk();
   Buffer<E> x_ = Buffer<E>(chunk_steps_ * (N + team.threads()) * i_row);
@@ -101,7 +101,7 @@ class ForwardScan : Scan<S> {
     if (projected) this->clear_padding(unprojected_.get(), rows, H, h_row);
   }
 
-  // Of the part's row group, in the chunk's buffers.
+  // Returns where the rows of the part's group begin in the chunk's buffers.
   int64_t first_row(const Part& part) const {
     return part.group * chunk_steps_ * ((N + part.groups - 1) / part.groups);
   }
@@ -113,8 +113,8 @@ class ForwardScan : Scan<S> {
     for (int64_t s = steps.begin; s < steps.end; ++s) {
       const int64_t t = schedule.step(s);
       const int64_t rows = part.rows(schedule.rows(t));
-      const Range mine = cpu::share(p.x ? rows : 0, part.unit_group, part.unit_groups);  // a cell may have no input
-      for (int64_t i = mine.begin; i < mine.end; ++i)
+      const Range own = cpu::share(p.x ? rows : 0, part.unit_group, part.unit_groups);  // a cell may have no input
+      for (int64_t i = own.begin; i < own.end; ++i)
         gather(p.x.row(t, schedule.sample(part.row(i))), p.x.col_stride, x_.get() + (end + i) * i_row, I);
       end += rows;
     }
@@ -123,7 +123,7 @@ class ForwardScan : Scan<S> {
              gx_row_);
   }
 
-  // chunk_row: of the step's first row, in the chunk's buffers.
+  // The step's first row is chunk_row in the chunk's buffers.
   template <class Meet>
   void step(const Part& part, int64_t s, int64_t chunk_row, Meet&& meet) {
     const int64_t t = schedule.step(s);
@@ -166,7 +166,7 @@ class ForwardScan : Scan<S> {
     }
   }
 
-  // Of rows [begin, end), those of the part have run their last step.
+  // Stores the final state of this part's rows in [begin, end).
   void finish_rows(const Part& part, int64_t begin, int64_t end, const E* h) {
     for (int64_t i = part.rows(begin); part.row(i) < end; ++i) {
       const int64_t r = part.row(i);

@@ -16,7 +16,7 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// f(first row, rows, first vector, vectors) for tiles of nearly equal size.
+// Calls f(first row, rows, first vector, vectors) for tiles of nearly equal size.
 template <class E, class F>
 FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
   for (int64_t v = 0; v < all_vecs; v += kTileVecs<E>) {
@@ -31,10 +31,10 @@ FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
   }
 }
 
-constexpr int64_t kFusedRows = 48;  // whose products, part of a and slice of a panel share the first-level cache
+constexpr int64_t kFusedRows = 48;  // their products, part of a and slice of a panel share the first-level cache
 
-// A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing pays where
-// a panel is read more than once: else each slice of it is packed where it is read, into the first-level cache.
+// A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing ahead pays
+// where a panel is read more than once: else a slice is packed where it is read, into the first-level cache.
 template <class S>
 class PackedWeights {
  public:
@@ -62,13 +62,13 @@ class PackedWeights {
   int64_t unit_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
   int64_t offset(int64_t panel) const { return gates_ * unit(panel); }  // in a row of products
 
-  // Rows of a panel from depth k on, as they lie there or packed now.
+  // Returns rows of a panel from depth k on: packed ahead, or now.
   const E* slice(int64_t panel, int64_t k, int64_t depth, Slice& scratch) const {
     if (ahead_) return data_.get() + offset(panel) * depth_ + k * gates_ * unit_vecs(panel) * Vec<A>::kWidth;
     pack(panel, {k, k + depth}, scratch);
     return scratch;
   }
-  // To be fetched meanwhile: the panel's rows after depth k, or those of the one that follows it among `panels`.
+  // Returns what to fetch meanwhile: the panel's rows after depth k, or those of the next one of `panels`.
   const E* after(int64_t panel, int64_t k, Range panels, const E* otherwise) const {
     if (!ahead_) return otherwise;
     if (k < depth_) return data_.get() + offset(panel) * depth_ + k * gates_ * unit_vecs(panel) * Vec<A>::kWidth;
@@ -80,7 +80,7 @@ class PackedWeights {
       pack(p, {0, depth_}, data_.get() + offset(p) * depth_);
   }
 
-  // A bias [gates * units] in panel order, 0 where it is null or no unit is.
+  // Packs a bias [gates * units] in panel order, with 0 where it is null or no unit is.
   void pack_bias(Vector<const S> bias, A* out) const {
     std::fill_n(out, width(), A(0));
     if (!bias) return;
@@ -94,7 +94,7 @@ class PackedWeights {
   int64_t vecs() const { return round_up_to_vec<A>(units_) / Vec<A>::kWidth; }
   int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
 
-  // f(row of the weight, units from there on, column of the panel) for every vector of a panel's row
+  // Calls f(row of the weight, units from there on, column of the panel) for every vector of a panel's row
   template <class F>
   void for_vecs(int64_t panel, F&& f) const {
     for (int64_t g = 0; g < gates_; ++g)
@@ -115,7 +115,7 @@ class PackedWeights {
     });
   }
 
-  // Rows [row, row + units) of the weight side by side.
+  // Packs rows [row, row + units) of the weight side by side.
   void pack_vec(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
     if (weight_.row_stride == 1) {
@@ -133,7 +133,7 @@ class PackedWeights {
     }
   }
 
-  // The same in pairs of columns; out_row: of a pair. Depths are whole steps of depth.
+  // The same in pairs of columns, which lie out_row apart. Depths are whole steps of depth.
   void pack_pairs(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
     if (weight_.row_stride == 1) {
@@ -166,7 +166,7 @@ class PackedWeights {
   Buffer<E> data_;
 };
 
-// out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
+// Computes out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
 template <class S>
 void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, int64_t panel,
                     Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
@@ -175,7 +175,7 @@ void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
   const int64_t vecs = w.gates() * w.unit_vecs(panel);
   const int64_t columns = vecs * Vec<Accumulate<S>>::kWidth;
   int64_t k = 0;
-  do {  // once for a depth of 0, too: the product is then init
+  do {  // a depth of 0 takes one turn, too: the product is then init
     const int64_t depth = std::min(kSumDepth<E>, w.depth() - k);
     const E* slice = w.slice(panel, k, depth, scratch);
     const E* next = w.after(panel, k + depth, panels, slice);
@@ -195,13 +195,14 @@ void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
                    .out = out + first * out_row + column,
                    .out_row = out_row,
                    .add = k > 0});
-      next += depth / kFactorDepth<E> * kLine<E>;  // each tile fetches a part of the slice
+      next += depth / kFactorDepth<E> * kLine<E>;  // every tile fetches a part of the slice
     });
     k += depth;
   } while (k < w.depth());
 }
 
-// out[r] = init + a[r] W^T for `rows` rows of a and a range of panels. init: [width] or null; out in panel order.
+// Computes out[r] = init + a[r] W^T for `rows` rows of a and a range of panels. init is [width] or null; out is in
+// panel order.
 template <class S>
 void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
               const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
@@ -245,7 +246,7 @@ struct OuterFactor {
   OuterFactor from(int64_t m) const { return {data + m * depth, depth, row}; }
 };
 
-// The right factor: columns of rows m and m + 1 side by side, for pairs in a range; zeros past `rows`.
+// Lays out the right factor: the columns of rows m and m + 1 side by side, for pairs in a range, and zeros past `rows`.
 inline void pair_up(Range pairs, int64_t rows, const BFloat16* from, int64_t row, int64_t columns, BFloat16* out) {
   constexpr int kWidth = Vec<float>::kWidth;
   for (int64_t m = 2 * pairs.begin; m < 2 * pairs.end; m += 2)
@@ -255,7 +256,7 @@ inline void pair_up(Range pairs, int64_t rows, const BFloat16* from, int64_t row
           out + m * row + 2 * j);
 }
 
-// The left factor: its columns in a range as rows; zeros past `rows`.
+// Lays out the left factor: its columns in a range as rows, and zeros past `rows`.
 inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t from_row, BFloat16* out,
                         int64_t out_row) {
   constexpr int kWidth = Vec<float>::kWidth;
@@ -274,9 +275,10 @@ inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t
   }
 }
 
-constexpr int64_t kOuterRows = 240;  // of a weight gradient whose operands share the second-level cache
+// So many rows of a weight gradient share the second-level cache with their operands.
+constexpr int64_t kOuterRows = 240;
 
-// out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in a range: a weight gradient.
+// Adds a weight gradient: out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in a range.
 template <class E>
 void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFactor<E> right, int64_t columns,
                       Accumulate<E>* out, int64_t out_row) {
@@ -324,7 +326,7 @@ void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFacto
   }
 }
 
-// Kahan's summation.
+// Kahan's summation carries what rounding took from the sum.
 template <class V>
 struct CompensatedSum {
   V value, lost;
@@ -338,12 +340,12 @@ struct CompensatedSum {
   }
 };
 
-// out[i] += sum over the rows m of left[m][i], for i in a range: a bias gradient. Of all gradients this one adds the
-// most terms of one sign.
+// Adds a bias gradient: out[i] += sum over the rows m of left[m][i], for i in a range. It has more terms of one sign
+// than any other gradient.
 template <class E>
 void accumulate_rows(Range range, int64_t rows, const E* left, int64_t left_row, Accumulate<E>* out) {
   using V = Vec<Accumulate<E>>;
-  constexpr int kVecs = 4;  // independent sums hide the latency of each
+  constexpr int kVecs = 4;  // independent sums hide an addition's latency
   for (int64_t i = range.begin; i < range.end; i += kVecs * V::kWidth) {
     CompensatedSum<V> sums[kVecs];
     const auto for_vecs = [&](auto&& f) {

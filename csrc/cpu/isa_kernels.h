@@ -1,5 +1,5 @@
-// The scans of one instruction set. Each cpu/isa_<set>_<type>.cpp includes this
-// and instantiates ScanKernels of its types, so that a build has work for several cores.
+// The scans of one instruction set. Every cpu/isa_<set>_<type>.cpp includes this and instantiates ScanKernels of its
+// types, so that a build has work for several cores.
 #pragma once
 
 #include "cpu/backward_scan.h"
@@ -16,9 +16,9 @@ namespace fastrnn::FASTRNN_ISA {
 
 template <class S>
 const CellKernels<S>& cell_kernels(std::string_view cell) {
-  const CellKernels<S>* found = nullptr;
-  Cells::dispatch(cell, [&]<class Cell>() { found = &kCellKernels<Cell, S>; });
-  return *found;
+  const CellKernels<S>* kernels = nullptr;
+  Cells::dispatch(cell, [&]<class Cell>() { kernels = &kCellKernels<Cell, S>; });
+  return *kernels;
 }
 
 #if !defined(FASTRNN_PAIRS)
@@ -50,15 +50,15 @@ void ScanKernels<S>::backward(std::string_view cell, const ScanParams<S>& params
 
 template <class S>
 cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  cpu::Choice found;
+  cpu::Choice choice;
   Cells::dispatch(cell, [&]<class Cell>() {
-    found = Scan<S>{params, kCellKernels<Cell, S>.cell, team}.choice();
+    choice = Scan<S>{params, kCellKernels<Cell, S>.cell, team}.choice();
     if constexpr (kDual<S>)
-      found.not_in_lanes = "derivatives of gradients all take one way";
+      choice.not_in_lanes = "derivatives of gradients all take one way";
     else
-      found.not_in_lanes = LaneScan<Cell, S>::unsuited(params);
+      choice.not_in_lanes = LaneScan<Cell, S>::unsuited(params);
   });
-  return found;
+  return choice;
 }
 
 #else
@@ -66,8 +66,8 @@ cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& p
 using Unpaired = Kernels<BFloat16>;
 const Unpaired& unpaired = std::get<Unpaired>(cpu::kAvx512.own);
 
-// Few units gain nothing from pairs. All their batches go one way, for a sample's bits to be those it has in a batch
-// that runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
+// Few units gain nothing from pairs. All their batches use the unpaired kernels, so that a sample's bits do not
+// depend on whether its batch runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
 inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
@@ -88,18 +88,18 @@ inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
 }
 
 inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  cpu::Choice found;
+  cpu::Choice choice;
   Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
-      found = unpaired.choice(cell, params, team);
+      choice = unpaired.choice(cell, params, team);
     else
-      found = Scan<BFloat16>{params, kCellKernels<Cell, BFloat16>.cell, team}.choice();
-    found.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
+      choice = Scan<BFloat16>{params, kCellKernels<Cell, BFloat16>.cell, team}.choice();
+    choice.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
   });
-  return found;
+  return choice;
 }
 
-// Where only products of bfloat16 differ from kAvx512.
+// The table of a set that differs from kAvx512 in products of bfloat16 alone.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name, runs_here, kMaskKernels, {{}, {}, {forward, backward, choice}, {}, {}, {}}, &cpu::kAvx512};
 }
