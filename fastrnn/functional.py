@@ -18,8 +18,6 @@ __all__ = ["AllStates", "detach_state", "gru", "lstm", "rnn"]
 
 Hidden: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
-_NAMES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
-
 
 class AllStates(NamedTuple):
     """The states after every step, of every layer: one entry a layer, laid out as the output.
@@ -127,7 +125,7 @@ def rnn(
     """
     checks.check_nonlinearity(nonlinearity)
     return _run(
-        f"rnn_{nonlinearity}", input, hx, weights, num_layers, bias, batch_first, dropout,
+        "RNN", f"rnn_{nonlinearity}", input, hx, weights, num_layers, bias, batch_first, dropout,
         training, bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
     )  # fmt: skip
 
@@ -157,7 +155,7 @@ def gru(
     (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; others likewise.
     """
     return _run(
-        "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
+        "GRU", "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
         bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
     )  # fmt: skip
 
@@ -196,7 +194,7 @@ def lstm(
         also the states after every step.
     """
     return _run(
-        "lstm", input, hx, weights, num_layers, bias, batch_first, dropout, training,
+        "LSTM", "lstm", input, hx, weights, num_layers, bias, batch_first, dropout, training,
         bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
         projection,
     )  # fmt: skip
@@ -226,6 +224,7 @@ def autocast(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _run(
+    name: str,
     cell: str,
     input: Tensor | PackedSequence,
     hx: Hidden | None,
@@ -244,8 +243,11 @@ def _run(
     reverse: bool,
     projection: bool = False,
 ) -> Any:
-    """Any layout in, the op's (T, N, I) or rows inside, the same layout out."""
-    name, facts, directions = _NAMES[cell], CELLS[cell], 2 if bidirectional else 1
+    """Any layout in, the op's (T, N, I) or rows inside, the same layout out.
+
+    name is the layer's in messages, cell the op's.
+    """
+    facts, directions = CELLS[cell], 2 if bidirectional else 1
     checks.check_input_type(name, input, lengths)
     checks.check_direction(reverse, bidirectional)
     checks.check_reset_state(reset, reset_state)

@@ -112,7 +112,7 @@ def _translate(
     tf32: bool = False,
     **others: Any,
 ) -> list[Any]:
-    """Translate one call of the op, by the names of its schema and table, to ONNX: the cell's results.
+    """Translate one call of the op, by the names of its schema and table, to the cell's results.
 
     Any argument that ONNX cannot express is an error, also one that the op gains later. ``save``
     and ``recompute`` concern only backward, ``tf32`` only GPUs.

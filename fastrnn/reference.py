@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastrnn.ops import ScanWeights
+from fastrnn.ops import CELLS, ScanWeights
 
 State = tuple[Tensor, Tensor | None]
 Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], State]
@@ -67,7 +67,7 @@ def scan(
     h, c = h_0, c_0
     lengths = None if lengths is None else lengths.to(input.device)
     outputs = [input.new_zeros(N, weights.weight_hh.size(1))] * T
-    cells = [input.new_zeros(N, weights.weight_ih.size(0) // 4)] * T
+    cells = [input.new_zeros(N, weights.weight_ih.size(0) // CELLS[cell].gates)] * T
     for t in reversed(range(T)) if reverse else range(T):
         running = torch.ones(N, 1, dtype=torch.bool, device=input.device)
         if lengths is not None:

@@ -65,7 +65,8 @@ def make_scan(
         weight(rows) if bias else None,
         weight(R, H) if proj_size else None,
     )
-    return normal(T, N, I), normal(N, R), normal(N, H) if cell == "lstm" else None, weights
+    c_0 = normal(N, H) if ops.CELLS[cell].has_cell_state else None
+    return normal(T, N, I), normal(N, R), c_0, weights
 
 
 # --- direct calls of the ops, whose lists are given and returned by name ---

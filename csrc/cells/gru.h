@@ -30,7 +30,7 @@ struct Gru {
                                   State<V>& d_state, std::array<V, 3>& d_gx, std::array<V, 3>& d_gh) {
     const auto [r, z, n, gh_n] = saved;
     const V dh = d_state.h;
-    const V d_n = dh * (1 - z) * (1 - n * n);  // of n's argument
+    const V d_n = dh * (1 - z) * (1 - n * n);  // the gradient of n's argument
     d_gx = {d_n * gh_n * r * (1 - r), dh * (prev.h - n) * z * (1 - z), d_n};
     d_gh = {d_gx[0], d_gx[1], d_n * r};
     d_state.h = dh * z;

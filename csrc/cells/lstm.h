@@ -27,7 +27,7 @@ struct Lstm {
     state.h = output(saved, state.c);
   }
 
-  // h' from what is saved. Backward needs it again where y holds the projection of h' instead.
+  // Returns h' from what is saved. Backward needs it again where y holds the projection of h' instead.
   template <class V>
   FASTRNN_FN static V output(const std::array<V, 4>& saved, V c) {
     return saved[3] * math::tanh(c);

@@ -1,84 +1,89 @@
-// The fused backward pass on CPU: for each chunk, from the last to the first, the steps give the gate gradients, from
-// which dx and the weight gradients come while they are hot.
+// The fused backward pass on CPU takes the chunks from the last to the first: a chunk's steps give the gate gradients,
+// and dx and the weight gradients are computed from these while they are in cache.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
+#include "cpu/cell_kernels.h"
 #include "cpu/chunks.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class Cell, class S>
-class BackwardScan : Scan<Cell, S> {
-  using Base = Scan<Cell, S>;
+template <class S>
+class BackwardScan : Scan<S> {
+  using Base = Scan<S>;
   using typename Base::A;
   using typename Base::E;
   using typename Base::V;
-  using Base::H, Base::I, Base::kGates, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
+  using Base::H, Base::I, Base::cell, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
   using Base::h_row, Base::h_sums, Base::i_row, Base::i_sums, Base::r_row, Base::r_sums;
-  static constexpr bool kHasC = Cell::kHasCellState;
-  static constexpr bool kSplit = Cell::kSplitGateGradients;
+  template <class, class>
+  friend struct CellUpdate;
+
+  const CellKernels<S>& kernels_;
+  const bool has_c_ = cell.has_cell_state;
+  const bool split_ = cell.split_gate_gradients;
 
   const ScanGradients<S>& d;
-  const bool recomputes = Cell::kSaved > 0 && !p.gates;
+  const bool recomputes = cell.saved > 0 && !p.gates;
   const bool keeps_x = recomputes || d.weights.ih;
-  const bool keeps_h = recomputes || Cell::kReadsPreviousH || d.weights.hh;
+  const bool keeps_h = recomputes || cell.reads_previous_h || d.weights.hh;
   // Gradients of a group sum over rows N apart: a chunk then holds all N rows of every step, zeros where none runs.
   const bool grouped = d.groups > 1;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
   const bool packs_ = this->packs();
-  PackedWeights<S, 1> w_hh_{R, kGates * H, p.weights.hh.transposed(), packs_};
-  PackedWeights<S, 1> w_ih_{d.x ? I : 0, kGates * H, p.weights.ih.transposed(), packs_};
-  PackedWeights<S, 1> w_hr_{projected ? H : 0, R, p.weights.hr.transposed(), packs_};
+  PackedWeights<S> w_hh_{1, R, cell.gates * H, p.weights.hh.transposed(), packs_};
+  PackedWeights<S> w_ih_{1, d.x ? I : 0, cell.gates * H, p.weights.ih.transposed(), packs_};
+  PackedWeights<S> w_hr_{1, projected ? H : 0, R, p.weights.hr.transposed(), packs_};
 
   Buffer<A> dh_ = Buffer<A>(N * r_sums);
-  Buffer<A> dc_ = Buffer<A>(kHasC ? N * h_sums : 0);
+  Buffer<A> dc_ = Buffer<A>(has_c_ ? N * h_sums : 0);
   Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_sums : 0);
   Buffer<E> h_0_ = Buffer<E>(keeps_h ? N * r_row : 0);
-  Buffer<A> c_0_ = Buffer<A>(kHasC ? N * h_sums : 0);
-  // What a reset replaced the states by, and its gradients.
+  Buffer<A> c_0_ = Buffer<A>(has_c_ ? N * h_sums : 0);
+  // A reset replaced the states by these, and they get the gradients.
   const int64_t resetting_ = schedule.reset ? N : 0;
   Buffer<E> reset_h_ = Buffer<E>(keeps_h ? resetting_ * r_row : 0);
-  Buffer<A> reset_c_ = Buffer<A>(kHasC ? resetting_ * h_sums : 0);
+  Buffer<A> reset_c_ = Buffer<A>(has_c_ ? resetting_ * h_sums : 0);
   Buffer<A> d_reset_h_ = Buffer<A>(d.reset_h ? N * r_sums : 0);
   Buffer<A> d_reset_c_ = Buffer<A>(d.reset_c ? N * h_sums : 0);
 
   const int64_t gate_row_ = this->gate_row();
   const int64_t chunk_steps_ = this->backward_chunk(grouped);
-  // The chunk's rows: what the weight gradients are made of.
+  // The chunk's rows, which the weight gradients are summed over.
   Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
-  Buffer<E> d_gh_split_ = chunk_buffer<E>(kSplit ? gate_row_ : 0);
-  E* const d_gh_ = kSplit ? d_gh_split_.get() : d_gx_.get();
+  Buffer<E> d_gh_split_ = chunk_buffer<E>(split_ ? gate_row_ : 0);
+  E* const d_gh_ = split_ ? d_gh_split_.get() : d_gx_.get();
   Buffer<E> x_ = chunk_buffer<E>(keeps_x ? i_row : 0);
-  Buffer<E> h_ = chunk_buffer<E>(keeps_h ? r_row : 0);                 // h before each step
+  Buffer<E> h_ = chunk_buffer<E>(keeps_h ? r_row : 0);                 // h before every step
   Buffer<E> unprojected_ = chunk_buffer<E>(d.weights.hr ? h_row : 0);  // h before W_hr
   Buffer<E> d_projected_ = chunk_buffer<E>(projected ? r_row : 0);     // d h after W_hr
   Buffer<A> dx_ = chunk_buffer<A>(d.x ? i_sums : 0);
 
-  // The same, of pairs of rows, where products are of pairs: on the right as they are, on the left as columns.
+  // The same rows in pairs, where a chip multiplies pairs: the right factors as rows, the left ones as columns.
   const int64_t pair_row_ = row_length<E>(padded_depth<E>(chunk_steps_ * N));
   Buffer<E> x_pairs_ = pair_buffer(d.weights.ih, i_row);
   Buffer<E> h_pairs_ = pair_buffer(d.weights.hh, r_row);
   Buffer<E> unprojected_pairs_ = pair_buffer(d.weights.hr, h_row);
-  Buffer<E> d_gx_pairs_ = Buffer<E>(kPaired<E> && d.weights.ih ? kGates * H * pair_row_ : 0);
-  Buffer<E> d_gh_pairs_ = Buffer<E>(kPaired<E> && d.weights.hh ? kGates * H * pair_row_ : 0);
+  Buffer<E> d_gx_pairs_ = Buffer<E>(kPaired<E> && d.weights.ih ? cell.gates * H * pair_row_ : 0);
+  Buffer<E> d_gh_pairs_ = Buffer<E>(kPaired<E> && d.weights.hh ? cell.gates * H * pair_row_ : 0);
   Buffer<E> d_projected_pairs_ = Buffer<E>(kPaired<E> && d.weights.hr ? R * pair_row_ : 0);
 
-  // For gates that were not saved.
-  PackedWeights<S, kGates> forward_ih_{recomputes ? H : 0, I, p.weights.ih, packs_};
-  PackedWeights<S, kGates> forward_hh_{recomputes ? H : 0, R, p.weights.hh, packs_};
+  // Gates that were not saved are computed again from these.
+  PackedWeights<S> forward_ih_{cell.gates, recomputes ? H : 0, I, p.weights.ih, packs_};
+  PackedWeights<S> forward_hh_{cell.gates, recomputes ? H : 0, R, p.weights.hh, packs_};
   Buffer<A> b_ih_ = Buffer<A>(forward_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(forward_hh_.width());
   const int64_t gx_row_ = this->gx_row();
   Buffer<A> gx_ = chunk_buffer<A>(recomputes ? gx_row_ : 0);
-  Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * Cell::kSaved * H : 0);
-  Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && kHasC ? chunk_steps_ * N : 0);
+  Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * cell.saved * H : 0);
+  Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && has_c_ ? chunk_steps_ * N : 0);
 
-  // Rows of the weight gradients: of all groups, one after the other.
-  const int64_t dw_rows_ = d.groups * kGates * H;
+  // The weight gradients have the rows of all groups, one group's after the other's.
+  const int64_t dw_rows_ = d.groups * cell.gates * H;
   Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? dw_rows_ * i_sums : 0);
   Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? dw_rows_ * r_sums : 0);
   Buffer<A> dw_hr_ = Buffer<A>(d.weights.hr ? d.groups * R * h_sums : 0);
@@ -86,8 +91,9 @@ class BackwardScan : Scan<Cell, S> {
   Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? dw_rows_ : 0);
 
  public:
-  BackwardScan(const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& threads)
-      : Base{params, threads}, d(gradients) {}
+  BackwardScan(const ScanParams<S>& params, const ScanGradients<S>& gradients, const CellKernels<S>& kernels,
+               const Team& threads)
+      : Base{params, kernels.cell, threads}, kernels_(kernels), d(gradients) {}
 
   void run() {
     team.run([&](const Team::Member& member) {
@@ -102,8 +108,7 @@ class BackwardScan : Scan<Cell, S> {
         int64_t rows = 0;
         for (int64_t s = steps.begin; s < steps.end; ++s) rows += chunk_rows(schedule.step(s));
         keep_operands(steps, member.share(rows));
-        if constexpr (Cell::kSaved > 0)
-          if (recomputes) recompute_gates(member.share(rows));
+        if (recomputes) recompute_gates(member.share(rows));
         member.barrier();
         pair_operands(rows, member);
         if (member.index < grid.threads()) {
@@ -149,14 +154,14 @@ class BackwardScan : Scan<Cell, S> {
     this->load_state(d.h_n, rows, R, dh_.get(), r_sums);
     if (keeps_h) this->load_state(p.h_0, rows, R, h_0_.get(), r_row);
     if (keeps_h && schedule.reset) this->load_state(p.reset_h, rows, R, reset_h_.get(), r_row);
-    if (kHasC) {
+    if (has_c_) {
       this->load_state(d.c_n, rows, H, dc_.get(), h_sums);
       this->load_state(p.c_0, rows, H, c_0_.get(), h_sums);
       if (schedule.reset) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
     }
     const Range chunk = member.share(chunk_steps_ * N);
-    this->clear_padding(d_gx_.get(), chunk, kGates * H, gate_row_);
-    this->clear_padding(d_gh_, chunk, kGates * H, gate_row_);
+    this->clear_padding(d_gx_.get(), chunk, cell.gates * H, gate_row_);
+    this->clear_padding(d_gh_, chunk, cell.gates * H, gate_row_);
     if (projected) this->clear_padding(d_projected_.get(), chunk, R, r_row);
     if (d.weights.hr) this->clear_padding(unprojected_.get(), chunk, H, h_row);
     const Range gates = member.share(dw_rows_);
@@ -172,10 +177,10 @@ class BackwardScan : Scan<Cell, S> {
     clear(d_reset_c_.get(), rows, h_sums);
   }
 
-  // Of the chunk's rows, those of time t.
+  // Returns how many of the chunk's rows belong to time t.
   int64_t chunk_rows(int64_t t) const { return grouped ? N : schedule.rows(t); }
 
-  // f(m, t, r) for the chunk's rows m in the range: row r of the batch at time t.
+  // Calls f(m, t, r) for the chunk's rows m in the range; row m is row r of the batch at time t.
   template <class F>
   void for_rows(Range steps, Range range, F&& f) const {
     int64_t first = 0;
@@ -187,7 +192,7 @@ class BackwardScan : Scan<Cell, S> {
     }
   }
 
-  // Copies of what the steps were computed from, with their padding cleared.
+  // Copies what the steps were computed from and clears the padding.
   void keep_operands(Range steps, Range range) {
     const auto copy = [](const Buffer<E>& buffer, int64_t m, int64_t row, auto* from, int64_t stride, int64_t columns) {
       gather(from, stride, buffer.get() + m * row, columns);
@@ -197,7 +202,7 @@ class BackwardScan : Scan<Cell, S> {
       if (!schedule.runs(t, r)) return clear_row(m);
       const int64_t sample = schedule.sample(r);
       if (keeps_x && p.x) copy(x_, m, i_row, p.x.row(t, sample), p.x.col_stride, I);
-      if (recomputes && kHasC) c_before_[m] = c_before(t, r);
+      if (recomputes && has_c_) c_before_[m] = c_before(t, r);
       if (!keeps_h) return;
       const int64_t before = schedule.previous(t);
       if (schedule.resets(t, r))
@@ -209,7 +214,7 @@ class BackwardScan : Scan<Cell, S> {
     });
   }
 
-  // Row m of the chunk, at which no sample runs.
+  // Clears row m of the chunk, at which no sample runs.
   void clear_row(int64_t m) {
     const auto clear = [m](const Buffer<E>& buffer, int64_t row) {
       if (buffer.get()) std::fill_n(buffer.get() + m * row, row, E{});
@@ -220,50 +225,27 @@ class BackwardScan : Scan<Cell, S> {
     clear(d_gh_split_, gate_row_);
     clear(unprojected_, h_row);
     clear(d_projected_, r_row);
-    if (c_before_.get()) c_before_[m] = c_0_.get();  // any state: its gates are not used
+    if (c_before_.get()) c_before_[m] = c_0_.get();  // any state will do, as its gates are not used
   }
 
-  // Row r's cell state before time t.
+  // Returns row r's cell state before time t.
   const A* c_before(int64_t t, int64_t r) const {
     const int64_t before = schedule.previous(t);
     if (schedule.resets(t, r)) return reset_c_.get() + r * h_sums;
     return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_sums;
   }
 
-  // The gates of the chunk's rows in a range, as forward computed them: states before every step are known.
+  // Computes the gates of the chunk's rows in a range as forward did: the states before every step are known.
   void recompute_gates(Range range) {
     multiply(range.size(), x_.get() + range.begin * i_row, i_row, forward_ih_, {0, forward_ih_.panels()}, b_ih_.get(),
              gx_.get() + range.begin * gx_row_, gx_row_);
     multiply_fused(range.size(), h_.get() + range.begin * r_row, r_row, forward_hh_, {0, forward_hh_.panels()},
-                   b_hh_.get(), [&](int64_t first, int64_t count, int64_t panel, const A* gh) {
-                     const int64_t vecs = forward_hh_.unit_vecs(panel);
-                     for (int64_t m = range.begin + first; m < range.begin + first + count; ++m) {
-                       for (int64_t v = 0; v < vecs; ++v) recompute_gates(m, panel, v, gh + v * V::kWidth);
-                       gh += kGates * vecs * V::kWidth;
-                     }
+                   b_hh_.get(), [&](int64_t first, int64_t count, Range panels, const A* gh) {
+                     kernels_.recompute(*this, {range.begin + first, count, panels, gh});
                    });
   }
 
-  // Vector v of a panel's units for the chunk's row m.
-  FASTRNN_FN void recompute_gates(int64_t m, int64_t panel, int64_t v, const A* gh) {
-    const int64_t stride = forward_hh_.unit_vecs(panel) * V::kWidth;
-    const int64_t unit = forward_hh_.unit(panel) + v * V::kWidth;
-    const A* gx = gx_.get() + m * gx_row_ + forward_ih_.offset(panel) + v * V::kWidth;
-    std::array<V, kGates> x_products, h_products;
-    for (int g = 0; g < kGates; ++g) {
-      x_products[g] = V::load(gx + g * stride);
-      h_products[g] = V::load(gh + g * stride);
-    }
-    State<V> state{};
-    if constexpr (Cell::kReadsPreviousH) state.h = load_as_vec(h_.get() + m * r_row + unit, V::kWidth);
-    if constexpr (kHasC) state.c = load_first(c_before_[m] + unit, H - unit);
-    std::array<V, Cell::kSaved> saved;
-    Cell::forward(x_products, h_products, state, saved);
-    for (int k = 0; k < Cell::kSaved; ++k)
-      store_as<S>(saved[k], gates_.get() + (m * Cell::kSaved + k) * H + unit, H - unit);
-  }
-
-  // chunk_row: of the step's first row, in the chunk's buffers.
+  // The step's first row is chunk_row in the chunk's buffers.
   void step(const Team::Member& member, const Part& part, int64_t s, int64_t chunk_row) {
     const int64_t t = schedule.step(s);
     const int64_t rows = part.rows(schedule.rows(t));
@@ -271,28 +253,36 @@ class BackwardScan : Scan<Cell, S> {
     if (projected) unproject(part, t, rows, chunk_row);
     const Range columns{w_hh_.unit(part.panels.begin), w_hh_.unit(part.panels.end)};  // of h
     const Range units = projected ? Range{0, H} : columns;
-    for (int64_t i = 0; i < rows; ++i) update(chunk_row + part.row(i), t, part.row(i), units);
+    for (int64_t i = 0; i < rows; ++i) kernels_.backward(*this, {chunk_row + part.row(i), t, part.row(i), units});
     member.barrier(part.group, part.unit_groups);
     multiply_fused(rows, d_gh_ + (chunk_row + part.group) * gate_row_, part.groups * gate_row_, w_hh_, part.panels,
-                   static_cast<const A*>(nullptr), [&](int64_t first, int64_t count, int64_t panel, const A* products) {
-                     for (int64_t i = 0; i < count; ++i) {
-                       A* dh = dh_.get() + part.row(first + i) * r_sums + w_hh_.unit(panel);
-                       for (int64_t v = 0; v < w_hh_.unit_vecs(panel); ++v) {
-                         V sum = V::load(products);
-                         if (!projected) sum = sum + V::load(dh);  // what the cell left: the path beside gh
-                         sum.store(dh);
-                         products += V::kWidth;
-                         dh += V::kWidth;
-                       }
-                     }
+                   static_cast<const A*>(nullptr), [&](int64_t first, int64_t count, Range panels, const A* products) {
+                     for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+                       products = add_to_state(part, first, count, panel, products);
                    });
     if (!schedule.reset) return;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
       move_gradient(dh_.get() + r * r_sums, d_reset_h_, r * r_sums, columns);
-      if (kHasC) move_gradient(dc_.get() + r * h_sums, d_reset_c_, r * h_sums, units);
+      if (has_c_) move_gradient(dc_.get() + r * h_sums, d_reset_c_, r * h_sums, units);
     }
+  }
+
+  // Adds a panel's products with d gh to the gradient of the state. Returns where the next panel's products lie.
+  FASTRNN_FN const A* add_to_state(const Part& part, int64_t first, int64_t count, int64_t panel, const A* products) {
+    const int64_t vecs = w_hh_.unit_vecs(panel);
+    for (int64_t i = 0; i < count; ++i) {
+      A* dh = dh_.get() + part.row(first + i) * r_sums + w_hh_.unit(panel);
+      for (int64_t v = 0; v < vecs; ++v) {
+        V sum = V::load(products);
+        if (!projected) sum = sum + V::load(dh);  // the cell left the gradient that does not flow through gh
+        sum.store(dh);
+        products += V::kWidth;
+        dh += V::kWidth;
+      }
+    }
+    return products;
   }
 
   // A reset takes the gradient of the state: it flows into what the state was replaced by.
@@ -303,7 +293,7 @@ class BackwardScan : Scan<Cell, S> {
     }
   }
 
-  // From the gradient of the output to that of h before W_hr.
+  // Computes the gradient of h before W_hr from that of the output.
   void unproject(const Part& part, int64_t t, int64_t rows, int64_t chunk_row) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
@@ -319,48 +309,6 @@ class BackwardScan : Scan<Cell, S> {
              part.groups * h_sums);
   }
 
-  // The cell's backward for a range of units of row r.
-  void update(int64_t m, int64_t t, int64_t r, Range range) {
-    const int64_t sample = schedule.sample(r);
-    const S* const dy = d.y && !projected ? d.y.row(t, sample) : nullptr;
-    const S* const y = Cell::kReadsNextH ? p.y.row(t, sample) : nullptr;
-    const S* const gates = Cell::kSaved == 0 ? nullptr
-                           : recomputes      ? gates_.get() + m * Cell::kSaved * H
-                                             : p.gates.row(t, sample);
-    const A* const c_next = kHasC ? p.cells.row(t, sample) : nullptr;
-    const A* const c_prev = kHasC ? c_before(t, r) : nullptr;
-    const A* const d_c = kHasC && d.cells ? d.cells.row(t, sample) : nullptr;
-    A* const dh = projected ? d_unprojected_.get() + r * h_sums : dh_.get() + r * r_sums;
-    A* const dc = kHasC ? dc_.get() + r * h_sums : nullptr;
-    E* const d_gx = d_gx_.get() + m * gate_row_;
-    E* const d_gh = d_gh_ + m * gate_row_;
-    for (int64_t unit = range.begin; unit < range.end; unit += V::kWidth) {
-      const int64_t units = H - unit;
-      std::array<V, Cell::kSaved> saved;
-      for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_as_vec(gates + k * H + unit, units);
-      State<V> prev{}, next{}, d_state{};
-      d_state.h = V::load(dh + unit);
-      if (dy) d_state.h = d_state.h + load_strided(dy + unit * d.y.col_stride, d.y.col_stride, units);
-      if constexpr (Cell::kReadsPreviousH) prev.h = load_as_vec(h_.get() + m * r_row + unit, V::kWidth);
-      if constexpr (Cell::kReadsNextH) next.h = load_as_vec(y + unit, units);
-      if constexpr (kHasC) {
-        prev.c = load_first(c_prev + unit, units);
-        next.c = load_first(c_next + unit, units);
-        d_state.c = V::load(dc + unit);
-        if (d_c) d_state.c = d_state.c + load_strided(d_c + unit * d.cells.col_stride, d.cells.col_stride, units);
-        if (d.weights.hr) store_as(Cell::output(saved, next.c), unprojected_.get() + m * h_row + unit, V::kWidth);
-      }
-      std::array<V, kGates> gx, gh;
-      Cell::backward(saved, prev, next, d_state, gx, gh);
-      for (int g = 0; g < kGates; ++g) {
-        store_as(gx[g], d_gx + g * H + unit, units);
-        if constexpr (kSplit) store_as(gh[g], d_gh + g * H + unit, units);
-      }
-      d_state.h.store(dh + unit);
-      if constexpr (kHasC) d_state.c.store(dc + unit);
-    }
-  }
-
   void input_gradient(Range steps, Range range) {
     if (range.size() == 0) return;
     multiply(range.size(), d_gx_.get() + range.begin * gate_row_, gate_row_, w_ih_, {0, w_ih_.panels()},
@@ -370,12 +318,13 @@ class BackwardScan : Scan<Cell, S> {
     });
   }
 
-  // f(rows, group) for what this member owns of the `each` rows that a weight's gradient has in every group.
+  // Calls f(rows, group) for this member's share of the rows that a weight's gradient has in every group.
   template <class F>
-  void for_groups(const Team::Member& member, int64_t each, F&& f) const {
-    const Range mine = member.share(d.groups * each);
-    for (int64_t g = mine.begin / std::max<int64_t>(1, each); g * each < mine.end; ++g) {
-      const Range rows{std::max<int64_t>(0, mine.begin - g * each), std::min(each, mine.end - g * each)};
+  void for_groups(const Team::Member& member, int64_t group_rows, F&& f) const {
+    const Range own = member.share(d.groups * group_rows);
+    for (int64_t g = own.begin / std::max<int64_t>(1, group_rows); g * group_rows < own.end; ++g) {
+      const Range rows{std::max<int64_t>(0, own.begin - g * group_rows),
+                       std::min(group_rows, own.end - g * group_rows)};
       if (rows.size() > 0) f(rows, g);
     }
   }
@@ -391,7 +340,7 @@ class BackwardScan : Scan<Cell, S> {
     const auto right = [](const Buffer<E>& from, const Buffer<E>& pairs, int64_t row) -> OuterFactor<E> {
       return {(kPaired<E> ? pairs : from).get(), row};
     };
-    // Sums over the chunk's rows m of a group: all of them, or those of each of its samples in turn.
+    // Sums run over the chunk's rows m of a group: over all of them, or over those of one sample after the other.
     const auto for_summands = [&](int64_t group, auto&& add) {
       if (!grouped) return add(0, 1, rows);
       for (int64_t r = 0; r < N; ++r)
@@ -412,8 +361,8 @@ class BackwardScan : Scan<Cell, S> {
         accumulate_rows(range, count, gates + first * gate_row_, stride * gate_row_, out);
       });
     };
-    for_groups(member, kGates * H, [&](Range gates, int64_t group) {
-      const int64_t row = group * kGates * H;
+    for_groups(member, cell.gates * H, [&](Range gates, int64_t group) {
+      const int64_t row = group * cell.gates * H;
       if (d.weights.bias_ih) accumulate_bias(gates, group, d_gx_.get(), db_ih_.get() + row);
       if (d.weights.bias_hh) accumulate_bias(gates, group, d_gh_, db_hh_.get() + row);
       if (d.weights.ih)
@@ -430,7 +379,7 @@ class BackwardScan : Scan<Cell, S> {
       });
   }
 
-  // The right factors of the weight gradients, in pairs of rows.
+  // Lays out the right factors of the weight gradients in pairs of rows.
   void pair_operands(int64_t rows, const Team::Member& member) {
     if constexpr (kPaired<E>) {
       const Range pairs = member.share(padded_depth<E>(rows) / 2);
@@ -447,12 +396,12 @@ class BackwardScan : Scan<Cell, S> {
     }
   }
 
-  // What this member summed, and its share of the rows.
+  // Stores what this member summed, and its share of the rows.
   void store_results(const Team::Member& member) {
     const Range rows = member.share(N);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       this->store_state(dh_.get() + r * r_sums, d.h_0, R, r);
-      if (kHasC) this->store_state(dc_.get() + r * h_sums, d.c_0, H, r);
+      if (has_c_) this->store_state(dc_.get() + r * h_sums, d.c_0, H, r);
       if (d.reset_h) this->store_state(d_reset_h_.get() + r * r_sums, d.reset_h, R, r);
       if (d.reset_c) this->store_state(d_reset_c_.get() + r * h_sums, d.reset_c, H, r);
     }

@@ -1,7 +1,7 @@
-// How a scan on CPU is cut into chunks of steps and parts of a step, and what its two passes share.
+// A scan on CPU is cut into chunks of steps and parts of a step. This is how, and what its two passes share.
 //
-// Time goes in chunks small enough to stay in cache. Threads split the rows, then the units, of the steps (plan.h);
-// weight gradients are owned by tiles of the weight. So no sum depends on the number of threads.
+// A chunk is small enough to stay in cache. Threads split the rows, then the units, of the steps (plan.h);
+// a thread owns whole tiles of a weight gradient. So no sum depends on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Forward chunks, a thread's share: input products wait in the second-level cache. But every chunk reads all weights of
-// the input, which pays only for so many rows.
+// A thread's share of a forward chunk has so many bytes: its input products wait in the second-level cache. But every
+// chunk reads all weights of the input, which pays only for so many rows.
 constexpr int64_t kForwardChunkBytes = 1 << 19;
 constexpr int64_t kLeastForwardRows = 64;
 
@@ -39,8 +39,8 @@ inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t least_rows,
   return std::clamp<int64_t>(rows / std::max<int64_t>(1, rows_of_a_step), 1, std::max<int64_t>(1, steps));
 }
 
-// What a member of the team does of a step. Of the batch, rows group, group + groups, ...: as rows are sorted by
-// length, every group ends up with the same work. Of the units, those of a range of panels.
+// A member of the team computes a part of a step: rows group, group + groups, ... of the batch, so that every group
+// has the same work though rows are sorted by length, and the units of a range of panels.
 struct Part {
   int64_t group, groups;
   int64_t unit_group, unit_groups;
@@ -57,16 +57,15 @@ struct Part {
   int64_t row(int64_t i) const { return group + i * groups; }
 };
 
-// What both directions know: sizes, row lengths of buffers, and how states are read and written.
-template <class Cell, class S>
+// Both directions know the sizes, the row lengths of buffers, and how states are read and written.
+template <class S>
 struct Scan {
   using A = Accumulate<S>;
-  using E = Operand<S>;  // what products read: inputs, h and gate gradients are kept in it
+  using E = Operand<S>;  // products read it: inputs, h and gate gradients are kept in it
   using V = Vec<A>;
-  static_assert(CellOver<Cell, V>);
-  static constexpr int kGates = Cell::kGates;
 
   const ScanParams<S>& p;
+  const CellTraits& cell;
   const Team& team;
   const Schedule& schedule = p.schedule;
   const int64_t I = p.input_size;
@@ -74,7 +73,7 @@ struct Scan {
   const int64_t R = p.output_size;
   const int64_t N = schedule.N;
   const bool projected{p.weights.hr};
-  // Lengths of rows: of sums, and of operands.
+  // Rows of sums have these lengths, and rows of operands those below.
   const int64_t i_sums = row_length<A>(I);
   const int64_t h_sums = row_length<A>(H);
   const int64_t r_sums = row_length<A>(R);
@@ -82,22 +81,22 @@ struct Scan {
   const int64_t h_row = row_length<E>(H);
   const int64_t r_row = row_length<E>(R);
 
-  // Lengths of rows of input products, and of gate gradients.
-  int64_t gx_row() const { return row_length<A>(kGates * round_up_to_vec<A>(H)); }
-  int64_t gate_row() const { return row_length<E>(kGates * H); }
+  // Rows of input products and of gate gradients have these lengths.
+  int64_t gx_row() const { return row_length<A>(cell.gates * round_up_to_vec<A>(H)); }
+  int64_t gate_row() const { return row_length<E>(cell.gates * H); }
 
   int64_t forward_chunk() const {
     return chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A), kLeastForwardRows,
                        (N + team.threads() - 1) / team.threads(), schedule.T);
   }
   int64_t backward_chunk(bool grouped) const {
-    const int64_t row = i_row + r_row + (1 + Cell::kSplitGateGradients) * gate_row() + projected * (h_row + r_row);
+    const int64_t row = i_row + r_row + (1 + cell.split_gate_gradients) * gate_row() + projected * (h_row + r_row);
     return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
                        schedule.T);
   }
 
   cpu::Choice choice() const {
-    const PackedWeights<S, kGates> w_hh(H, R, {}, false);  // of which only sizes are asked
+    const PackedWeights<S> w_hh(cell.gates, H, R, {}, false);  // only its sizes are asked
     return {.not_in_lanes = {},
             .packs = packs(),
             .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),
@@ -105,23 +104,23 @@ struct Scan {
             .backward_chunk = backward_chunk(false)};
   }
 
-  // Whether to pack the weights ahead: a single step of few rows reads them once.
+  // Tells whether packing the weights ahead pays: a single step of few rows reads them once.
   bool packs() const { return schedule.T > 1 || N > kFusedRows; }
 
-  // A projection mixes all units of a row: its rows are never split.
+  // A projection mixes all units of a row, which is then never split.
   Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
-    // Where weights are packed as they are read, each is to be read by one thread.
+    // Weights that are packed where they are read are best read by one thread.
     if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
     return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));
   }
 
-  // Past `columns`, where products read whole steps of depth.
+  // Clears a row past `columns`: products read whole steps of depth.
   static void clear_padding(E* rows, Range range, int64_t columns, int64_t row) {
     for (int64_t r = range.begin; kPaired<E> && r < range.end; ++r)
       std::fill(rows + r * row + columns, rows + (r + 1) * row, E{});
   }
 
-  // Rows in a range, in the order of the walk. A null tensor is zero.
+  // Loads rows in a range, in the order of the walk. A null tensor is zero.
   template <class O>
   void load_state(Matrix<const S> state, Range rows, int64_t columns, O* out, int64_t row) const {
     for (int64_t r = rows.begin; r < rows.end; ++r) {

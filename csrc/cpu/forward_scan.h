@@ -1,29 +1,34 @@
-// The fused forward pass on CPU: for each chunk all input products at once, then the steps.
+// The fused forward pass on CPU computes all input products of a chunk at once, and then walks its steps.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
+#include "cpu/cell_kernels.h"
 #include "cpu/chunks.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class Cell, class S>
-class ForwardScan : Scan<Cell, S> {
-  using Base = Scan<Cell, S>;
+template <class S>
+class ForwardScan : Scan<S> {
+  using Base = Scan<S>;
   using typename Base::A;
   using typename Base::E;
   using typename Base::V;
-  using Base::H, Base::I, Base::kGates, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
+  using Base::H, Base::I, Base::cell, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
   using Base::h_row, Base::h_sums, Base::i_row, Base::r_row, Base::r_sums;
-  static constexpr bool kHasC = Cell::kHasCellState;
-  static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;  // h before its rounding to an operand
+  template <class, class>
+  friend struct CellUpdate;
+
+  const CellKernels<S>& kernels_;
+  const bool has_c_ = cell.has_cell_state;
+  const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // it keeps h as it was before rounding to an operand
 
   const bool packs_ = this->packs();
-  PackedWeights<S, kGates> w_ih_{H, I, p.weights.ih, packs_};
-  PackedWeights<S, kGates> w_hh_{H, R, p.weights.hh, packs_};
-  PackedWeights<S, 1> w_hr_{projected ? R : 0, H, p.weights.hr, packs_};
+  PackedWeights<S> w_ih_{cell.gates, H, I, p.weights.ih, packs_};
+  PackedWeights<S> w_hh_{cell.gates, H, R, p.weights.hh, packs_};
+  PackedWeights<S> w_hr_{1, projected ? R : 0, H, p.weights.hr, packs_};
   Buffer<A> b_ih_ = Buffer<A>(w_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(w_hh_.width());
 
@@ -31,24 +36,25 @@ class ForwardScan : Scan<Cell, S> {
   // may join at any step.
   Buffer<E> h_even_ = Buffer<E>(N * r_row);
   Buffer<E> h_odd_ = Buffer<E>(N * r_row);
-  Buffer<A> h_sums_ = Buffer<A>(kKeepsSums ? N * r_sums : 0);
-  Buffer<A> c_ = Buffer<A>(kHasC ? N * h_sums : 0);
-  // What a reset replaces them by.
+  Buffer<A> h_sums_ = Buffer<A>(keeps_sums_ ? N * r_sums : 0);
+  Buffer<A> c_ = Buffer<A>(has_c_ ? N * h_sums : 0);
+  // A reset replaces the states by these.
   const int64_t resetting_ = schedule.reset ? N : 0;
   Buffer<E> reset_h_ = Buffer<E>(resetting_ * r_row);
-  Buffer<A> reset_h_sums_ = Buffer<A>(kKeepsSums ? resetting_ * r_sums : 0);
-  Buffer<A> reset_c_ = Buffer<A>(kHasC ? resetting_ * h_sums : 0);
-  Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row], h before W_hr
-  Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums], h after it
+  Buffer<A> reset_h_sums_ = Buffer<A>(keeps_sums_ ? resetting_ * r_sums : 0);
+  Buffer<A> reset_c_ = Buffer<A>(has_c_ ? resetting_ * h_sums : 0);
+  Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row]: h before W_hr
+  Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums]: h after it
 
-  // The chunk's rows, those of a row group side by side.
+  // The chunk's rows; those of a row group lie side by side.
   const int64_t gx_row_ = this->gx_row();
   const int64_t chunk_steps_ = this->forward_chunk();
   Buffer<E> x_ = Buffer<E>(chunk_steps_ * (N + team.threads()) * i_row);
   Buffer<A> gx_ = Buffer<A>(chunk_steps_ * (N + team.threads()) * gx_row_);  // in panel order
 
  public:
-  ForwardScan(const ScanParams<S>& params, const Team& threads) : Base{params, threads} {}
+  ForwardScan(const ScanParams<S>& params, const CellKernels<S>& kernels, const Team& threads)
+      : Base{params, kernels.cell, threads}, kernels_(kernels) {}
 
   void run() {
     team.run([&](const Team::Member& member) {
@@ -84,18 +90,18 @@ class ForwardScan : Scan<Cell, S> {
     const Range rows = member.share(N);
     this->load_state(p.h_0, rows, R, h_even_.get(), r_row);
     this->load_state(p.h_0, rows, R, h_odd_.get(), r_row);
-    if (kKeepsSums) this->load_state(p.h_0, rows, R, h_sums_.get(), r_sums);
-    if (kHasC) this->load_state(p.c_0, rows, H, c_.get(), h_sums);
+    if (keeps_sums_) this->load_state(p.h_0, rows, R, h_sums_.get(), r_sums);
+    if (has_c_) this->load_state(p.c_0, rows, H, c_.get(), h_sums);
     if (schedule.reset) {
       this->load_state(p.reset_h, rows, R, reset_h_.get(), r_row);
-      if (kKeepsSums) this->load_state(p.reset_h, rows, R, reset_h_sums_.get(), r_sums);
-      if (kHasC) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
+      if (keeps_sums_) this->load_state(p.reset_h, rows, R, reset_h_sums_.get(), r_sums);
+      if (has_c_) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
     }
     this->clear_padding(x_.get(), member.share(chunk_steps_ * (N + team.threads())), I, i_row);
     if (projected) this->clear_padding(unprojected_.get(), rows, H, h_row);
   }
 
-  // Of the part's row group, in the chunk's buffers.
+  // Returns where the rows of the part's group begin in the chunk's buffers.
   int64_t first_row(const Part& part) const {
     return part.group * chunk_steps_ * ((N + part.groups - 1) / part.groups);
   }
@@ -107,8 +113,8 @@ class ForwardScan : Scan<Cell, S> {
     for (int64_t s = steps.begin; s < steps.end; ++s) {
       const int64_t t = schedule.step(s);
       const int64_t rows = part.rows(schedule.rows(t));
-      const Range mine = cpu::share(p.x ? rows : 0, part.unit_group, part.unit_groups);  // a cell may have no input
-      for (int64_t i = mine.begin; i < mine.end; ++i)
+      const Range own = cpu::share(p.x ? rows : 0, part.unit_group, part.unit_groups);  // a cell may have no input
+      for (int64_t i = own.begin; i < own.end; ++i)
         gather(p.x.row(t, schedule.sample(part.row(i))), p.x.col_stride, x_.get() + (end + i) * i_row, I);
       end += rows;
     }
@@ -117,7 +123,7 @@ class ForwardScan : Scan<Cell, S> {
              gx_row_);
   }
 
-  // chunk_row: of the step's first row, in the chunk's buffers.
+  // The step's first row is chunk_row in the chunk's buffers.
   template <class Meet>
   void step(const Part& part, int64_t s, int64_t chunk_row, Meet&& meet) {
     const int64_t t = schedule.step(s);
@@ -130,8 +136,8 @@ class ForwardScan : Scan<Cell, S> {
       meet();
     }
     multiply_fused(rows, h + part.group * r_row, part.groups * r_row, w_hh_, part.panels, b_hh_.get(),
-                   [&](int64_t first, int64_t count, int64_t panel, const A* gh) {
-                     update(part, t, first, count, panel, chunk_row, gh, h, h_next);
+                   [&](int64_t first, int64_t count, Range panels, const A* gh) {
+                     kernels_.forward(*this, {part, t, first, count, panels, chunk_row, gh, h, h_next});
                    });
     if (projected) project(part, t, rows, h_next);
     meet();
@@ -145,92 +151,9 @@ class ForwardScan : Scan<Cell, S> {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
       std::copy_n(reset_h_.get() + r * r_row, r_row, h + r * r_row);
-      if (kKeepsSums) std::copy_n(reset_h_sums_.get() + r * r_sums, r_sums, h_sums_.get() + r * r_sums);
-      if (kHasC) std::copy_n(reset_c_.get() + r * h_sums, h_sums, c_.get() + r * h_sums);
+      if (keeps_sums_) std::copy_n(reset_h_sums_.get() + r * r_sums, r_sums, h_sums_.get() + r * r_sums);
+      if (has_c_) std::copy_n(reset_c_.get() + r * h_sums, h_sums, c_.get() + r * h_sums);
     }
-  }
-
-  // The cell of a panel's units for `count` rows of the part, as many side by side as hide their latency and fit the
-  // registers. gh: their products.
-  void update(const Part& part, int64_t t, int64_t first, int64_t count, int64_t panel, int64_t chunk_row, const A* gh,
-              const E* h, E* h_next) {
-    const int64_t width = kGates * w_hh_.unit_vecs(panel) * V::kWidth;
-    const auto rows = [&]<int kRows, int kVecs>(int64_t i) FASTRNN_LAMBDA {
-      update_rows<kRows, kVecs>(part, t, first + i, w_hh_.unit(panel),
-                                gx_.get() + (chunk_row + first + i) * gx_row_ + w_ih_.offset(panel), gh + i * width, h,
-                                h_next);
-    };
-    int64_t i = 0;
-    if constexpr (kGates == 1) {
-      switch (w_hh_.unit_vecs(panel)) {
-        case 4:
-          for (; i < count; ++i) rows.template operator()<1, 4>(i);
-          break;
-        case 3:
-          for (; i < count; ++i) rows.template operator()<1, 3>(i);
-          break;
-        case 2:
-          for (; i < count; ++i) rows.template operator()<1, 2>(i);
-          break;
-        default:
-          for (; i < count; ++i) rows.template operator()<1, 1>(i);
-      }
-    } else {
-      static_assert(w_hh_.kUnitVecs == 1);
-      for (; i + 2 <= count; i += 2) rows.template operator()<2, 1>(i);
-      for (; i < count; ++i) rows.template operator()<1, 1>(i);
-    }
-  }
-
-  // The cell of kVecs vectors of units from `unit` on, for kRows rows of the part from the i-th on.
-  template <int kRows, int kVecs>
-  FASTRNN_FN void update_rows(const Part& part, int64_t t, int64_t i, int64_t unit, const A* gx, const A* gh,
-                              const E* h, E* h_next) {
-    using B = Bundle<V, kRows * kVecs>;
-    int64_t row[kRows], sample[kRows];
-    for (int j = 0; j < kRows; ++j) {
-      row[j] = part.row(i + j);
-      sample[j] = schedule.sample(row[j]);
-    }
-    // Part q of a bundle is vector q % kVecs of row q / kVecs.
-    const auto offset = [&](int q, int64_t stride)
-                            FASTRNN_LAMBDA { return row[q / kVecs] * stride + unit + q % kVecs * V::kWidth; };
-    std::array<B, kGates> x_products, h_products;
-    for (int g = 0; g < kGates; ++g) {
-      const auto at = [g](int q, int64_t stride)
-                          FASTRNN_LAMBDA { return q / kVecs * stride + (g * kVecs + q % kVecs) * V::kWidth; };
-      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gx + at(q, gx_row_)); });
-      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(gh + at(q, kGates * kVecs * V::kWidth)); });
-    }
-    State<B> state;
-    if constexpr (kKeepsSums)
-      state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(h_sums_.get() + offset(q, r_sums)); });
-    else if constexpr (Cell::kReadsPreviousH)
-      state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(h + offset(q, r_row)); });
-    if constexpr (kHasC) state.c = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c_.get() + offset(q, h_sums)); });
-    std::array<B, Cell::kSaved> saved;
-    Cell::forward(x_products, h_products, state, saved);
-
-    // The next step's lines are fetched meanwhile: they are far away, and a store to one would wait for it.
-    const int64_t next = std::clamp<int64_t>(schedule.next(t), 0, schedule.T - 1);
-    const auto store = [&]<class T>(const B& values, const Sequence<T>& to, int64_t column) FASTRNN_LAMBDA {
-      for (int q = 0; q < kRows * kVecs; ++q) {
-        const int64_t first = unit + q % kVecs * V::kWidth;
-        store_as<T>(values.part[q], to.row(t, sample[q / kVecs]) + column + first, H - first);
-        __builtin_prefetch(to.row(next, sample[q / kVecs]) + column + first, 1);
-      }
-    };
-    for (int q = 0; q < kRows * kVecs; ++q) {
-      store_as(state.h.part[q], projected ? unprojected_.get() + offset(q, h_row) : h_next + offset(q, r_row),
-               V::kWidth);
-      if constexpr (kKeepsSums) state.h.part[q].store(h_sums_.get() + offset(q, r_sums));
-      if constexpr (kHasC) state.c.part[q].store(c_.get() + offset(q, h_sums));
-    }
-    if (!projected) store(state.h, p.y, 0);
-    if constexpr (kHasC)
-      if (p.cells) store(state.c, p.cells, 0);
-    if (p.gates)
-      for (int k = 0; k < Cell::kSaved; ++k) store(saved[k], p.gates, k * H);
   }
 
   void project(const Part& part, int64_t t, int64_t rows, E* h_next) {
@@ -243,12 +166,12 @@ class ForwardScan : Scan<Cell, S> {
     }
   }
 
-  // Of rows [begin, end), those of the part have run their last step.
+  // Stores the final state of this part's rows in [begin, end).
   void finish_rows(const Part& part, int64_t begin, int64_t end, const E* h) {
     for (int64_t i = part.rows(begin); part.row(i) < end; ++i) {
       const int64_t r = part.row(i);
       this->store_state(h + r * r_row, p.h_n, R, r);
-      if (kHasC) this->store_state(c_.get() + r * h_sums, p.c_n, H, r);
+      if (has_c_) this->store_state(c_.get() + r * h_sums, p.c_n, H, r);
     }
   }
 };

@@ -16,7 +16,7 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// f(first row, rows, first vector, vectors) for tiles of nearly equal size.
+// Calls f(first row, rows, first vector, vectors) for tiles of nearly equal size.
 template <class E, class F>
 FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
   for (int64_t v = 0; v < all_vecs; v += kTileVecs<E>) {
@@ -31,45 +31,47 @@ FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
   }
 }
 
-constexpr int64_t kFusedRows = 48;  // whose products, part of a and slice of a panel share the first-level cache
+constexpr int64_t kFusedRows = 48;  // their products, part of a and slice of a panel share the first-level cache
 
-// A weight matrix [kGates * units, inputs] in panels; a panel is [depth][kGates][unit_vecs] vectors. Packing pays where
-// a panel is read more than once: else each slice of it is packed where it is read, into the first-level cache.
-template <class S, int kGates>
+// A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing ahead pays
+// where a panel is read more than once: else a slice is packed where it is read, into the first-level cache.
+template <class S>
 class PackedWeights {
  public:
   using E = Operand<S>;
   using A = Accumulate<S>;
-  static constexpr int kUnitVecs = std::max(1, kMaxVecs / kGates);  // of a panel, at most
-  using Slice = E[kSumDepth<E> * kGates * kUnitVecs * Vec<A>::kWidth];
+  using Slice = E[kSumDepth<E> * kMaxVecs * Vec<A>::kWidth];
 
-  PackedWeights(int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true)
-      : units_(units),
+  PackedWeights(int gates, int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true)
+      : gates_(gates),
+        most_unit_vecs_(std::max(1, kMaxVecs / gates)),
+        units_(units),
         inputs_(inputs),
         depth_(padded_depth<E>(inputs)),
         weight_(weight),
         ahead_(ahead),
         data_(ahead ? depth_ * width() : 0) {}
 
+  int64_t gates() const { return gates_; }
   int64_t units() const { return units_; }
   int64_t depth() const { return depth_; }
-  int64_t width() const { return kGates * round_up_to_vec<A>(units_); }  // of a row of products, in panel order
+  int64_t width() const { return gates_ * round_up_to_vec<A>(units_); }  // of a row of products, in panel order
   int64_t bytes() const { return depth_ * width() * sizeof(E); }
-  int64_t panels() const { return (vecs() + kUnitVecs - 1) / kUnitVecs; }
+  int64_t panels() const { return most_unit_vecs_ == 1 ? vecs() : (vecs() + most_unit_vecs_ - 1) / most_unit_vecs_; }
   int64_t unit(int64_t panel) const { return first_vec(panel) * Vec<A>::kWidth; }  // the panel's first
   int64_t unit_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
-  int64_t offset(int64_t panel) const { return kGates * unit(panel); }  // in a row of products
+  int64_t offset(int64_t panel) const { return gates_ * unit(panel); }  // in a row of products
 
-  // Rows of a panel from depth k on, as they lie there or packed now.
+  // Returns rows of a panel from depth k on: packed ahead, or now.
   const E* slice(int64_t panel, int64_t k, int64_t depth, Slice& scratch) const {
-    if (ahead_) return data_.get() + offset(panel) * depth_ + k * kGates * unit_vecs(panel) * Vec<A>::kWidth;
+    if (ahead_) return data_.get() + offset(panel) * depth_ + k * gates_ * unit_vecs(panel) * Vec<A>::kWidth;
     pack(panel, {k, k + depth}, scratch);
     return scratch;
   }
-  // To be fetched meanwhile: the panel's rows after depth k, or those of the one that follows it among `panels`.
+  // Returns what to fetch meanwhile: the panel's rows after depth k, or those of the next one of `panels`.
   const E* after(int64_t panel, int64_t k, Range panels, const E* otherwise) const {
     if (!ahead_) return otherwise;
-    if (k < depth_) return data_.get() + offset(panel) * depth_ + k * kGates * unit_vecs(panel) * Vec<A>::kWidth;
+    if (k < depth_) return data_.get() + offset(panel) * depth_ + k * gates_ * unit_vecs(panel) * Vec<A>::kWidth;
     return data_.get() + offset(panel + 1 < panels.end ? panel + 1 : panels.begin) * depth_;
   }
 
@@ -78,7 +80,7 @@ class PackedWeights {
       pack(p, {0, depth_}, data_.get() + offset(p) * depth_);
   }
 
-  // A bias [kGates * units] in panel order, 0 where it is null or no unit is.
+  // Packs a bias [gates * units] in panel order, with 0 where it is null or no unit is.
   void pack_bias(Vector<const S> bias, A* out) const {
     std::fill_n(out, width(), A(0));
     if (!bias) return;
@@ -90,12 +92,12 @@ class PackedWeights {
 
  private:
   int64_t vecs() const { return round_up_to_vec<A>(units_) / Vec<A>::kWidth; }
-  int64_t first_vec(int64_t panel) const { return kUnitVecs == 1 ? panel : vecs() * panel / panels(); }
+  int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
 
-  // f(row of the weight, units from there on, column of the panel) for every vector of a panel's row
+  // Calls f(row of the weight, units from there on, column of the panel) for every vector of a panel's row
   template <class F>
   void for_vecs(int64_t panel, F&& f) const {
-    for (int64_t g = 0; g < kGates; ++g)
+    for (int64_t g = 0; g < gates_; ++g)
       for (int64_t v = 0; v < unit_vecs(panel); ++v) {
         const int64_t first = unit(panel) + v * Vec<A>::kWidth;
         f(g * units_ + first, std::min<int64_t>(Vec<A>::kWidth, units_ - first),
@@ -105,7 +107,7 @@ class PackedWeights {
 
   void pack(int64_t panel, Range depths, E* out) const {
     for_vecs(panel, [&](int64_t row, int64_t units, int64_t column) {
-      const int64_t out_row = kGates * unit_vecs(panel) * Vec<A>::kWidth;
+      const int64_t out_row = gates_ * unit_vecs(panel) * Vec<A>::kWidth;
       if constexpr (kPaired<E>)
         pack_pairs(depths, row, units, out + 2 * column, 2 * out_row);
       else
@@ -113,7 +115,7 @@ class PackedWeights {
     });
   }
 
-  // Rows [row, row + units) of the weight side by side.
+  // Packs rows [row, row + units) of the weight side by side.
   void pack_vec(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
     if (weight_.row_stride == 1) {
@@ -131,7 +133,7 @@ class PackedWeights {
     }
   }
 
-  // The same in pairs of columns; out_row: of a pair. Depths are whole steps of depth.
+  // The same in pairs of columns, which lie out_row apart. Depths are whole steps of depth.
   void pack_pairs(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
     if (weight_.row_stride == 1) {
@@ -154,6 +156,8 @@ class PackedWeights {
     }
   }
 
+  int64_t gates_;
+  int64_t most_unit_vecs_;  // of a panel
   int64_t units_;
   int64_t inputs_;
   int64_t depth_;
@@ -162,16 +166,16 @@ class PackedWeights {
   Buffer<E> data_;
 };
 
-// out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
-template <class S, int kGates>
-void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S, kGates>& w, int64_t panel,
+// Computes out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
+template <class S>
+void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, int64_t panel,
                     Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   using E = Operand<S>;
-  alignas(64) typename PackedWeights<S, kGates>::Slice scratch;
-  const int64_t vecs = kGates * w.unit_vecs(panel);
+  alignas(64) typename PackedWeights<S>::Slice scratch;
+  const int64_t vecs = w.gates() * w.unit_vecs(panel);
   const int64_t columns = vecs * Vec<Accumulate<S>>::kWidth;
   int64_t k = 0;
-  do {  // once for a depth of 0, too: the product is then init
+  do {  // a depth of 0 takes one turn, too: the product is then init
     const int64_t depth = std::min(kSumDepth<E>, w.depth() - k);
     const E* slice = w.slice(panel, k, depth, scratch);
     const E* next = w.after(panel, k + depth, panels, slice);
@@ -191,34 +195,42 @@ void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
                    .out = out + first * out_row + column,
                    .out_row = out_row,
                    .add = k > 0});
-      next += depth / kFactorDepth<E> * kLine<E>;  // each tile fetches a part of the slice
+      next += depth / kFactorDepth<E> * kLine<E>;  // every tile fetches a part of the slice
     });
     k += depth;
   } while (k < w.depth());
 }
 
-// out[r] = init + a[r] W^T for `rows` rows of a and a range of panels. init: [width] or null; out in panel order.
-template <class S, int kGates>
-void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S, kGates>& w, Range panels,
+// Computes out[r] = init + a[r] W^T for `rows` rows of a and a range of panels. init is [width] or null; out is in
+// panel order.
+template <class S>
+void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
               const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   for (int64_t p = panels.begin; p < panels.end; ++p)
     multiply_panel(rows, a, a_row, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
 }
 
-// The same, but epilogue(first row, rows, panel, products) takes each panel of some rows while it is in L1;
-// products are [rows][kGates][unit_vecs] vectors.
-template <class S, int kGates, class Epilogue>
-void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S, kGates>& w, Range panels,
+// The same, but epilogue(first row, rows, panels, products) takes some panels of some rows while they are in L1:
+// few rows take many panels at once. Products are [panel][rows][gates][unit_vecs] vectors.
+template <class S, class Epilogue>
+void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
                     const Accumulate<S>* init, Epilogue&& epilogue) {
   using A = Accumulate<S>;
   alignas(64) A products[kFusedRows * kMaxVecs * Vec<A>::kWidth];
   const int64_t blocks = (rows + kFusedRows - 1) / kFusedRows;
   for (int64_t block = 0; block < blocks; ++block) {
     const auto [first, last] = cpu::share(rows, block, blocks);
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
-      multiply_panel(last - first, a + first * a_row, a_row, w, p, panels, init ? init + w.offset(p) : nullptr,
-                     products, kGates * w.unit_vecs(p) * Vec<A>::kWidth);
-      epilogue(first, last - first, p, static_cast<const A*>(products));
+    const int64_t count = last - first;
+    const int64_t most_panels = kFusedRows / count;
+    for (int64_t begin = panels.begin; begin < panels.end; begin += most_panels) {
+      const Range taken{begin, std::min(begin + most_panels, panels.end)};
+      A* out = products;
+      for (int64_t p = taken.begin; p < taken.end; ++p) {
+        const int64_t width = w.gates() * w.unit_vecs(p) * Vec<A>::kWidth;
+        multiply_panel(count, a + first * a_row, a_row, w, p, panels, init ? init + w.offset(p) : nullptr, out, width);
+        out += count * width;
+      }
+      epilogue(first, count, taken, static_cast<const A*>(products));
     }
   }
 }
@@ -234,7 +246,7 @@ struct OuterFactor {
   OuterFactor from(int64_t m) const { return {data + m * depth, depth, row}; }
 };
 
-// The right factor: columns of rows m and m + 1 side by side, for pairs in a range; zeros past `rows`.
+// Lays out the right factor: the columns of rows m and m + 1 side by side, for pairs in a range, and zeros past `rows`.
 inline void pair_up(Range pairs, int64_t rows, const BFloat16* from, int64_t row, int64_t columns, BFloat16* out) {
   constexpr int kWidth = Vec<float>::kWidth;
   for (int64_t m = 2 * pairs.begin; m < 2 * pairs.end; m += 2)
@@ -244,7 +256,7 @@ inline void pair_up(Range pairs, int64_t rows, const BFloat16* from, int64_t row
           out + m * row + 2 * j);
 }
 
-// The left factor: its columns in a range as rows; zeros past `rows`.
+// Lays out the left factor: its columns in a range as rows, and zeros past `rows`.
 inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t from_row, BFloat16* out,
                         int64_t out_row) {
   constexpr int kWidth = Vec<float>::kWidth;
@@ -263,9 +275,10 @@ inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t
   }
 }
 
-constexpr int64_t kOuterRows = 240;  // of a weight gradient whose operands share the second-level cache
+// So many rows of a weight gradient share the second-level cache with their operands.
+constexpr int64_t kOuterRows = 240;
 
-// out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in a range: a weight gradient.
+// Adds a weight gradient: out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in a range.
 template <class E>
 void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFactor<E> right, int64_t columns,
                       Accumulate<E>* out, int64_t out_row) {
@@ -313,7 +326,7 @@ void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFacto
   }
 }
 
-// Kahan's summation.
+// Kahan's summation carries what rounding took from the sum.
 template <class V>
 struct CompensatedSum {
   V value, lost;
@@ -327,12 +340,12 @@ struct CompensatedSum {
   }
 };
 
-// out[i] += sum over the rows m of left[m][i], for i in a range: a bias gradient. Of all gradients this one adds the
-// most terms of one sign.
+// Adds a bias gradient: out[i] += sum over the rows m of left[m][i], for i in a range. It has more terms of one sign
+// than any other gradient.
 template <class E>
 void accumulate_rows(Range range, int64_t rows, const E* left, int64_t left_row, Accumulate<E>* out) {
   using V = Vec<Accumulate<E>>;
-  constexpr int kVecs = 4;  // independent sums hide the latency of each
+  constexpr int kVecs = 4;  // independent sums hide an addition's latency
   for (int64_t i = range.begin; i < range.end; i += kVecs * V::kWidth) {
     CompensatedSum<V> sums[kVecs];
     const auto for_vecs = [&](auto&& f) {

@@ -1,5 +1,5 @@
-// Included before an instruction set is named: everything here is compiled for the baseline, so that no symbol
-// shared between instruction sets holds instructions that only one of them knows.
+// A file includes this before it names an instruction set: everything here is compiled for the baseline, so that no
+// symbol shared between instruction sets holds instructions that only one of them knows.
 #pragma once
 
 #include <algorithm>

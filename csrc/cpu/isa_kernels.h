@@ -1,8 +1,9 @@
-// The scans of one instruction set. Each cpu/isa_<set>_<type>.cpp includes this
-// and instantiates ScanKernels of its types, so that a build has work for several cores.
+// The scans of one instruction set. Every cpu/isa_<set>_<type>.cpp includes this and instantiates ScanKernels of its
+// types, so that a build has work for several cores.
 #pragma once
 
 #include "cpu/backward_scan.h"
+#include "cpu/cell_update.h"
 #include "cpu/forward_scan.h"
 #include "cpu/isa_scans.h"
 #include "cpu/samples_in_lanes.h"
@@ -12,40 +13,52 @@
 #endif
 
 namespace fastrnn::FASTRNN_ISA {
+
+template <class S>
+const CellKernels<S>& cell_kernels(std::string_view cell) {
+  const CellKernels<S>* kernels = nullptr;
+  Cells::dispatch(cell, [&]<class Cell>() { kernels = &kCellKernels<Cell, S>; });
+  return *kernels;
+}
+
 #if !defined(FASTRNN_PAIRS)
 
 // Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
 void ScanKernels<S>::forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() {
-    if constexpr (!kDual<S>)
-      if (LaneScan<Cell, S>::unsuited(params).empty()) return LaneForward<Cell, S>(params, team).run();
-    ForwardScan<Cell, S>(params, team).run();
-  });
+  bool in_lanes = false;
+  if constexpr (!kDual<S>)
+    Cells::dispatch(cell, [&]<class Cell>() {
+      in_lanes = LaneScan<Cell, S>::unsuited(params).empty();
+      if (in_lanes) LaneForward<Cell, S>(params, team).run();
+    });
+  if (!in_lanes) ForwardScan<S>(params, cell_kernels<S>(cell), team).run();
 }
 
 template <class S>
 void ScanKernels<S>::backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
                               const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() {
-    if constexpr (!kDual<S>)
-      if (LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1)
-        return LaneBackward<Cell, S>(params, gradients, team).run();
-    BackwardScan<Cell, S>(params, gradients, team).run();
-  });
+  bool in_lanes = false;
+  if constexpr (!kDual<S>)
+    Cells::dispatch(cell, [&]<class Cell>() {
+      in_lanes =
+          LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1;
+      if (in_lanes) LaneBackward<Cell, S>(params, gradients, team).run();
+    });
+  if (!in_lanes) BackwardScan<S>(params, gradients, cell_kernels<S>(cell), team).run();
 }
 
 template <class S>
 cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  cpu::Choice found;
+  cpu::Choice choice;
   Cells::dispatch(cell, [&]<class Cell>() {
-    found = Scan<Cell, S>{params, team}.choice();
+    choice = Scan<S>{params, kCellKernels<Cell, S>.cell, team}.choice();
     if constexpr (kDual<S>)
-      found.not_in_lanes = "derivatives of gradients all take one way";
+      choice.not_in_lanes = "derivatives of gradients all take one way";
     else
-      found.not_in_lanes = LaneScan<Cell, S>::unsuited(params);
+      choice.not_in_lanes = LaneScan<Cell, S>::unsuited(params);
   });
-  return found;
+  return choice;
 }
 
 #else
@@ -53,14 +66,14 @@ cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& p
 using Unpaired = Kernels<BFloat16>;
 const Unpaired& unpaired = std::get<Unpaired>(cpu::kAvx512.own);
 
-// Few units gain nothing from pairs. All their batches go one way, for a sample's bits to be those it has in a batch
-// that runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
+// Few units gain nothing from pairs. All their batches use the unpaired kernels, so that a sample's bits do not
+// depend on whether its batch runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
 inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
   Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
       unpaired.forward(cell, params, team);
     else
-      ForwardScan<Cell, BFloat16>(params, team).run();
+      ForwardScan<BFloat16>(params, kCellKernels<Cell, BFloat16>, team).run();
   });
 }
 
@@ -70,23 +83,23 @@ inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty() || gradients.groups > 1)
       unpaired.backward(cell, params, gradients, team);
     else
-      BackwardScan<Cell, BFloat16>(params, gradients, team).run();
+      BackwardScan<BFloat16>(params, gradients, kCellKernels<Cell, BFloat16>, team).run();
   });
 }
 
 inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  cpu::Choice found;
+  cpu::Choice choice;
   Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
-      found = unpaired.choice(cell, params, team);
+      choice = unpaired.choice(cell, params, team);
     else
-      found = Scan<Cell, BFloat16>{params, team}.choice();
-    found.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
+      choice = Scan<BFloat16>{params, kCellKernels<Cell, BFloat16>.cell, team}.choice();
+    choice.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
   });
-  return found;
+  return choice;
 }
 
-// Where only products of bfloat16 differ from kAvx512.
+// The table of a set that differs from kAvx512 in products of bfloat16 alone.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name, runs_here, kMaskKernels, {{}, {}, {forward, backward, choice}, {}, {}, {}}, &cpu::kAvx512};
 }

@@ -1,4 +1,4 @@
-// What isa_table.h takes the address of and isa_kernels.h defines.
+// Declares what isa_table.h takes the address of and isa_kernels.h defines.
 #pragma once
 
 #include <string_view>

@@ -24,7 +24,7 @@ template <class S>
 constexpr bool kBuilt = true;
 #endif
 
-// Null where the build leaves the type out.
+// Returns null pointers where the build leaves the type out.
 template <class S>
 constexpr Kernels<S> kernels() {
   if constexpr (kBuilt<S>)

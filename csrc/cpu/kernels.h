@@ -1,6 +1,6 @@
 // What the kernels of every instruction set share, and the table through which one set is called.
 //
-// Compiled for the baseline: it is included before a file names its instruction set.
+// It is compiled for the baseline: a file includes it before it names its instruction set.
 #pragma once
 
 #include <string_view>
@@ -17,7 +17,7 @@ struct MaskParams;  // dropout.h
 
 namespace fastrnn::cpu {
 
-// What the kernels would do with a scan, for people to read.
+// People read here what the kernels would do with a scan.
 struct Choice {
   std::string_view not_in_lanes;  // why samples do not lie in the lanes; empty: they do
   bool packs = false;             // weights are packed ahead
@@ -34,10 +34,10 @@ struct Kernels {
   Choice (*choice)(std::string_view cell, const ScanParams<S>&, const Team&);
 };
 
-// Elements of a mask that a kernel writes at once.
+// A kernel writes so many elements of a mask at once.
 constexpr int64_t kMaskUnit = 64;
 
-// Elements begin, a multiple of kMaskUnit, to end of the mask of a seed, for each width of an element.
+// A kernel writes elements begin, a multiple of kMaskUnit, to end of a seed's mask; there is one for every width.
 struct MaskKernels {
   template <class U>
   using Kernel = void (*)(const MaskParams&, uint64_t seed, int64_t begin, int64_t end, U* out);
@@ -64,7 +64,7 @@ struct InstructionSet {
   std::tuple<Kernels<float>, Kernels<double>, Kernels<BFloat16>, Kernels<Half>, Kernels<Dual<float>>,
              Kernels<Dual<double>>>
       own;
-  const InstructionSet* rest = nullptr;  // whose kernels are taken where it has none of its own
+  const InstructionSet* rest = nullptr;  // its kernels are taken for types that the set lacks
 
   template <class S>
   bool provides() const {

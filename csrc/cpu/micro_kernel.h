@@ -1,7 +1,7 @@
 // The register micro-kernel under every matrix product, and the types it multiplies.
 //
 // Where a chip multiplies pairs of bfloat16 (FASTRNN_PAIRS), operands stay in that type: two consecutive k lie side by
-// side as one word, and the layouts of panels and rows are those of words. Everywhere else they are what sums are.
+// side as one word, and the layouts of panels and rows are those of words. Everywhere else they have the type of sums.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// What products of a storage type read.
+// Products of a storage type read operands of this type.
 template <class S>
 struct OperandOf {
   using Type = Accumulate<S>;
@@ -32,7 +32,7 @@ template <class E>
 constexpr bool kPaired = !std::is_same_v<E, Accumulate<E>>;
 
 template <class E>
-constexpr int kFactorDepth = kPaired<E> ? 2 : 1;  // k that a product multiplies at once, side by side in memory
+constexpr int kFactorDepth = kPaired<E> ? 2 : 1;  // a product multiplies so many k at once, which lie side by side
 
 // Depths are multiples of this, padded with zeros: a cache line of pairs, and the depth of a matrix register.
 template <class E>
@@ -47,7 +47,7 @@ constexpr int kMaxVecs = 4;   // vectors of a panel
 constexpr int kMaxRows = 16;  // rows of a tile
 
 template <class E>
-constexpr int kTileVecs = kDual<E> ? kMaxVecs / 2 : kMaxVecs;  // of a tile, at most: a vector of duals is two registers
+constexpr int kTileVecs = kDual<E> ? kMaxVecs / 2 : kMaxVecs;  // a vector of duals is two registers
 
 // Accumulators fill the registers, leaving room for a panel's vectors and a broadcast. A matrix register has 16 rows.
 template <class E>
@@ -67,8 +67,8 @@ constexpr int64_t round_up_to_vec(int64_t n) {
 template <class E>
 constexpr int64_t kLine = cpu::kCacheLine / sizeof(E);
 
-// The distance between rows of a buffer, which hold whole vectors: an odd number of cache lines, so that a column of
-// rows spreads over all sets of a cache, and no two threads write to one line.
+// Rows of a buffer hold whole vectors and lie an odd number of cache lines apart, so that a column of rows spreads over
+// all sets of a cache and no two threads write to one line.
 template <class E>
 constexpr int64_t row_length(int64_t columns) {
   return ((round_up_to_vec<Accumulate<E>>(columns) + kLine<E> - 1) / kLine<E> | 1) * kLine<E>;
@@ -81,7 +81,7 @@ constexpr int64_t kSumDepth = kPaired<E> ? 256
                               : kDual<E> ? 64
                                          : 128;
 
-// out[r][:] (+)= init[:] + sum over k of a[r][k] * b[k][:], for a tile of rows and vecs.
+// A tile of rows and vecs computes out[r][:] (+)= init[:] + sum over k of a[r][k] * b[k][:].
 template <class E>
 struct Tile {
   using A = Accumulate<E>;
@@ -93,10 +93,10 @@ struct Tile {
   int64_t b_depth;
   const E* ahead;  // for every k, or pair of them, a cache line is fetched, ahead_depth apart
   int64_t ahead_depth;
-  const A* init;  // [vecs], null: 0
+  const A* init;  // [vecs]; null means 0
   A* out;         // row r at out[r * out_row]
   int64_t out_row;
-  bool add;  // to what is there
+  bool add;  // the tile is added to what out holds
 };
 
 // A vector of b, the same of a in every lane, and their products summed.
@@ -166,14 +166,14 @@ template <class E, int kRows, int kVecs>
 }
 
 #if defined(FASTRNN_ISA_AMX)
-// The matrix registers of this thread, 0 to 3 for sums, 4 for rows of a, 5 to 7 for vectors of b.
+// This thread's matrix registers: 0 to 3 hold sums, 4 holds rows of a, 5 to 7 hold vectors of b.
 class MatrixRegisters {
  public:
   MatrixRegisters() = default;
   MatrixRegisters(const MatrixRegisters&) = delete;
   ~MatrixRegisters() { release(); }
 
-  // Sums and a have so many rows.
+  // Tells the registers of sums and of a how many rows they have.
   static void set_rows(int rows) {
     if (rows == current()) return;
     struct alignas(64) {
@@ -251,7 +251,7 @@ template <int kVecs>
 struct MatrixRegisters {};
 #endif
 
-// rows <= tile_rows(vecs), vecs <= kTileVecs
+// A tile has at most tile_rows(vecs) rows and kTileVecs vectors.
 template <class E>
 inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
 #if defined(FASTRNN_ISA_AMX)

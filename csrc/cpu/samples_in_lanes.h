@@ -86,7 +86,7 @@ struct LaneScan {
 
   // read() copies the first n lanes of a sequence at time t to rows of lanes, the other lanes 0; write() copies back.
   template <class T>
-  void read(const Sequence<T>& from, int64_t columns, int64_t t, Block b, int64_t n, A* out) const {
+  [[gnu::noinline]] void read(const Sequence<T>& from, int64_t columns, int64_t t, Block b, int64_t n, A* out) const {
     if (columns == 1 && from.sample_stride == 1 && !schedule.order) {
       const T* row = from.row(t, b.first_row);
       for (int i = 0; i < kVecs; ++i)
@@ -95,7 +95,7 @@ struct LaneScan {
     }
     read_rows([&](int64_t r) { return from.row(t, schedule.sample(r)); }, from.col_stride, columns, b, n, out);
   }
-  void read(Matrix<const S> from, int64_t columns, Block b, A* out) const {
+  [[gnu::noinline]] void read(Matrix<const S> from, int64_t columns, Block b, A* out) const {
     if (!from)
       std::fill_n(out, columns * kLanes, A(0));
     else
@@ -110,10 +110,11 @@ struct LaneScan {
     }
   }
   template <class T>
-  void write(const A* from, int64_t columns, const Sequence<T>& to, int64_t t, Block b, int64_t n) const {
+  [[gnu::noinline]] void write(const A* from, int64_t columns, const Sequence<T>& to, int64_t t, Block b,
+                               int64_t n) const {
     write_rows(from, columns, [&](int64_t r) { return to.row(t, schedule.sample(r)); }, to.col_stride, b, n);
   }
-  void write(const A* from, int64_t columns, Matrix<S> to, Block b) const {
+  [[gnu::noinline]] void write(const A* from, int64_t columns, Matrix<S> to, Block b) const {
     if (to) write_rows(from, columns, [&](int64_t r) { return to.row(schedule.sample(r)); }, to.col_stride, b, b.lanes);
   }
   template <class Row>
@@ -133,7 +134,7 @@ struct LaneScan {
   }
 
   // Writes 1 to lanes whose state is reset before time t, 0 to others. Returns whether there are such lanes.
-  bool reset_lanes(Block b, int64_t t, int64_t n, A* out) const {
+  [[gnu::noinline]] bool reset_lanes(Block b, int64_t t, int64_t n, A* out) const {
     if (!schedule.reset) return false;
     bool any = false;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -386,8 +387,8 @@ class LaneBackward : LaneScan<Cell, S> {
 
   // Reads the state before time t, 0 in lanes that do not run.
   template <class E>
-  void read_previous(const Sequence<E>& sequence, Matrix<const S> initial, int64_t t, Block b, int64_t n,
-                     A* out) const {
+  [[gnu::noinline]] void read_previous(const Sequence<E>& sequence, Matrix<const S> initial, int64_t t, Block b,
+                                       int64_t n, A* out) const {
     const int64_t before = schedule.previous(t);
     const int64_t ran = 0 <= before && before < schedule.T ? std::min(n, this->active(b, before)) : 0;
     if (ran > 0) this->read(sequence, H, before, b, ran, out);

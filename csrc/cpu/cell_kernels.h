@@ -1,0 +1,54 @@
+// The seam between the engine and a cell: the engine is compiled once for a storage type, and calls the cell for the
+// products of a panel while they are in the first-level cache.
+#pragma once
+
+#include <cstdint>
+
+#include "cells/cell.h"
+#include "cpu/chunks.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <class S>
+class ForwardScan;
+template <class S>
+class BackwardScan;
+
+// Rows of a step whose products with a panel the cell turns into the next state.
+template <class S>
+struct ForwardRows {
+  const Part& part;
+  int64_t t;
+  int64_t first, count;  // of the part's rows
+  Range panels;
+  int64_t chunk_row;        // the step's first row in the chunk's buffers
+  const Accumulate<S>* gh;  // [panel][count][gates][unit_vecs] vectors
+  const Operand<S>* h;
+  Operand<S>* h_next;
+};
+
+// Rows of a chunk whose gates are computed again.
+template <class S>
+struct RecomputedRows {
+  int64_t first, count;  // of the chunk's rows
+  Range panels;
+  const Accumulate<S>* gh;  // [panel][count][gates][unit_vecs] vectors
+};
+
+// A row whose gate gradients the cell computes.
+struct BackwardRow {
+  int64_t chunk_row;
+  int64_t t;
+  int64_t row;
+  Range units;
+};
+
+template <class S>
+struct CellKernels {
+  CellTraits cell;
+  void (*forward)(ForwardScan<S>&, const ForwardRows<S>&);
+  void (*recompute)(BackwardScan<S>&, const RecomputedRows<S>&);
+  void (*backward)(BackwardScan<S>&, const BackwardRow&);
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,229 @@
+// A cell's side of the seam (cpu/cell_kernels.h): its step over rows and vectors of units, forward and backward.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "cells/cell.h"
+#include "cpu/backward_scan.h"
+#include "cpu/cell_kernels.h"
+#include "cpu/forward_scan.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Calls f.template operator()<n>(), n from 1 to kMost.
+template <int kMost, class F>
+FASTRNN_FN void with_constant(int64_t n, F&& f) {
+  if constexpr (kMost > 1)
+    if (n != kMost) return with_constant<kMost - 1>(n, f);
+  f.template operator()<kMost>();
+}
+
+template <class Cell, class S>
+struct CellUpdate {
+  using A = Accumulate<S>;
+  using E = Operand<S>;
+  using V = Vec<A>;
+  static_assert(CellOver<Cell, V>);
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int kUnitVecs = kMaxVecs / kGates;  // of a panel, at most
+  static_assert(kMostGates <= kMaxVecs);
+  static constexpr bool kHasC = Cell::kHasCellState;
+  static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;
+  // Dual numbers take twice the registers, and twice as long to compile: their vectors go one by one.
+  static constexpr int kTogether = kDual<S> ? 1 : 2;
+
+  // A vector of a row's units and its products.
+  struct Place {
+    int64_t row;  // of the part
+    int64_t unit;
+    const A* gx;
+    const A* gh;
+  };
+
+  // As many vectors go side by side as hide their latency and fit the registers: those of a panel, or where it has but
+  // one, two rows of a panel or two panels of a single row. An odd one goes as both, which takes no code of its own.
+  static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows) {
+    const int64_t gx_row = scan.gx_row_;
+    const A* const gx_rows = scan.gx_.get() + (rows.chunk_row + rows.first) * gx_row;
+    if constexpr (kUnitVecs == 1) {
+      constexpr int64_t kWidth = kGates * V::kWidth;
+      const bool across_panels = rows.count == 1;
+      const int64_t row_step = across_panels ? 0 : 1;
+      const int64_t unit_step = across_panels ? V::kWidth : 0;
+      const int64_t gx_step = across_panels ? kWidth : gx_row;
+      const int64_t steps = across_panels ? rows.panels.size() : rows.count;
+      const A* gh = rows.gh;
+      for (int64_t panel = rows.panels.begin; panel < (across_panels ? rows.panels.begin + 1 : rows.panels.end);
+           ++panel, gh += rows.count * kWidth) {
+        const auto place = [&](int64_t i) FASTRNN_LAMBDA {
+          return Place{rows.first + i * row_step, panel * V::kWidth + i * unit_step,
+                       gx_rows + panel * kWidth + i * gx_step, gh + i * kWidth};
+        };
+        for (int64_t i = 0; i < steps; i += kTogether) {
+          std::array<Place, kTogether> places;
+          for (int q = 0; q < kTogether; ++q) places[q] = place(std::min(i + q, steps - 1));
+          forward(scan, rows, places, V::kWidth);
+        }
+      }
+    } else {
+      const A* gh = rows.gh;
+      for (int64_t panel = rows.panels.begin; panel < rows.panels.end; ++panel) {
+        const int64_t unit = scan.w_hh_.unit(panel);
+        const A* gx = gx_rows + kGates * unit;
+        with_constant<kUnitVecs>(scan.w_hh_.unit_vecs(panel), [&]<int kVecs>() FASTRNN_LAMBDA {
+          constexpr int64_t kWidth = kVecs * V::kWidth;
+          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += kGates * kWidth) {
+            std::array<Place, kVecs> places;
+            for (int q = 0; q < kVecs; ++q)
+              places[q] = {rows.first + i, unit + q * V::kWidth, gx + q * V::kWidth, gh + q * V::kWidth};
+            forward(scan, rows, places, kWidth);
+          }
+        });
+      }
+    }
+  }
+
+  // The products of a unit's gates lie `gate` apart.
+  template <std::size_t kPlaces>
+  FASTRNN_FN static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows,
+                                 const std::array<Place, kPlaces>& places, int64_t gate) {
+    using B = Bundle<V, static_cast<int>(kPlaces)>;
+    constexpr int kVecs = static_cast<int>(kPlaces);
+    const ScanParams<S>& p = scan.p;
+    const int64_t H = scan.H, t = rows.t;
+    const int64_t r_row = scan.r_row, r_sums = scan.r_sums, h_row = scan.h_row, h_sums = scan.h_sums;
+    A* const c = scan.c_.get();
+    A* const sums = scan.h_sums_.get();
+    E* const h_next = scan.projected ? scan.unprojected_.get() : rows.h_next;
+    const int64_t h_next_row = scan.projected ? h_row : r_row;
+    int64_t row[kVecs], sample[kVecs];
+    for (int q = 0; q < kVecs; ++q) {
+      row[q] = rows.part.row(places[q].row);
+      sample[q] = scan.schedule.sample(row[q]);
+    }
+    const auto offset = [&](int q, int64_t stride) FASTRNN_LAMBDA { return row[q] * stride + places[q].unit; };
+    std::array<B, kGates> x_products, h_products;
+    for (int g = 0; g < kGates; ++g) {
+      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gx + g * gate); });
+      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gh + g * gate); });
+    }
+    State<B> state;
+    if constexpr (kKeepsSums)
+      state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(sums + offset(q, r_sums)); });
+    else if constexpr (Cell::kReadsPreviousH)
+      state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(rows.h + offset(q, r_row)); });
+    if constexpr (kHasC) state.c = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c + offset(q, h_sums)); });
+    std::array<B, Cell::kSaved> saved;
+    Cell::forward(x_products, h_products, state, saved);
+
+    // The next step's lines are fetched meanwhile: they are far away, and a store to one would wait for it.
+    const int64_t next = std::clamp<int64_t>(scan.schedule.next(t), 0, scan.schedule.T - 1);
+    const auto store = [&]<class T>(const B& values, const Sequence<T>& to, int64_t column) FASTRNN_LAMBDA {
+      for (int q = 0; q < kVecs; ++q) {
+        const int64_t first = places[q].unit;
+        store_as<T>(values.part[q], to.row(t, sample[q]) + column + first, H - first);
+        __builtin_prefetch(to.row(next, sample[q]) + column + first, 1);
+      }
+    };
+    for (int q = 0; q < kVecs; ++q) {
+      store_as(state.h.part[q], h_next + offset(q, h_next_row), V::kWidth);
+      if constexpr (kKeepsSums) state.h.part[q].store(sums + offset(q, r_sums));
+      if constexpr (kHasC) state.c.part[q].store(c + offset(q, h_sums));
+    }
+    if (!scan.projected) store(state.h, p.y, 0);
+    if constexpr (kHasC)
+      if (p.cells) store(state.c, p.cells, 0);
+    if (p.gates)
+      for (int k = 0; k < Cell::kSaved; ++k) store(saved[k], p.gates, k * H);
+  }
+
+  // The gates of a chunk's rows, as forward computed them.
+  static void recompute(BackwardScan<S>& scan, const RecomputedRows<S>& rows) {
+    const A* gh = rows.gh;
+    for (int64_t panel = rows.panels.begin; panel < rows.panels.end; ++panel) {
+      const int64_t vecs = scan.forward_hh_.unit_vecs(panel);
+      for (int64_t m = rows.first; m < rows.first + rows.count; ++m) {
+        for (int64_t v = 0; v < vecs; ++v) recompute(scan, m, panel, v, gh + v * V::kWidth);
+        gh += kGates * vecs * V::kWidth;
+      }
+    }
+  }
+
+  // Vector v of a panel's units for the chunk's row m.
+  FASTRNN_FN static void recompute(BackwardScan<S>& scan, int64_t m, int64_t panel, int64_t v, const A* gh) {
+    const int64_t H = scan.H;
+    const int64_t stride = scan.forward_hh_.unit_vecs(panel) * V::kWidth;
+    const int64_t unit = scan.forward_hh_.unit(panel) + v * V::kWidth;
+    const A* gx = scan.gx_.get() + m * scan.gx_row_ + scan.forward_ih_.offset(panel) + v * V::kWidth;
+    std::array<V, kGates> x_products, h_products;
+    for (int g = 0; g < kGates; ++g) {
+      x_products[g] = V::load(gx + g * stride);
+      h_products[g] = V::load(gh + g * stride);
+    }
+    State<V> state{};
+    if constexpr (Cell::kReadsPreviousH) state.h = load_as_vec(scan.h_.get() + m * scan.r_row + unit, V::kWidth);
+    if constexpr (kHasC) state.c = load_first(scan.c_before_[m] + unit, H - unit);
+    std::array<V, Cell::kSaved> saved;
+    Cell::forward(x_products, h_products, state, saved);
+    for (int k = 0; k < Cell::kSaved; ++k)
+      store_as<S>(saved[k], scan.gates_.get() + (m * Cell::kSaved + k) * H + unit, H - unit);
+  }
+
+  // The gate gradients of a row's units, and what flows into the state beside gh.
+  static void backward(BackwardScan<S>& scan, const BackwardRow& at) {
+    const ScanParams<S>& p = scan.p;
+    const ScanGradients<S>& d = scan.d;
+    const bool projected = scan.projected;
+    const auto [m, t, r, range] = at;
+    const int64_t H = scan.H;
+    const int64_t sample = scan.schedule.sample(r);
+    const S* const dy = d.y && !projected ? d.y.row(t, sample) : nullptr;
+    const S* const y = Cell::kReadsNextH ? p.y.row(t, sample) : nullptr;
+    const S* const gates = Cell::kSaved == 0 ? nullptr
+                           : scan.recomputes ? scan.gates_.get() + m * Cell::kSaved * H
+                                             : p.gates.row(t, sample);
+    const A* const c_next = kHasC ? p.cells.row(t, sample) : nullptr;
+    const A* const c_prev = kHasC ? scan.c_before(t, r) : nullptr;
+    const A* const d_c = kHasC && d.cells ? d.cells.row(t, sample) : nullptr;
+    A* const dh = projected ? scan.d_unprojected_.get() + r * scan.h_sums : scan.dh_.get() + r * scan.r_sums;
+    A* const dc = kHasC ? scan.dc_.get() + r * scan.h_sums : nullptr;
+    E* const d_gx = scan.d_gx_.get() + m * scan.gate_row_;
+    E* const d_gh = scan.d_gh_ + m * scan.gate_row_;
+    const E* const h_prev = Cell::kReadsPreviousH ? scan.h_.get() + m * scan.r_row : nullptr;
+    for (int64_t unit = range.begin; unit < range.end; unit += V::kWidth) {
+      const int64_t units = H - unit;
+      std::array<V, Cell::kSaved> saved;
+      for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_as_vec(gates + k * H + unit, units);
+      State<V> prev{}, next{}, d_state{};
+      d_state.h = V::load(dh + unit);
+      if (dy) d_state.h = d_state.h + load_strided(dy + unit * d.y.col_stride, d.y.col_stride, units);
+      if constexpr (Cell::kReadsPreviousH) prev.h = load_as_vec(h_prev + unit, V::kWidth);
+      if constexpr (Cell::kReadsNextH) next.h = load_as_vec(y + unit, units);
+      if constexpr (kHasC) {
+        prev.c = load_first(c_prev + unit, units);
+        next.c = load_first(c_next + unit, units);
+        d_state.c = V::load(dc + unit);
+        if (d_c) d_state.c = d_state.c + load_strided(d_c + unit * d.cells.col_stride, d.cells.col_stride, units);
+        if (d.weights.hr)
+          store_as(Cell::output(saved, next.c), scan.unprojected_.get() + m * scan.h_row + unit, V::kWidth);
+      }
+      std::array<V, kGates> gx, gh;
+      Cell::backward(saved, prev, next, d_state, gx, gh);
+      for (int g = 0; g < kGates; ++g) {
+        store_as(gx[g], d_gx + g * H + unit, units);
+        if constexpr (Cell::kSplitGateGradients) store_as(gh[g], d_gh + g * H + unit, units);
+      }
+      d_state.h.store(dh + unit);
+      if constexpr (kHasC) d_state.c.store(dc + unit);
+    }
+  }
+};
+
+template <class Cell, class S>
+constexpr CellKernels<S> kCellKernels = {kTraits<Cell>, CellUpdate<Cell, S>::forward, CellUpdate<Cell, S>::recompute,
+                                         CellUpdate<Cell, S>::backward};
+
+}  // namespace fastrnn::FASTRNN_ISA
