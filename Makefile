@@ -28,7 +28,7 @@ LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
 QUICK := build/quick/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
-FORMATTED = $(shell find csrc tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(shell find csrc simulator tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
 # An idle worker takes tests from another: tests of one file take from a millisecond to a minute.
 WORKERS = -n $(JOBS) --dist worksteal
@@ -62,7 +62,7 @@ demo: setup ## train a small model, draw build/demo.png
 
 # Most of the simulator's kernels run once or twice: optimizing them takes longer than it saves.
 test: setup $(DISASSEMBLER) ## all tests, on JOBS workers
-	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
+	SIMULATOR_OPTIMIZE=$${SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
 
 # One process: the tests take 4 s of the processor, and each worker more to import torch.
 quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
@@ -76,7 +76,7 @@ test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-
 	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
-	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) tests/simulator $(ARGS)
+	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) simulator/tests tests/cuda $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true
@@ -116,7 +116,7 @@ build/cuda/site/$(LIBRARY):
 	$(MAKE) wheel-cuda
 
 resources: build/cuda/site/$(LIBRARY) ## what every kernel of that wheel takes, and its matrix instructions: build/cuda/resources.md
-	$(CUDA_BIN)/python tests/resources.py $< --output build/cuda/resources.md
+	$(CUDA_BIN)/python -m tools.resources $< --output build/cuda/resources.md
 
 test-gpu: setup ## the tests marked gpu on a GPU, beside cuDNN and float64: build/gpu/report.md
 	$(PYTEST) --device cuda $(ARGS)

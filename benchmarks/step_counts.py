@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "simulator")]
+sys.path[:0] = [str(ROOT / "tests" / "cuda")]
 
-import resources  # type: ignore[import-not-found]  # noqa: E402
-from kernels import ptx  # type: ignore[import-not-found]  # noqa: E402
-from ptx import entries, with_entry  # type: ignore[import-not-found]  # noqa: E402
-from scan import StepWork, modelled_us  # type: ignore[import-not-found]  # noqa: E402
 from test_scan import Case  # type: ignore[import-not-found]  # noqa: E402
+
+from simulator.ptx.parser import entries, with_entry  # noqa: E402
+from tools import resources  # noqa: E402
+from tools.simulated.kernels import ptx  # noqa: E402
+from tools.simulated.scan import StepWork, modelled_us  # noqa: E402
 
 __all__ = ["Step", "StepWork", "a_step", "modelled_us"]
 

@@ -45,7 +45,7 @@ def collect(*arguments: str, plugins: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "without_packages.py").write_text(WITHOUT_PACKAGES)
-    done = collect("-p", "without_packages", "tests", "--ignore=tests/simulator", plugins=tmp_path)
+    done = collect("-p", "without_packages", "tests", "--ignore=tests/cuda", plugins=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
     skipped = re.findall(r"^SKIPPED \[1\] (tests/[\w/]+\.py):\d+: (.*)$", done.stdout, re.MULTILINE)
     packages = {

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import resources
 import torch
+
+from tools import resources
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import resources
 from torch.utils.cpp_extension import include_paths
+
+from tools import resources
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.h"))
@@ -40,7 +41,7 @@ def test_a_header_compiles_alone(header: str, tmp_path: Path) -> None:
         if kit is None:
             pytest.skip("needs CUDA's headers")
         command += [f"-isystem{path}" for path in kit.includes()] + ["-DUSE_CUDA"]
-        command.append(f"-I{CSRC.parent}/tests/simulator/include")
+        command.append(f"-I{CSRC.parent}/simulator/runtime/include")
     compile_alone(command, header, tmp_path, ".cpp")
 
 
@@ -52,7 +53,7 @@ def test_a_device_header_compiles_alone(header: str, tmp_path: Path) -> None:
     flags = ["-std=c++20", "--expt-relaxed-constexpr", "-arch=sm_80", "-ptx", "-O0"]
     includes = [f"-I{path}" for path in kit.includes()]
     command = [str(kit.root / "bin/nvcc"), *flags, *includes, "-o", str(tmp_path / "alone.ptx")]
-    command.append(f"-I{CSRC.parent}/tests/simulator/include")
+    command.append(f"-I{CSRC.parent}/simulator/runtime/include")
     compile_alone(command, header, tmp_path, ".cu")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "simulator")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "cuda")]
 
 REGIMES = ("block-resident", "grid-resident", "stepwise")
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
@@ -108,8 +108,9 @@ def on_gpu(case: Case) -> float:
 
 
 def on_simulator(case: Case) -> float:
-    import scan as simulated
     import test_scan
+
+    from tools.simulated import scan as simulated
 
     inputs = test_scan.Case(case.cell, case.kind, T=T, N=N, H=case.H, I=I)
     try:

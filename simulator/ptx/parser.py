@@ -2,7 +2,7 @@
 
 The grammar is read by tokens, not by lines: inline asm puts several statements on a line, opens scopes
 of its own and writes registers without `%`. Only `.loc` and `.file` end at the newline, so the lexer
-takes those as single tokens. Names are left as they are; translate.py resolves them scope by scope.
+takes those as single tokens. Names are left as they are; translator.py resolves them scope by scope.
 """
 
 import re

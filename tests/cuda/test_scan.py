@@ -7,29 +7,24 @@ rounded to the storage type first, so that what remains is the kernels' own erro
 from __future__ import annotations
 
 import os
-import sys
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import toolchain
+from simulator import ToolNotFoundError, toolchain
 
 try:
     toolchain.nvcc()
-except toolchain.ToolNotFoundError as missing:
+except ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from scan import INPUTS, SAVED, Done, Refused, scan, scratch_bytes
-from simulator import SimulatorFinding
-
 import fastrnn.ops  # noqa: F401
+from simulator import SimulatorFinding
+from tools.simulated.scan import INPUTS, SAVED, Done, Refused, scan, scratch_bytes
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from simulator import DeviceArray, Simulator, SimulatorFinding, build_host, build_kernels, simulator
 
 SOURCE = Path(__file__).with_name("detectors.cu")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import ptx
+from . import parser
 
 
 class TranslationError(ValueError):
@@ -237,7 +237,7 @@ class Symbol:
 
 
 def width(kind: str) -> int:
-    return 8 * ptx.SIZES[kind]
+    return 8 * parser.SIZES[kind]
 
 
 def bits_type(kind: str) -> str:
@@ -263,24 +263,24 @@ def quoted(text: str | None) -> str:
     return "nullptr" if text is None else json.dumps(text)
 
 
-def walk(scope: ptx.Scope) -> Iterator[ptx.Statement]:
+def walk(scope: parser.Scope) -> Iterator[parser.Statement]:
     for statement in scope.statements:
-        if isinstance(statement, ptx.Scope):
+        if isinstance(statement, parser.Scope):
             yield from walk(statement)
         else:
             yield statement
 
 
-def names_in(operand: ptx.Operand | None) -> Iterator[str]:
+def names_in(operand: parser.Operand | None) -> Iterator[str]:
     match operand:
-        case ptx.Name(name):
+        case parser.Name(name):
             yield name
-        case ptx.Address(base, _):
+        case parser.Address(base, _):
             yield from names_in(base)
-        case ptx.Vector(items):
+        case parser.Vector(items):
             for item in items:
                 yield from names_in(item)
-        case ptx.Both(first, second):
+        case parser.Both(first, second):
             yield from names_in(first)
             yield from names_in(second)
 
@@ -289,9 +289,9 @@ def names_in(operand: ptx.Operand | None) -> Iterator[str]:
 class Kernel:
     """What a kernel and the functions it calls share: one file, one frame of memory."""
 
-    module: ptx.Module
-    entry: ptx.Function
-    functions: list[ptx.Function] = field(default_factory=list)  # callees before callers
+    module: parser.Module
+    entry: parser.Function
+    functions: list[parser.Function] = field(default_factory=list)  # callees before callers
     symbols: dict[str, Symbol] = field(default_factory=dict)  # of the module's variables
     shared_bytes: int = 0
     local_bytes: int = 0
@@ -301,8 +301,8 @@ class Kernel:
         used = {
             name
             for function in self.functions
-            for statement in walk(function.body or ptx.Scope())
-            if isinstance(statement, ptx.Instruction)
+            for statement in walk(function.body or parser.Scope())
+            if isinstance(statement, parser.Instruction)
             for operand in statement.operands
             for name in names_in(operand)
         }
@@ -314,22 +314,22 @@ class Kernel:
             elif variable.space == "shared" and not variable.external:
                 self.symbols[variable.name] = self.place_shared(variable)
         for function in self.functions:
-            for statement in walk(function.body or ptx.Scope()):
-                if isinstance(statement, ptx.Variable) and statement.space == "shared":
+            for statement in walk(function.body or parser.Scope()):
+                if isinstance(statement, parser.Variable) and statement.space == "shared":
                     self.symbols[f"{function.name} {statement.name}"] = self.place_shared(statement)
         for variable in variables:
             if variable.space == "shared" and variable.external:
                 self.symbols[variable.name] = Symbol("shared", str(align_up(self.shared_bytes, 16)))
 
-    def collect(self, function: ptx.Function, callers: tuple[str, ...]) -> None:
+    def collect(self, function: parser.Function, callers: tuple[str, ...]) -> None:
         if function.name in callers:
             raise TranslationError(f"{function.source}: recursion, which has no fixed frame")
         if function in self.functions:
             return
-        for statement in walk(function.body or ptx.Scope()):
-            if isinstance(statement, ptx.Instruction) and statement.opcode == "call":
+        for statement in walk(function.body or parser.Scope()):
+            if isinstance(statement, parser.Instruction) and statement.opcode == "call":
                 for operand in statement.operands:
-                    if isinstance(operand, ptx.Name) and operand.name not in _INTRINSICS:
+                    if isinstance(operand, parser.Name) and operand.name not in _INTRINSICS:
                         callee = self.module.functions.get(operand.name)
                         if callee is None or callee.body is None:
                             raise TranslationError(
@@ -338,12 +338,12 @@ class Kernel:
                         self.collect(callee, (*callers, function.name))
         self.functions.append(function)
 
-    def place_shared(self, variable: ptx.Variable) -> Symbol:
+    def place_shared(self, variable: parser.Variable) -> Symbol:
         offset = align_up(self.shared_bytes, variable.align)
         self.shared_bytes = offset + variable.size
         return Symbol("shared", str(offset), variable.type)
 
-    def place_local(self, variable: ptx.Variable) -> Symbol:
+    def place_local(self, variable: parser.Variable) -> Symbol:
         offset = align_up(self.local_bytes, variable.align)
         self.local_bytes = offset + variable.size
         return Symbol("local", str(offset), variable.type)
@@ -353,7 +353,7 @@ class Kernel:
 
 
 class FunctionTranslator:
-    def __init__(self, kernel: Kernel, function: ptx.Function) -> None:
+    def __init__(self, kernel: Kernel, function: parser.Function) -> None:
         self.kernel = kernel
         self.function = function
         self.scopes: list[dict[str, Symbol]] = [{}]
@@ -421,23 +421,21 @@ class FunctionTranslator:
         return symbol.cpp
 
     # -- operands
-    def value(self, operand: ptx.Operand, kind: str) -> str:
+    def value(self, operand: parser.Operand, kind: str) -> str:
         """An expression of the bits of type `kind`."""
         match operand:
-            case ptx.Number(value, literal):
+            case parser.Number(value, literal):
                 return self.literal(value, literal, kind)
-            case ptx.Address():  # name + offset
+            case parser.Address():  # name + offset
                 return f"static_cast<{bits_type(kind)}>({self.address(operand)})"
-            case ptx.Name(name, negated):
+            case parser.Name(name, negated):
                 symbol = self.lookup(name)
                 if symbol is None and name in SPECIAL_REGISTERS:
                     return f"static_cast<{bits_type(kind)}>({SPECIAL_REGISTERS[name]})"
                 if symbol is None:
                     raise self.error(f"unknown name {name!r}")
                 if symbol.kind != "register":
-                    return (
-                        f"static_cast<{bits_type(kind)}>({self.address(ptx.Address(operand, 0))})"
-                    )
+                    return f"static_cast<{bits_type(kind)}>({self.address(parser.Address(operand, 0))})"
                 cpp = self.register(symbol)
                 if (kind == "pred") != (symbol.type == "pred"):
                     raise self.error(f"{name} is no {kind}")
@@ -464,9 +462,9 @@ class FunctionTranslator:
             return f"{value:#x}ull"
         return f"{value:#x}u" if width(kind) == 32 else f"{bits_type(kind)}({value:#x})"
 
-    def result(self, operand: ptx.Operand) -> tuple[str, str]:
+    def result(self, operand: parser.Operand) -> tuple[str, str]:
         """The lvalue of a result and its register's type."""
-        if isinstance(operand, ptx.Name) and not operand.negated:
+        if isinstance(operand, parser.Name) and not operand.negated:
             if operand.name == "_":
                 return "sink", "b64"
             symbol = self.need(operand.name)
@@ -474,7 +472,7 @@ class FunctionTranslator:
                 return self.register(symbol), symbol.type
         raise self.error("a result must be a register")
 
-    def assign(self, operand: ptx.Operand, kind: str, expression: str) -> None:
+    def assign(self, operand: parser.Operand, kind: str, expression: str) -> None:
         """Signed results narrower than their register are sign-extended."""
         name, register_type = self.result(operand)
         if (kind == "pred") != (register_type == "pred") and name != "sink":
@@ -483,11 +481,11 @@ class FunctionTranslator:
             expression = f"op::extend<op::{kind}>({expression})"
         self.emit(f"{name} = {expression};")
 
-    def address(self, operand: ptx.Operand) -> str:
+    def address(self, operand: parser.Operand) -> str:
         """The address of an operand, or of a variable as a value."""
-        if isinstance(operand, ptx.Name):
-            operand = ptx.Address(operand, 0)
-        if not isinstance(operand, ptx.Address):
+        if isinstance(operand, parser.Name):
+            operand = parser.Address(operand, 0)
+        if not isinstance(operand, parser.Address):
             raise self.error("an address is expected")
         if operand.base is None:
             return f"{operand.offset & (2**64 - 1):#x}ull"
@@ -504,8 +502,8 @@ class FunctionTranslator:
             raise self.error(f"{operand.base.name} has no address")
         return f"({base} + {operand.offset}ll)" if operand.offset else base
 
-    def items(self, operand: ptx.Operand) -> tuple[ptx.Operand, ...]:
-        return operand.items if isinstance(operand, ptx.Vector) else (operand,)
+    def items(self, operand: parser.Operand) -> tuple[parser.Operand, ...]:
+        return operand.items if isinstance(operand, parser.Vector) else (operand,)
 
     # -- statements
     def translate(self) -> str:
@@ -549,52 +547,52 @@ class FunctionTranslator:
             ]
         )
 
-    def scope(self, scope: ptx.Scope) -> None:
+    def scope(self, scope: parser.Scope) -> None:
         names: dict[str, Symbol] = {}
         for statement in scope.statements:  # labels and targets may be named before they come
-            if isinstance(statement, ptx.Label):
+            if isinstance(statement, parser.Label):
                 names[statement.name] = Symbol(
                     "label", self.unique(f"L_{identifier(statement.name)}")
                 )
-            elif isinstance(statement, ptx.BranchTargets):
+            elif isinstance(statement, parser.BranchTargets):
                 names[statement.name] = Symbol("targets", "", labels=statement.labels)
         self.scopes.append(names)
         for statement in scope.statements:
             match statement:
-                case ptx.Scope():
+                case parser.Scope():
                     self.scope(statement)
-                case ptx.Label(name):
+                case parser.Label(name):
                     self.end_block()
                     self.emitted_labels.add(names[name].cpp)
                     self.emit(f"{names[name].cpp}:;")
                     self.block_start = len(self.lines)
-                case ptx.Registers(kind, registers):
+                case parser.Registers(kind, registers):
                     for name in registers:
                         cpp = self.unique(f"r_{identifier(name.removeprefix('%'))}")
                         names[name] = Symbol("register", cpp, kind)
-                case ptx.Variable(space="param"):
+                case parser.Variable(space="param"):
                     cpp = self.unique(f"a_{identifier(statement.name)}")
                     names[statement.name] = Symbol("bytes", cpp)
                     self.arrays.append(f"alignas(16) std::byte {cpp}[{max(statement.size, 1)}];")
-                case ptx.Variable(space="local"):
+                case parser.Variable(space="local"):
                     names[statement.name] = self.kernel.place_local(statement)
-                case ptx.Variable(space="shared"):
+                case parser.Variable(space="shared"):
                     names[statement.name] = self.kernel.symbols[
                         f"{self.function.name} {statement.name}"
                     ]
-                case ptx.Variable():
+                case parser.Variable():
                     raise self.error(f"a .{statement.space} variable inside of a function")
-                case ptx.Instruction():
+                case parser.Instruction():
                     self.instruction(statement)
         self.scopes.pop()
 
-    def instruction(self, i: ptx.Instruction) -> None:
+    def instruction(self, i: parser.Instruction) -> None:
         self.source = i.source
         self.block_counts["instructions"] += 1
         if kind := self.classify(i):
             self.block_counts[kind] += 1
         start = len(self.lines)
-        handler: Callable[[ptx.Instruction], None] | None = getattr(self, f"do_{i.opcode}", None)
+        handler: Callable[[parser.Instruction], None] | None = getattr(self, f"do_{i.opcode}", None)
         if handler is not None:
             handler(i)
         elif i.opcode not in _NO_OPERATION:
@@ -605,7 +603,7 @@ class FunctionTranslator:
         if i.opcode in ("bra", "brx", "ret", "exit", "trap"):
             self.end_block()
 
-    def classify(self, i: ptx.Instruction) -> str | None:
+    def classify(self, i: parser.Instruction) -> str | None:
         if i.opcode in CLASS_OF_OPCODE:
             return CLASS_OF_OPCODE[i.opcode]
         if i.opcode in COMPUTES:
@@ -613,7 +611,7 @@ class FunctionTranslator:
         return None
 
     # -- computation
-    def computation(self, i: ptx.Instruction) -> None:
+    def computation(self, i: parser.Instruction) -> None:
         key = next(
             (k for m in i.modifiers if (k := f"{i.opcode}.{m}") in PURE or k in APPROXIMATE),
             i.opcode,
@@ -624,7 +622,7 @@ class FunctionTranslator:
         kind = i.modifiers[-1] if i.modifiers else ""
         if kind == "bf16" and i.opcode in ("ex2",):
             allowed = allowed | {"ftz"}
-        if kind not in ptx.SIZES or kind not in TYPES.get(template, ptx.SIZES):
+        if kind not in parser.SIZES or kind not in TYPES.get(template, parser.SIZES):
             raise self.error(f"type .{kind} of {i.opcode} is not known")
         rest = [m for m in i.modifiers[:-1] if f"{i.opcode}.{m}" != key]
         chain = "cc" in rest
@@ -666,7 +664,7 @@ class FunctionTranslator:
 
     def carry_chain(
         self,
-        i: ptx.Instruction,
+        i: parser.Instruction,
         key: str,
         kind: str,
         values: list[str],
@@ -689,7 +687,7 @@ class FunctionTranslator:
             f"op::{template}<op::{kind}>({a}, {b}, {carry_in}, {carry_out})",
         )
 
-    def with_carry(self, i: ptx.Instruction) -> None:
+    def with_carry(self, i: parser.Instruction) -> None:
         kind = i.modifiers[-1]
         part = next((f".{m}" for m in i.modifiers if m in ("lo", "hi")), "")
         if unknown := set(i.modifiers[:-1]) - {"lo", "hi", "cc"}:
@@ -706,7 +704,7 @@ class FunctionTranslator:
 
     do_addc = do_subc = do_madc = with_carry
 
-    def do_setp(self, i: ptx.Instruction) -> None:
+    def do_setp(self, i: parser.Instruction) -> None:
         comparison, *rest = i.modifiers
         kind = rest.pop()
         combine = rest.pop(0) if rest and rest[0] in ("and", "or", "xor") else None
@@ -725,7 +723,7 @@ class FunctionTranslator:
 
         results = (
             (i.operands[0].first, i.operands[0].second)
-            if isinstance(i.operands[0], ptx.Both)
+            if isinstance(i.operands[0], parser.Both)
             else (i.operands[0],)
         )
         tests = [test(""), test(" >> 16") if lane != kind else f"!{test('')}"]
@@ -742,10 +740,10 @@ class FunctionTranslator:
             self.emit(f"{{ const bool first = {values[0]}, second = {values[1]};")
             self.emit(f"{names[0]} = first; {names[1]} = second; }}")
 
-    def is_sink(self, operand: ptx.Operand) -> bool:
-        return isinstance(operand, ptx.Name) and operand.name == "_"
+    def is_sink(self, operand: parser.Operand) -> bool:
+        return isinstance(operand, parser.Name) and operand.name == "_"
 
-    def do_set(self, i: ptx.Instruction) -> None:
+    def do_set(self, i: parser.Instruction) -> None:
         comparison, *rest, to, kind = i.modifiers
         if comparison not in _COMPARISONS or len(i.operands) != 3:
             raise self.error("this form of set is not known")
@@ -757,54 +755,54 @@ class FunctionTranslator:
             f"op::set<op::{to}, op::{kind}, op::Compare::{comparison}, {flags}>({a}, {b})",
         )
 
-    def do_selp(self, i: ptx.Instruction) -> None:
+    def do_selp(self, i: parser.Instruction) -> None:
         (kind,) = i.modifiers
         a, b = (self.value(o, kind) for o in i.operands[1:3])
         self.assign(i.operands[0], kind, f"{self.value(i.operands[3], 'pred')} ? {a} : {b}")
 
-    def do_slct(self, i: ptx.Instruction) -> None:
+    def do_slct(self, i: parser.Instruction) -> None:
         *rest, kind, tested = i.modifiers
         a, b = (self.value(o, kind) for o in i.operands[1:3])
         c = self.value(i.operands[3], tested)
         condition = f"op::not_negative<op::{tested}, {self.flags(rest, {'ftz'})}>({c})"
         self.assign(i.operands[0], kind, f"{condition} ? {a} : {b}")
 
-    def do_testp(self, i: ptx.Instruction) -> None:
+    def do_testp(self, i: parser.Instruction) -> None:
         test, kind = i.modifiers
         value = self.value(i.operands[1], kind)
         self.assign(i.operands[0], "pred", f"op::testp<op::{kind}, op::Property::{test}>({value})")
 
-    def do_prmt(self, i: ptx.Instruction) -> None:
+    def do_prmt(self, i: parser.Instruction) -> None:
         mode = i.modifiers[1] if len(i.modifiers) > 1 else "generic"
         values = ", ".join(self.value(o, "b32") for o in i.operands[1:])
         self.assign(i.operands[0], "b32", f"op::prmt<op::Permute::{mode}>({values})")
 
-    def do_lop3(self, i: ptx.Instruction) -> None:
+    def do_lop3(self, i: parser.Instruction) -> None:
         table = i.operands[-1]
-        if i.modifiers != ("b32",) or not isinstance(table, ptx.Number) or len(i.operands) != 5:
+        if i.modifiers != ("b32",) or not isinstance(table, parser.Number) or len(i.operands) != 5:
             raise self.error("this form of lop3 is not known")
         values = ", ".join(self.value(o, "b32") for o in i.operands[1:4])
         self.assign(i.operands[0], "b32", f"op::lop3<{table.value}>({values})")
 
-    def do_shf(self, i: ptx.Instruction) -> None:
+    def do_shf(self, i: parser.Instruction) -> None:
         direction, mode, kind = i.modifiers
         values = ", ".join(self.value(o, kind) for o in i.operands[1:])
         flags = self.flags([mode], {"wrap", "clamp"})
         self.assign(i.operands[0], kind, f"op::shf_{direction}<{flags}>({values})")
 
-    def do_bmsk(self, i: ptx.Instruction) -> None:
+    def do_bmsk(self, i: parser.Instruction) -> None:
         mode, kind = i.modifiers
         values = ", ".join(self.value(o, kind) for o in i.operands[1:])
         self.assign(
             i.operands[0], kind, f"op::bmsk<{self.flags([mode], {'wrap', 'clamp'})}>({values})"
         )
 
-    def do_dp4a(self, i: ptx.Instruction) -> None:
+    def do_dp4a(self, i: parser.Instruction) -> None:
         a, b = i.modifiers
         values = ", ".join(self.value(o, "b32") for o in i.operands[1:])
         self.assign(i.operands[0], "b32", f"op::dp4a<op::{a}, op::{b}>({values})")
 
-    def do_cvt(self, i: ptx.Instruction) -> None:
+    def do_cvt(self, i: parser.Instruction) -> None:
         *rest, to, kind = i.modifiers
         whole = [m for m in rest if m in ("rni", "rzi", "rmi", "rpi")]
         allowed = {"rn", "rz", "rm", "rp", "rna", "ftz", "sat", "relu"}
@@ -814,7 +812,11 @@ class FunctionTranslator:
             self.assign(i.operands[0], to, f"op::cvt_pair<op::{to}, {flags}>({', '.join(values)})")
         elif to == "tf32" and kind == "f32":
             self.assign(i.operands[0], "b32", f"op::cvt_tf32<{flags}>({values[0]})")
-        elif to in ptx.SIZES and kind in ptx.SIZES and not {to, kind} & {"pred", "f16x2", "bf16x2"}:
+        elif (
+            to in parser.SIZES
+            and kind in parser.SIZES
+            and not {to, kind} & {"pred", "f16x2", "bf16x2"}
+        ):
             if to[0] in "su" and kind[0] in "fb" and not whole:
                 raise self.error("a conversion to an integer needs its rounding")
             rounding = f"op::Whole::{whole[0] if whole else 'none'}"
@@ -826,10 +828,10 @@ class FunctionTranslator:
         else:
             raise self.error("this conversion is not known")
 
-    def do_mov(self, i: ptx.Instruction) -> None:
+    def do_mov(self, i: parser.Instruction) -> None:
         (kind,) = i.modifiers
         to, source = i.operands
-        if isinstance(to, ptx.Vector):
+        if isinstance(to, parser.Vector):
             part = f"b{width(kind) // len(to.items)}"
             self.emit(f"{{ const {bits_type(kind)} whole = {self.value(source, kind)};")
             for n, item in enumerate(to.items):
@@ -837,7 +839,7 @@ class FunctionTranslator:
                     item, part, f"static_cast<{bits_type(part)}>(whole >> {n * width(part)})"
                 )
             self.emit("}")
-        elif isinstance(source, ptx.Vector):
+        elif isinstance(source, parser.Vector):
             part = f"b{width(kind) // len(source.items)}"
             pieces = [
                 f"static_cast<{bits_type(kind)}>({self.value(item, part)}) << {n * width(part)}"
@@ -861,7 +863,7 @@ class FunctionTranslator:
             order, scope = self.order or "weak", self.scope or "none"
             return f"sim::Space::{self.space}, sim::Order::{order}, sim::Scope::{scope}"
 
-    def access(self, i: ptx.Instruction) -> "FunctionTranslator.Access":
+    def access(self, i: parser.Instruction) -> "FunctionTranslator.Access":
         a = self.Access()
         for m in i.modifiers:
             if m in _SPACE:
@@ -872,15 +874,15 @@ class FunctionTranslator:
                 a.scope = _SCOPE[m]
             elif m in ("v2", "v4", "v8"):
                 a.lanes = int(m[1])
-            elif m in ptx.SIZES:
+            elif m in parser.SIZES:
                 a.type = m
             elif m.split("::")[0] not in _CACHE and m != "noftz":
                 a.rest.append(m)
         return a
 
-    def bytes_of(self, operand: ptx.Operand) -> str | None:
+    def bytes_of(self, operand: parser.Operand) -> str | None:
         """Where a parameter's bytes are, if the operand names one."""
-        if not isinstance(operand, ptx.Address) or operand.base is None:
+        if not isinstance(operand, parser.Address) or operand.base is None:
             return None
         symbol = self.lookup(operand.base.name)
         if symbol is None or symbol.kind not in ("bytes", "parameter"):
@@ -889,13 +891,13 @@ class FunctionTranslator:
             return f"t.params + {int(symbol.cpp) + operand.offset}"
         return f"{symbol.cpp} + {operand.offset}"
 
-    def loaded(self, operand: ptx.Operand, lanes: int) -> str:
+    def loaded(self, operand: parser.Operand, lanes: int) -> str:
         items = self.items(operand)
         if len(items) != lanes:
             raise self.error("the vector's length differs from the instruction's")
         return ", ".join(self.result(o)[0] for o in items)
 
-    def do_ld(self, i: ptx.Instruction) -> None:
+    def do_ld(self, i: parser.Instruction) -> None:
         a = self.access(i)
         if a.rest or not a.type:
             raise self.error(f"unknown modifier .{a.rest[0]}" if a.rest else "a load without type")
@@ -908,7 +910,7 @@ class FunctionTranslator:
                 f"op::ld<op::{a.type}>(t, {self.site()}, {a.spell()}, {address}, {registers});"
             )
 
-    def do_st(self, i: ptx.Instruction) -> None:
+    def do_st(self, i: parser.Instruction) -> None:
         a = self.access(i)
         items = self.items(i.operands[1])
         if a.rest or not a.type or len(items) != a.lanes:
@@ -923,7 +925,7 @@ class FunctionTranslator:
     do_ldu = do_ld
 
     def update(
-        self, i: ptx.Instruction, address: ptx.Operand, values: tuple[ptx.Operand, ...]
+        self, i: parser.Instruction, address: parser.Operand, values: tuple[parser.Operand, ...]
     ) -> tuple[str, str]:
         a = self.access(i)
         if len(a.rest) != 1 or a.rest[0] not in _UPDATE or a.lanes != 1 or width(a.type) > 64:
@@ -938,16 +940,16 @@ class FunctionTranslator:
         )
         return a.type, expression
 
-    def do_atom(self, i: ptx.Instruction) -> None:
+    def do_atom(self, i: parser.Instruction) -> None:
         kind, expression = self.update(i, i.operands[1], i.operands[2:])
         self.assign(i.operands[0], kind, expression)
 
-    def do_red(self, i: ptx.Instruction) -> None:
+    def do_red(self, i: parser.Instruction) -> None:
         if i.modifiers[0] == "async":
             raise self.error("red.async is not known")
         self.emit(f"{self.update(i, i.operands[0], i.operands[1:])[1]};")
 
-    def do_fence(self, i: ptx.Instruction) -> None:
+    def do_fence(self, i: parser.Instruction) -> None:
         if i.modifiers == ("proxy", "alias"):
             return
         order = {"sc": "acq_rel", "acq_rel": "acq_rel", "acquire": "acquire", "release": "release"}
@@ -960,7 +962,7 @@ class FunctionTranslator:
 
     do_membar = do_fence  # membar.gl is fence.sc.gpu
 
-    def do_cvta(self, i: ptx.Instruction) -> None:
+    def do_cvta(self, i: parser.Instruction) -> None:
         *direction, space, kind = i.modifiers
         function = "from_generic" if direction == ["to"] else "to_generic"
         if space not in _SPACE or (direction and direction != ["to"]):
@@ -970,7 +972,7 @@ class FunctionTranslator:
             i.operands[0], kind, f"sim::{function}(t, sim::Space::{_SPACE[space]}, {value})"
         )
 
-    def do_isspacep(self, i: ptx.Instruction) -> None:
+    def do_isspacep(self, i: parser.Instruction) -> None:
         (space,) = i.modifiers
         if space not in _SPACE:
             raise self.error(f"unknown space .{space}")
@@ -979,7 +981,7 @@ class FunctionTranslator:
             i.operands[0], "pred", f"sim::is_space(t, sim::Space::{_SPACE[space]}, {value})"
         )
 
-    def do_cp(self, i: ptx.Instruction) -> None:
+    def do_cp(self, i: parser.Instruction) -> None:
         if i.modifiers[0] != "async":
             raise self.error("this copy is not known")
         match i.modifiers[1:]:
@@ -999,7 +1001,7 @@ class FunctionTranslator:
                 used = size
                 if len(i.operands) > 3:
                     last = i.operands[3]
-                    symbol = self.lookup(last.name) if isinstance(last, ptx.Name) else None
+                    symbol = self.lookup(last.name) if isinstance(last, parser.Name) else None
                     if symbol is not None and symbol.type == "pred":  # ignore the source
                         used = f"({self.value(last, 'pred')} ? 0 : {size})"
                     else:
@@ -1009,7 +1011,7 @@ class FunctionTranslator:
                 raise self.error("this copy is not known")
 
     # -- threads that meet
-    def do_bar(self, i: ptx.Instruction) -> None:
+    def do_bar(self, i: parser.Instruction) -> None:
         kinds = [m for m in i.modifiers if m not in ("cta", "aligned")]
         if kinds[:1] == ["warp"]:
             self.emit(f"op::warp_sync(t, {self.site()}, {self.value(i.operands[0], 'b32')});")
@@ -1034,35 +1036,35 @@ class FunctionTranslator:
 
     do_barrier = do_bar
 
-    def both(self, operand: ptx.Operand) -> tuple[str, str]:
+    def both(self, operand: parser.Operand) -> tuple[str, str]:
         """d|p, where p may be missing; the results of templates that take references."""
-        if isinstance(operand, ptx.Both):
+        if isinstance(operand, parser.Both):
             second = "sink_pred" if self.is_sink(operand.second) else self.result(operand.second)[0]
             return self.result(operand.first)[0], second
         return self.result(operand)[0], "sink_pred"
 
-    def do_shfl(self, i: ptx.Instruction) -> None:
+    def do_shfl(self, i: parser.Instruction) -> None:
         if len(i.modifiers) != 3 or i.modifiers[0] != "sync" or i.modifiers[2] != "b32":
             raise self.error("only shfl.sync is known")
         values = ", ".join(self.value(o, "b32") for o in i.operands[1:])
         d, p = self.both(i.operands[0])
         self.emit(f"op::shfl<op::Shuffle::{i.modifiers[1]}>(t, {self.site()}, {d}, {p}, {values});")
 
-    def do_vote(self, i: ptx.Instruction) -> None:
+    def do_vote(self, i: parser.Instruction) -> None:
         if len(i.modifiers) != 3 or i.modifiers[0] != "sync":
             raise self.error("only vote.sync is known")
         predicate, mask = self.value(i.operands[1], "pred"), self.value(i.operands[2], "b32")
         expression = f"op::vote<op::Vote::{i.modifiers[1]}>(t, {self.site()}, {predicate}, {mask})"
         self.assign(i.operands[0], i.modifiers[2], expression)
 
-    def do_match(self, i: ptx.Instruction) -> None:
+    def do_match(self, i: parser.Instruction) -> None:
         which, _, kind = i.modifiers
         d, p = self.both(i.operands[0])
         value, mask = self.value(i.operands[1], kind), self.value(i.operands[2], "b32")
         every = "true" if which == "all" else "false"
         self.emit(f"op::match<{every}>(t, {self.site()}, {d}, {p}, {value}, {mask});")
 
-    def do_redux(self, i: ptx.Instruction) -> None:
+    def do_redux(self, i: parser.Instruction) -> None:
         _, operation, kind = i.modifiers
         if operation not in ("add", "min", "max", "and", "or", "xor") or kind not in (
             "s32",
@@ -1074,10 +1076,10 @@ class FunctionTranslator:
         name = f"op::redux<op::{kind}, op::Update::{_UPDATE[operation]}>"
         self.assign(i.operands[0], kind, f"{name}(t, {self.site()}, {value}, {mask})")
 
-    def do_activemask(self, i: ptx.Instruction) -> None:
+    def do_activemask(self, i: parser.Instruction) -> None:
         self.assign(i.operands[0], "b32", f"sim::activemask(t, {self.site()})")
 
-    def do_ldmatrix(self, i: ptx.Instruction) -> None:
+    def do_ldmatrix(self, i: parser.Instruction) -> None:
         head, rest = i.modifiers[:4], list(i.modifiers[4:])
         if head[:3] != ("sync", "aligned", "m8n8") or head[3] not in ("x1", "x2", "x4"):
             raise self.error("this ldmatrix is not known")
@@ -1092,7 +1094,7 @@ class FunctionTranslator:
             f"{self.address(i.operands[1])}, {registers});"
         )
 
-    def do_mma(self, i: ptx.Instruction) -> None:
+    def do_mma(self, i: parser.Instruction) -> None:
         if len(i.modifiers) != 9 or i.modifiers[:2] != ("sync", "aligned"):
             raise self.error("this mma is not known")
         shape, row, column, d, a, b, c = i.modifiers[2:]
@@ -1130,15 +1132,15 @@ class FunctionTranslator:
         spend = "sim::backward_branch(t); " if symbol.cpp in self.emitted_labels else ""
         return f"{spend}goto {symbol.cpp};"
 
-    def do_bra(self, i: ptx.Instruction) -> None:
+    def do_bra(self, i: parser.Instruction) -> None:
         target = i.operands[0]
-        symbol = self.need(target.name) if isinstance(target, ptx.Name) else None
+        symbol = self.need(target.name) if isinstance(target, parser.Name) else None
         if symbol is None or symbol.kind != "label":
             raise self.error("a branch needs a label")
         self.emit(self.jump(symbol))
 
-    def do_brx(self, i: ptx.Instruction) -> None:
-        targets = self.need(i.operands[1].name) if isinstance(i.operands[1], ptx.Name) else None
+    def do_brx(self, i: parser.Instruction) -> None:
+        targets = self.need(i.operands[1].name) if isinstance(i.operands[1], parser.Name) else None
         if targets is None or targets.kind != "targets":
             raise self.error("brx.idx needs its list of labels")
         self.emit(f"switch ({self.value(i.operands[0], 'u32')}) {{")
@@ -1146,14 +1148,16 @@ class FunctionTranslator:
             self.emit(f"case {n}: {self.jump(self.need(label))}")
         self.emit(f'default: sim::fail(t, {self.site()}, "brx.idx beyond its list of labels"); }}')
 
-    def do_call(self, i: ptx.Instruction) -> None:
+    def do_call(self, i: parser.Instruction) -> None:
         operands = list(i.operands)
-        results = self.items(operands.pop(0)) if isinstance(operands[0], ptx.Vector) else ()
+        results = self.items(operands.pop(0)) if isinstance(operands[0], parser.Vector) else ()
         callee = operands.pop(0)
         arguments = self.items(operands[0]) if operands else ()
-        if not isinstance(callee, ptx.Name) or len(operands) > 1:
+        if not isinstance(callee, parser.Name) or len(operands) > 1:
             raise self.error("indirect calls are not known")
-        names = [self.need(o.name).cpp for o in (*results, *arguments) if isinstance(o, ptx.Name)]
+        names = [
+            self.need(o.name).cpp for o in (*results, *arguments) if isinstance(o, parser.Name)
+        ]
         if callee.name in _INTRINSICS:
             name = f"op::{callee.name.strip('_')}"
             if callee.name == "vprintf" and not results:
@@ -1163,27 +1167,27 @@ class FunctionTranslator:
             function = self.kernel.module.functions[callee.name]
             self.emit(f"{function_name(function)}({', '.join(['t', *names])});")
 
-    def do_ret(self, i: ptx.Instruction) -> None:
+    def do_ret(self, i: parser.Instruction) -> None:
         self.emit("return;")
 
-    def do_exit(self, i: ptx.Instruction) -> None:
+    def do_exit(self, i: parser.Instruction) -> None:
         self.emit("sim::exit_thread(t);")
 
-    def do_trap(self, i: ptx.Instruction) -> None:
+    def do_trap(self, i: parser.Instruction) -> None:
         self.emit(f"sim::trap(t, {self.site()});")
 
-    def do_nanosleep(self, i: ptx.Instruction) -> None:
+    def do_nanosleep(self, i: parser.Instruction) -> None:
         self.emit(f"sim::nanosleep(t, {self.value(i.operands[0], 'u32')});")
 
 
-def function_name(function: ptx.Function) -> str:
+def function_name(function: parser.Function) -> str:
     return f"{'kernel' if function.is_entry else 'function'}_{identifier(function.name)}"
 
 
 # --- files
 
 
-def translate_kernel(module: ptx.Module, entry: ptx.Function) -> str:
+def translate_kernel(module: parser.Module, entry: parser.Function) -> str:
     kernel = Kernel(module, entry)
     bodies = [FunctionTranslator(kernel, f).translate() for f in kernel.functions]
     includes = ['#include "instructions.h"']
@@ -1229,7 +1233,7 @@ def translate_kernel(module: ptx.Module, entry: ptx.Function) -> str:
     )
 
 
-def translate_globals(module: ptx.Module) -> str:
+def translate_globals(module: parser.Module) -> str:
     """The module's variables, which its kernels share."""
     lines = ["// Translated from PTX: variables of the module", '#include "engine.h"']
     for variable in module.variables:
@@ -1249,13 +1253,13 @@ def translate_globals(module: ptx.Module) -> str:
     return "\n".join([*lines, ""])
 
 
-def kernels(module: ptx.Module) -> dict[str, ptx.Function]:
+def kernels(module: parser.Module) -> dict[str, parser.Function]:
     """The kernels that are defined there, by name."""
     return {f.name: f for f in module.functions.values() if f.is_entry and f.body is not None}
 
 
 def translate(text: str) -> dict[str, str]:
     """PTX -> name of the kernel: C++; the module's variables come under the empty name."""
-    module = ptx.parse(text)
+    module = parser.parse(text)
     translated = {name: translate_kernel(module, f) for name, f in kernels(module).items()}
     return {"": translate_globals(module), **translated}

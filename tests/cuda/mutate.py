@@ -1,11 +1,11 @@
 """Breaks the CUDA kernels and their launch code, one place at a time, and asks the suite whether it sees that.
 
-    python tests/simulator/mutate.py                     # every site; hours on two cores
-    python tests/simulator/mutate.py --sample 20 --seed 1
-    python tests/simulator/mutate.py --list
+    python tests/cuda/mutate.py                     # every site; hours on two cores
+    python tests/cuda/mutate.py --sample 20 --seed 1
+    python tests/cuda/mutate.py --list
 
 Each operator finds all its sites by the text of the sources. A mutant is a copy of csrc/ with one of
-them changed; tests/simulator/test_scan.py runs on it, its quicker tests first, until one fails. What
+them changed; tests/cuda/test_scan.py runs on it, its quicker tests first, until one fails. What
 the compiler turns into the same PTX is no mutant, and what it refuses is none either. Each survivor
 must be explained in SURVIVORS, or the command ends with 1.
 """
@@ -31,10 +31,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kernels import CSRC, HERE, ptx
-from module import BuildError
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))  # for `python tests/cuda/mutate.py`
 
-ROOT = CSRC.parent
+from simulator import BuildError  # noqa: E402
+from tools.simulated.kernels import CSRC, ptx  # noqa: E402
 
 RESIDENT = [f"cuda/regimes/{name}_resident.cuh" for name in ("block", "grid")]
 KERNELS = ["cuda/tiles.cuh", "cuda/step.cuh", *RESIDENT, "cuda/regimes/stepwise.cuh"]
@@ -353,7 +355,7 @@ def run(mutant: Mutant | None) -> Outcome:
             environment = {
                 "FASTRNN_SIMULATOR_KERNELS": str(stage if kernels else CSRC),
                 "FASTRNN_SIMULATOR_LAUNCH": str(stage if launch else CSRC),
-                "FASTRNN_SIMULATOR_OPTIMIZE": "0",
+                "SIMULATOR_OPTIMIZE": "0",
             }
             if mutant and kernels:
                 try:

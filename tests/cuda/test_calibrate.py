@@ -6,20 +6,17 @@ Clocks mean nothing here; that no wait outlasts its patience does. Clusters are 
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import toolchain
+from simulator import ToolNotFoundError, toolchain
 
 try:
     toolchain.nvcc()
-except toolchain.ToolNotFoundError as missing:
+except ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 from simulator import Simulator, build_kernels, simulator

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernels import LAZY, launch_code, ptx
-from module import build, build_module
-from ptx import entries, parse, with_entry
-from simulator import DeviceArray, Report, Simulator, simulator
 from torch import Tensor
-from translate import kernels, translate_kernel
+
+from simulator import DeviceArray, Report, Simulator, simulator
+from simulator.ptx.module import build, build_module
+from simulator.ptx.parser import entries, parse, with_entry
+from simulator.ptx.translator import kernels, translate_kernel
+
+from .kernels import LAZY, launch_code, ptx
 
 # The file of csrc/cuda for it, and its C++ type.
 STORAGE = {
@@ -172,7 +174,13 @@ def scan(
     for name, array in arrays.items():
         setattr(call, name, array.address)
     # Settings outlive a watch.
-    usual = {"schedule_seed": 0, "numeric_seed": 0, "races": 1, "round_ns": 100, "lost_blocks": 0}
+    usual: dict[str, Any] = {
+        "schedule_seed": 0,
+        "numeric_seed": 0,
+        "races": 1,
+        "round_ns": 100,
+        "lost_blocks": 0,
+    }
     with sim.watch(**usual | settings) as report:
         error = library.scan(ctypes.byref(call))
     if error is not None:

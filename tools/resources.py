@@ -1,7 +1,7 @@
 """What the CUDA kernels take of a multiprocessor, from the compiled binary: no GPU is needed.
 
-    python tests/resources.py LIBRARY [--output FILE]           of a library built with CUDA
-    python tests/resources.py --arch 8.0 9.0 [--output FILE]    compile csrc/cuda for these, and tell
+    python tools/resources.py LIBRARY [--output FILE]           of a library built with CUDA
+    python tools/resources.py --arch 8.0 9.0 [--output FILE]    compile csrc/cuda for these, and tell
 
 Of each kernel and architecture: registers a thread, bytes of local memory, which are spilled registers and
 arrays, static shared memory, and how many matrix instructions its machine code has. Exits with 1 where a
@@ -145,7 +145,7 @@ def compile_cubin(source: Path, arch: str, folder: Path) -> Path:
     cubin = folder / f"{source.stem}-{arch}.cubin"
     includes = [f"-isystem={path}" for path in kit.includes()]
     if "cublas_v2.h" in kit.missing():  # kernels do without cuBLAS; its header is included
-        includes.append(f"-I{ROOT / 'tests/simulator/include'}")
+        includes.append(f"-I{ROOT / 'simulator/runtime/include'}")
     _run(
         str(kit.root / "bin/nvcc"), *_setup().NVCC_FLAGS.split(), *includes, f"-I{ROOT / 'csrc'}",
         "-cubin", f"-arch=sm_{arch.replace('.', '')}", "-o", str(cubin), str(source),

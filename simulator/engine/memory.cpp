@@ -642,15 +642,15 @@ void copy_async_wait(Thread& t, const Site&, int groups) {
   std::erase_if(f.copies, covered);
 }
 
-#define FASTRNN_SIM_INSTANTIATE(N)                                          \
+#define SIM_INSTANTIATE(N)                                                  \
   template void load_weak<N>(Thread&, const Site&, uint64_t, void*);        \
   template void store_weak<N>(Thread&, const Site&, uint64_t, const void*); \
   template void load_shared<N>(Thread&, const Site&, uint64_t, void*);      \
   template void store_shared<N>(Thread&, const Site&, uint64_t, const void*);
-FASTRNN_SIM_INSTANTIATE(1)
-FASTRNN_SIM_INSTANTIATE(2)
-FASTRNN_SIM_INSTANTIATE(4)
-FASTRNN_SIM_INSTANTIATE(8)
-FASTRNN_SIM_INSTANTIATE(16)
+SIM_INSTANTIATE(1)
+SIM_INSTANTIATE(2)
+SIM_INSTANTIATE(4)
+SIM_INSTANTIATE(8)
+SIM_INSTANTIATE(16)
 
 }  // namespace sim

@@ -41,7 +41,7 @@ std::string answer;  // lives until the next question
 
 extern "C" {
 
-int fastrnn_simulator_set_device(const char* architecture) {
+int simulator_set_device(const char* architecture) {
   try {
     machine().device = device_named(architecture);
     return 0;
@@ -50,7 +50,7 @@ int fastrnn_simulator_set_device(const char* architecture) {
   }
 }
 
-int fastrnn_simulator_set(const char* name, uint64_t value) {
+int simulator_set(const char* name, uint64_t value) {
   Settings& s = machine().settings;
   const std::string key = name;
   if (key == "schedule_seed") {
@@ -85,11 +85,9 @@ int fastrnn_simulator_set(const char* name, uint64_t value) {
   return 0;
 }
 
-void fastrnn_simulator_set_registers(const char* kernel, uint32_t registers) {
-  machine().registers[kernel] = registers;
-}
+void simulator_set_registers(const char* kernel, uint32_t registers) { machine().registers[kernel] = registers; }
 
-const char* fastrnn_simulator_findings() {
+const char* simulator_findings() {
   answer = "[";
   for (const Finding& f : machine().findings) {
     if (answer.size() > 1) answer += ",";
@@ -103,7 +101,7 @@ const char* fastrnn_simulator_findings() {
   return answer.c_str();
 }
 
-const char* fastrnn_simulator_launches() {
+const char* simulator_launches() {
   answer = "[";
   for (const LaunchReport& r : machine().launches) {
     if (answer.size() > 1) answer += ",";
@@ -115,21 +113,21 @@ const char* fastrnn_simulator_launches() {
   return answer.c_str();
 }
 
-const char* fastrnn_simulator_printed() {
+const char* simulator_printed() {
   answer = std::exchange(machine().printed, {});
   return answer.c_str();
 }
 
 // Questions of the host about devices and kernels, since the last clear.
-uint64_t fastrnn_simulator_queries() { return machine().queries; }
+uint64_t simulator_queries() { return machine().queries; }
 
-void fastrnn_simulator_clear() {
+void simulator_clear() {
   machine().queries = 0;
   machine().findings.clear();
   machine().launches.clear();
 }
 
-const char* fastrnn_simulator_kernels() {
+const char* simulator_kernels() {
   answer = "[";
   for (const auto& [name, info] : machine().kernels) answer += (answer.size() > 1 ? "," : "") + quoted(name);
   answer += "]";
@@ -137,8 +135,8 @@ const char* fastrnn_simulator_kernels() {
 }
 
 // Launches a kernel by its PTX name; `params` as the kernel lays them out. A cudaError_t, -1: no such kernel.
-int fastrnn_simulator_launch(const char* name, const uint32_t* grid, const uint32_t* block, uint32_t dynamic_shared,
-                             int cooperative, void** arguments) {
+int simulator_launch(const char* name, const uint32_t* grid, const uint32_t* block, uint32_t dynamic_shared,
+                     int cooperative, void** arguments) {
   const auto at = machine().kernels.find(name);
   if (at == machine().kernels.end()) return -1;
   const KernelInfo& kernel = at->second;
@@ -153,7 +151,7 @@ int fastrnn_simulator_launch(const char* name, const uint32_t* grid, const uint3
                  params.data()});
 }
 
-int fastrnn_simulator_param_bytes(const char* name, uint32_t* sizes, int room) {
+int simulator_param_bytes(const char* name, uint32_t* sizes, int room) {
   const auto at = machine().kernels.find(name);
   if (at == machine().kernels.end()) return -1;
   for (uint32_t i = 0; i < at->second.param_count && int(i) < room; ++i) sizes[i] = at->second.params[i].bytes;
@@ -161,6 +159,6 @@ int fastrnn_simulator_param_bytes(const char* name, uint32_t* sizes, int room) {
 }
 
 // Leading bytes of the range that something wrote.
-uint64_t fastrnn_simulator_written(uint64_t address, uint64_t size) { return written_prefix(address, size); }
+uint64_t simulator_written(uint64_t address, uint64_t size) { return written_prefix(address, size); }
 
 }  // extern "C"

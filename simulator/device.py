@@ -27,21 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from module import build_source, cache_folder, cached, digest, locked, run
-from toolchain import cxx, nvcc
+
+from .cache import cache_folder, cached, digest, locked, run
+from .ptx.module import build_source
+from .toolchain import cxx, nvcc
 
 HERE = Path(__file__).resolve().parent
-ENGINE = [
-    "fiber",
-    "memory",
-    "races",
-    "collectives",
-    "scheduler",
-    "counters",
-    "device",
-    "runtime",
-    "control",
-]
+CUDART = [*sorted((HERE / "engine").glob("*.cpp")), HERE / "runtime/cudart.cpp"]
+CUBLAS = HERE / "runtime/cublas.cpp"
 
 
 @functools.cache
@@ -64,8 +57,8 @@ def toolkit_include() -> Path:
 def build() -> Path:
     """The folder with libcudart.so.13 and libcublas.so.13, built once for each state of the sources."""
     flags = ["-std=c++20", "-O2", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra"]
-    sources = [HERE / f"{name}.cpp" for name in [*ENGINE, "cublas"]]
-    headers = sorted(HERE.glob("*.h"))
+    sources = [*CUDART, CUBLAS]
+    headers = sorted((HERE / "engine").glob("*.h"))
     cpuinfo = Path("/proc/cpuinfo")
     model = (
         re.search(r"^(flags|Features).*$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
@@ -90,11 +83,13 @@ def build_engine(sources: Sequence[Path], flags: Sequence[str], folder: Path) ->
         work.mkdir()
 
         def compile_unit(source: Path) -> None:
-            more = ["-O3", "-march=native"] if source.stem == "cublas" else []
+            more = ["-O3", "-march=native"] if source == CUBLAS else []
             command: list[str | Path] = [
                 cxx(),
                 *flags,
                 *more,
+                "-I",
+                HERE / "engine",
                 "-isystem",
                 toolkit_include(),
                 "-c",
@@ -104,15 +99,15 @@ def build_engine(sources: Sequence[Path], flags: Sequence[str], folder: Path) ->
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_unit, sources))
-        for name, objects in (("libcudart.so.13", ENGINE), ("libcublas.so.13", ["cublas"])):
+        for name, units in (("libcudart.so.13", CUDART), ("libcublas.so.13", [CUBLAS])):
             # Code linked against NVIDIA's library asks for symbols of this version.
             (work / "version.map").write_text(f"{name} {{ global: *; }};\n")
             linker = (
                 f"-Wl,-soname,{name},--version-script={work / 'version.map'},-z,defs,-rpath,$ORIGIN"
             )
             engine = [] if name == "libcudart.so.13" else [work / "libcudart.so.13"]
-            units = [work / f"{o}.o" for o in objects]
-            run([cxx(), "-shared", linker, "-o", work / name, *units, *engine])
+            objects = [work / f"{unit.stem}.o" for unit in units]
+            run([cxx(), "-shared", linker, "-o", work / name, *objects, *engine])
         work.rename(folder)
 
 
@@ -139,7 +134,9 @@ def build_host(
 
 def counter_names() -> list[str]:
     """The names of engine.h's enum Counter, in order."""
-    text = re.search(r"enum class Counter[^{]*{(.*?)};", (HERE / "engine.h").read_text(), re.S)
+    text = re.search(
+        r"enum class Counter[^{]*{(.*?)};", (HERE / "engine/engine.h").read_text(), re.S
+    )
     assert text
     body = re.sub(r"//[^\n]*", "", text[1])
     return [name.strip() for name in body.split(",") if name.strip() and name.strip() != "count"]
@@ -252,7 +249,7 @@ class DeviceArray:
     def written(self) -> bool:
         """Whether every byte was."""
         return (
-            self._sim.library.fastrnn_simulator_written(
+            self._sim.library.simulator_written(
                 ctypes.c_uint64(self.address), ctypes.c_uint64(self.nbytes)
             )
             == self.nbytes
@@ -265,18 +262,18 @@ class Simulator:
         self.library = ctypes.CDLL(str(folder / "libcudart.so.13"), mode=ctypes.RTLD_GLOBAL)
         self.cublas = ctypes.CDLL(str(folder / "libcublas.so.13"), mode=ctypes.RTLD_GLOBAL)
         try:
-            self.library.fastrnn_simulator_handshake.restype = ctypes.c_char_p
+            self.library.simulator_handshake.restype = ctypes.c_char_p
         except AttributeError:
             raise RuntimeError(
                 "a real libcudart.so.13 is in this process already: run the simulator in one without it"
             ) from None
-        assert self.library.fastrnn_simulator_handshake() == b"fastrnn simulator"
+        assert self.library.simulator_handshake() == b"simulator"
         self.cudart = self.library
         self.library.cudaGetErrorString.restype = ctypes.c_char_p
         for name in ("written", "queries"):
-            getattr(self.library, f"fastrnn_simulator_{name}").restype = ctypes.c_uint64
+            getattr(self.library, f"simulator_{name}").restype = ctypes.c_uint64
         for name in ("findings", "launches", "printed", "kernels"):
-            getattr(self.library, f"fastrnn_simulator_{name}").restype = ctypes.c_char_p
+            getattr(self.library, f"simulator_{name}").restype = ctypes.c_char_p
         self._counters = counter_names()
 
     def load(self, library: str | Path) -> ctypes.CDLL:
@@ -288,7 +285,7 @@ class Simulator:
         """Called with the name of a kernel that is launched and was not loaded; loads it, or does not."""
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
         self._provide = prototype(lambda name: provide(name.decode()))  # kept as long as the engine
-        self.library.fastrnn_simulator_on_missing_kernel(self._provide)
+        self.library.simulator_on_missing_kernel(self._provide)
 
     def check(self, error: int) -> None:
         if error != 0:
@@ -299,7 +296,7 @@ class Simulator:
 
     def set_device(self, architecture: str) -> None:
         """sm_75, sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120."""
-        if self.library.fastrnn_simulator_set_device(architecture.encode()) != 0:
+        if self.library.simulator_set_device(architecture.encode()) != 0:
             raise ValueError(f"no device of architecture {architecture}")
 
     def set(self, **settings: int) -> None:
@@ -307,16 +304,16 @@ class Simulator:
         multiprocessors, ptx_version (of the code it runs) and cooperative_error (of each cooperative launch), of
         the device until another is set."""
         for name, value in settings.items():
-            if self.library.fastrnn_simulator_set(name.encode(), ctypes.c_uint64(int(value))) != 0:
+            if self.library.simulator_set(name.encode(), ctypes.c_uint64(int(value))) != 0:
                 raise ValueError(f"no setting {name}")
 
     def set_registers(self, table: dict[str, int]) -> None:
         """ptxas' register counts, by PTX name."""
         for kernel, registers in table.items():
-            self.library.fastrnn_simulator_set_registers(kernel.encode(), registers)
+            self.library.simulator_set_registers(kernel.encode(), registers)
 
     def kernels(self) -> list[str]:
-        return json.loads(self.library.fastrnn_simulator_kernels())
+        return json.loads(self.library.simulator_kernels())
 
     def empty(self, shape: Sequence[int] | int, dtype: Any = np.float32) -> DeviceArray:
         return DeviceArray(self, (shape,) if isinstance(shape, int) else tuple(shape), dtype)
@@ -333,7 +330,7 @@ class Simulator:
             return (ctypes.c_uint32 * 3)(*v, *[1] * (3 - len(v)))
 
         sizes = (ctypes.c_uint32 * 64)()
-        n = self.library.fastrnn_simulator_param_bytes(kernel.encode(), sizes, 64)
+        n = self.library.simulator_param_bytes(kernel.encode(), sizes, 64)
         if n < 0:
             raise KeyError(f"no kernel {kernel}; there are {self.kernels()}")
         values = [ctypes.c_void_p(a.address) if isinstance(a, DeviceArray)
@@ -342,14 +339,14 @@ class Simulator:
         if given != list(sizes[:n]):
             raise TypeError(f"{kernel} takes parameters of {list(sizes[:n])} bytes, got {given}")
         pointers = (ctypes.c_void_p * (len(values) + 1))(*[ctypes.addressof(v) for v in values])
-        return self.library.fastrnn_simulator_launch(
+        return self.library.simulator_launch(
             kernel.encode(), three(grid), three(block), shared, int(cooperative), pointers
         )
 
     def findings(self) -> list[Finding]:
         return [
             Finding(**{**f, "block": tuple(f["block"]), "thread": tuple(f["thread"])})
-            for f in json.loads(self.library.fastrnn_simulator_findings())
+            for f in json.loads(self.library.simulator_findings())
         ]
 
     def launches(self) -> list[LaunchReport]:
@@ -365,14 +362,14 @@ class Simulator:
                 named(r["total"]),
                 named(r["busiest"]),
             )
-            for r in json.loads(self.library.fastrnn_simulator_launches())
+            for r in json.loads(self.library.simulator_launches())
         ]
 
     @contextlib.contextmanager
     def watch(self, expect: str | None = None, **settings: int) -> Iterator[Report]:
         """Collects what happens inside. Findings raise SimulatorFinding at the end, even over another
         error; with `expect`, one of that kind must have been made and none is raised."""
-        self.library.fastrnn_simulator_clear()
+        self.library.simulator_clear()
         self.library.cudaGetLastError()
         self.set(**settings)
         report = Report()
@@ -381,9 +378,9 @@ class Simulator:
         finally:
             report.findings = self.findings()
             report.launches = self.launches()
-            report.queries = self.library.fastrnn_simulator_queries()
-            report.printed = self.library.fastrnn_simulator_printed().decode()
-            self.library.fastrnn_simulator_clear()
+            report.queries = self.library.simulator_queries()
+            report.printed = self.library.simulator_printed().decode()
+            self.library.simulator_clear()
             if expect is None and report.findings:
                 raise SimulatorFinding(report.findings)
         if expect is not None and expect not in {f.kind for f in report.findings}:

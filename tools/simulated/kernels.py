@@ -4,11 +4,13 @@ import functools
 import os
 from pathlib import Path
 
-from module import compile_ptx
+import simulator
 from simulator import build_host
+from simulator.ptx.module import compile_ptx
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
+STAND_INS = Path(simulator.__file__).parent / "runtime/include"
 # Copies, of which kernels are translated as they are needed.
 KERNELS = Path(os.environ.get("FASTRNN_SIMULATOR_KERNELS", CSRC))
 LAUNCH = Path(os.environ.get("FASTRNN_SIMULATOR_LAUNCH", CSRC))
@@ -16,7 +18,7 @@ LAZY = "FASTRNN_SIMULATOR_KERNELS" in os.environ
 
 
 def flags(csrc: Path) -> tuple[str, ...]:
-    return ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{csrc}", f"-I{HERE / 'include'}")
+    return ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{csrc}", f"-I{STAND_INS}")
 
 
 @functools.cache

@@ -154,9 +154,9 @@ struct Event {
 extern "C" {
 
 // Proves that this library, not a real libcudart, was loaded.
-const char* fastrnn_simulator_handshake() { return "fastrnn simulator"; }
+const char* simulator_handshake() { return "simulator"; }
 
-void fastrnn_simulator_on_missing_kernel(Provider called) { provider() = called; }
+void simulator_on_missing_kernel(Provider called) { provider() = called; }
 
 void** __cudaRegisterFatBinary(void*) {
   static void* handle = nullptr;

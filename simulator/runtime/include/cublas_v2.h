@@ -1,5 +1,5 @@
-// What csrc/cuda calls of cuBLAS, declared for a build against the stand-in: the library's own package weighs half a
-// gigabyte. Names and numbers are those of cublas_api.h.
+// Declares a part of cuBLAS for a build against the stand-in: the package of the real one weighs half a gigabyte. Names
+// and numbers are those of cublas_api.h.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import toolchain
 from mutate import (
     ANCHOR,
     CSRC,
@@ -25,6 +19,8 @@ from mutate import (
     run,
     workers,
 )
+
+from simulator import ToolNotFoundError, toolchain
 
 SAMPLE, SEED = 4, 1
 
@@ -80,7 +76,7 @@ def text_with_comments(*files: str) -> str:
 def test_a_sample_is_caught() -> None:
     try:
         toolchain.nvcc()
-    except toolchain.ToolNotFoundError as missing:
+    except ToolNotFoundError as missing:
         pytest.skip(str(missing))
     chosen = random.Random(SEED).sample(mutants(), SAMPLE)
     with workers(2) as pool:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import module
 import numpy as np
-import ptx
 import pytest
-import translate
+
 from simulator import simulator
+from simulator.cache import digest
+from simulator.ptx import module, parser, translator
 
 N = 2048
 ROWS_PER_KERNEL = 40
@@ -29,7 +29,7 @@ CANONICAL_NAN = {"f16": 0x7FFF, "bf16": 0x7FFF, "f32": 0x7FFFFFFF}
 
 
 def width(kind: str) -> int:
-    return 8 * ptx.SIZES[kind] if kind != "pred" else 32
+    return 8 * parser.SIZES[kind] if kind != "pred" else 32
 
 
 def value(bits: np.ndarray, kind: str) -> np.ndarray:
@@ -231,7 +231,7 @@ def integer_rows() -> list[Row]:
             ),
         ]
     for t in ("s32", "u32", "s16", "u16"):
-        wide = translate.wider(t)
+        wide = translator.wider(t)
         rows += [
             Row(f"mul.wide.{t} {{d}}, {{a}}, {{b}};", wide, (t, t), python(lambda a, b: a * b)),
             Row(
@@ -863,7 +863,7 @@ def run_ptx(
     **settings: Any,
 ) -> np.ndarray:
     """A block runs `body` with inputs %in0.. (b32 each, [threads] arrays) and writes %out0..: [results, threads]."""
-    name = f"k_{module.digest(body)}"
+    name = f"k_{digest(body)}"
     lines = [
         HEADER,
         f".visible .entry {name}(.param .u64 from, .param .u64 to) {{",
@@ -1167,8 +1167,8 @@ def wrap(body: str) -> str:
 def test_unknown_instruction(code: str, message: str) -> None:
     text = wrap(f'.loc 1 42 7\nadd.u32 %r1, %r1, %r1;\n{code}\n.file 1 "some/kernel.cu"')
     line = text[: text.index(code)].count("\n") + 1
-    with pytest.raises(translate.TranslationError) as caught:
-        translate.translate(text)
+    with pytest.raises(translator.TranslationError) as caught:
+        translator.translate(text)
     assert message in str(caught.value)
     assert f"PTX line {line}" in str(caught.value)
     assert "some/kernel.cu:42" in str(caught.value)
@@ -1183,8 +1183,8 @@ def test_unknown_instruction(code: str, message: str) -> None:
     ],
 )
 def test_unreadable_text(code: str, message: str) -> None:
-    with pytest.raises(ptx.PtxError, match=message):
-        ptx.parse(wrap(code))
+    with pytest.raises(parser.PtxError, match=message):
+        parser.parse(wrap(code))
 
 
 def test_parser() -> None:
@@ -1208,7 +1208,7 @@ mov.u32 %r1, 0X1FU;
 .file 1 "a.cu"
 .section .debug_str { $L__info0: .b8 95,0 }
 """
-    parsed = ptx.parse(text)
+    parsed = parser.parse(text)
     kernel = parsed.functions["k"]
     assert kernel.max_threads == 128 and [p.size for p in kernel.parameters] == [8, 24]
     assert parsed.functions["later"].body is None
@@ -1217,23 +1217,23 @@ mov.u32 %r1, 0X1FU;
     assert numbers.size == 12 and numbers.initial == b"\0\0\x80\x3f\0\0\0\x40\0\0\0\0"
     assert kernel.body is not None
     registers, floats, depot, label, load, move = kernel.body.statements
-    assert registers == ptx.Registers("b16", ("hl", "hu"))
-    assert floats == ptx.Registers("f32", ("%f0", "%f1", "%f2"))
-    assert isinstance(depot, ptx.Variable) and depot.space == "local" and depot.size == 16
-    assert label == ptx.Label("L1")
-    assert isinstance(load, ptx.Instruction) and load.guard == ptx.Name("%p2", True)
+    assert registers == parser.Registers("b16", ("hl", "hu"))
+    assert floats == parser.Registers("f32", ("%f0", "%f1", "%f2"))
+    assert isinstance(depot, parser.Variable) and depot.space == "local" and depot.size == 16
+    assert label == parser.Label("L1")
+    assert isinstance(load, parser.Instruction) and load.guard == parser.Name("%p2", True)
     assert load.modifiers == ("global", "L2::128B", "v2", "f32")
-    assert load.operands[1] == ptx.Address(ptx.Name("%rd45"), -4)
+    assert load.operands[1] == parser.Address(parser.Name("%rd45"), -4)
     assert (load.source.file, load.source.line) == ("a.cu", 3)
-    assert isinstance(move, ptx.Instruction) and move.operands[1] == ptx.Number(31)
+    assert isinstance(move, parser.Instruction) and move.operands[1] == parser.Number(31)
 
 
 def test_recursion_is_refused() -> None:
     text = HEADER.replace(
         "add.u32 %r2", "{ .param .b32 q; .param .b32 s; call.uni (s), twice, (q); } add.u32 %r2"
     )
-    with pytest.raises(translate.TranslationError, match="recursion"):
-        translate.translate(
+    with pytest.raises(translator.TranslationError, match="recursion"):
+        translator.translate(
             text
             + ".visible .entry k() { .param .b32 q; .param .b32 s; call.uni (s), twice, (q); ret; }"
         )
