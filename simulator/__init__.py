@@ -8,10 +8,10 @@ from .device import (
     Report,
     Simulator,
     SimulatorFinding,
-    build_host,
-    build_kernels,
     simulator,
 )
+from .ptx.module import build_source as build_kernels
+from .runtime.host import build_host
 from .toolchain import ToolNotFoundError
 
 __all__ = [

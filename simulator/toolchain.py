@@ -6,10 +6,12 @@ before both.
 """
 
 import functools
+import importlib.util
 import os
 import shutil
 import site
 import sys
+import sysconfig
 from pathlib import Path
 
 
@@ -58,3 +60,22 @@ def cxx() -> str:
         if candidate and shutil.which(candidate):
             return candidate
     raise ToolNotFoundError("a C++ compiler was not found: set $CXX")
+
+
+def python_includes() -> tuple[Path, ...]:
+    """The folders of Python.h and of pybind11's headers, for the engine's Python module."""
+    python = Path(sysconfig.get_path("include"))
+    if not (python / "Python.h").exists():
+        raise ToolNotFoundError(f"{python}/Python.h was not found: apt-get install python3-dev")
+    if importlib.util.find_spec("pybind11") is None:
+        raise ToolNotFoundError("pybind11 was not found: pip install pybind11")
+    import pybind11
+
+    return python, Path(pybind11.get_include())
+
+
+def require() -> None:
+    """Raises ToolNotFoundError, with what to install, where the simulator lacks a tool."""
+    nvcc()
+    cxx()
+    python_includes()

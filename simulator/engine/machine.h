@@ -1,6 +1,7 @@
 // The engine's own structures: what a launch, a block, a warp and a thread are while they run.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -173,7 +174,8 @@ struct Machine {
   std::unordered_map<std::string, uint32_t> registers;                     // ptxas' answers
   std::unordered_map<std::string, uint32_t> dynamic_shared_limit;          // cudaFuncSetAttribute's
   uint64_t launch_count = 0;
-  uint64_t queries = 0;  // of the host, about devices and kernels
+  uint64_t queries = 0;                                           // of the host, about devices and kernels
+  std::function<void(const std::string& kernel)> provide_kernel;  // loads the module of a kernel that is missing
 };
 Machine& machine();
 extern Launch* current;  // the one that runs

@@ -60,19 +60,12 @@ const std::string* kernel_name(const void* function) {
   return nullptr;
 }
 
-// Loads the module of a kernel that is needed and not there.
-using Provider = void (*)(const char* kernel);
-Provider& provider() {
-  static Provider called = nullptr;
-  return called;
-}
-
 const KernelInfo* kernel_of(const void* function, const char* call) {
   const std::string* name = kernel_name(function);
   if (!name) return nullptr;
   auto at = machine().kernels.find(*name);
-  if (at == machine().kernels.end() && provider()) {
-    provider()(name->c_str());
+  if (at == machine().kernels.end() && machine().provide_kernel) {
+    machine().provide_kernel(*name);
     at = machine().kernels.find(*name);
   }
   if (at != machine().kernels.end()) return &at->second;
@@ -152,11 +145,6 @@ struct Event {
 
 // The real library gives its symbols this version; host code linked against it asks for it.
 extern "C" {
-
-// Proves that this library, not a real libcudart, was loaded.
-const char* simulator_handshake() { return "simulator"; }
-
-void simulator_on_missing_kernel(Provider called) { provider() = called; }
 
 void** __cudaRegisterFatBinary(void*) {
   static void* handle = nullptr;

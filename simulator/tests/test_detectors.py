@@ -16,7 +16,7 @@ from simulator import DeviceArray, Simulator, SimulatorFinding, build_host, buil
 
 SOURCE = Path(__file__).with_name("detectors.cu")
 SEEDS = range(6)
-u32, i32 = ctypes.c_uint32, ctypes.c_int32
+u32, i32 = np.uint32, np.int32
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_store_buffer_shows_a_missing_fence(sim: Simulator) -> None:
 
 def test_use_after_free(sim: Simulator) -> None:
     a, b = ramp(sim, 64), sim.empty(64)
-    address = ctypes.c_void_p(a.address)
+    address = np.uint64(a.address)
     a.free()
     with sim.watch(expect="use after free"):
         assert sim.launch("copy", 1, 64, b, address, i32(64)) == 700
@@ -308,7 +308,7 @@ def test_grid_barrier(sim: Simulator, host: ctypes.CDLL, seed: int) -> None:
 
 
 def test_occupancy_and_attributes(sim: Simulator, host: ctypes.CDLL) -> None:
-    blocks, sms, shared = i32(), i32(), ctypes.c_size_t()
+    blocks, sms, shared = ctypes.c_int32(), ctypes.c_int32(), ctypes.c_size_t()
 
     def occupancy(threads: int, dynamic: int) -> int:
         error = host.host_occupancy(threads, dynamic, ctypes.byref(blocks))
@@ -335,8 +335,8 @@ def test_occupancy_and_attributes(sim: Simulator, host: ctypes.CDLL) -> None:
 
 def test_copies_are_checked(sim: Simulator) -> None:
     a = ramp(sim, 10)
-    with sim.watch(expect="out of bounds"):
-        assert sim.cudart.cudaMemset(a, 0, ctypes.c_size_t(41)) == 1
+    with sim.watch(expect="out of bounds"), pytest.raises(RuntimeError, match="CUDA error 1"):
+        sim.engine.fill(a.address, 0, 41)
 
 
 # --- the stand-in of cuBLAS
@@ -371,9 +371,15 @@ def round_tf32(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def handle(sim: Simulator) -> ctypes.c_void_p:
+def cublas(sim: Simulator) -> ctypes.CDLL:
+    """The stand-in, found by its name as host code finds it."""
+    return ctypes.CDLL("libcublas.so.13")
+
+
+@pytest.fixture(scope="module")
+def handle(cublas: ctypes.CDLL) -> ctypes.c_void_p:
     handle = ctypes.c_void_p()
-    assert sim.cublas.cublasCreate_v2(ctypes.byref(handle)) == 0
+    assert cublas.cublasCreate_v2(ctypes.byref(handle)) == 0
     return handle
 
 
@@ -394,6 +400,7 @@ def handle(sim: Simulator) -> ctypes.c_void_p:
 )
 def test_gemm(
     sim: Simulator,
+    cublas: ctypes.CDLL,
     handle: ctypes.c_void_p,
     ops: str,
     beta: float,
@@ -422,7 +429,7 @@ def test_gemm(
     scalar = ctypes.c_double if compute == COMPUTE_64F else ctypes.c_float
     code = {"N": 0, "T": 1}
     with sim.watch():
-        status = sim.cublas.cublasGemmStridedBatchedEx(
+        status = cublas.cublasGemmStridedBatchedEx(
             handle, code[ops[0]], code[ops[1]], m, n, k, ctypes.byref(scalar(1.5)),
             a, kind, lda, ctypes.c_longlong(a.shape[1] * lda), b, kind, ldb, ctypes.c_longlong(b.shape[1] * ldb),
             ctypes.byref(scalar(beta)), c, out, ldc, ctypes.c_longlong(n * ldc), batch, compute, -1,
@@ -437,7 +444,7 @@ def test_gemm(
 
 
 def sgemm(
-    sim: Simulator,
+    cublas: ctypes.CDLL,
     handle: ctypes.c_void_p,
     a: DeviceArray,
     b: DeviceArray,
@@ -446,28 +453,50 @@ def sgemm(
     ld: int,
 ) -> int:
     one, zero = ctypes.c_float(1), ctypes.c_float(0)
-    return sim.cublas.cublasSgemm_v2(
+    return cublas.cublasSgemm_v2(
         handle, 0, 0, n, n, n, ctypes.byref(one), a, ld, b, ld, ctypes.byref(zero), c, ld
     )
 
 
-def test_gemm_refuses_what_cublas_refuses(sim: Simulator, handle: ctypes.c_void_p) -> None:
+def test_gemm_refuses_what_cublas_refuses(
+    sim: Simulator, cublas: ctypes.CDLL, handle: ctypes.c_void_p
+) -> None:
     a, b, c = ramp(sim, 256), ramp(sim, 256), sim.empty(256)
     with sim.watch():
-        assert sgemm(sim, handle, a, b, c, 16, 15) == 7
-        assert sgemm(sim, handle, a, b, c, 16, 16) == 0
+        assert sgemm(cublas, handle, a, b, c, 16, 15) == 7
+        assert sgemm(cublas, handle, a, b, c, 16, 16) == 0
 
 
-def test_gemm_checks_its_operands(sim: Simulator, handle: ctypes.c_void_p) -> None:
+def test_gemm_checks_its_operands(
+    sim: Simulator, cublas: ctypes.CDLL, handle: ctypes.c_void_p
+) -> None:
     a, b, c = ramp(sim, 256), sim.empty(256), sim.empty(255)
     with sim.watch(expect="uninitialised read"):
-        sgemm(sim, handle, a, b, sim.empty(256), 16, 16)
+        sgemm(cublas, handle, a, b, sim.empty(256), 16, 16)
     with sim.watch(expect="out of bounds"):
-        assert sgemm(sim, handle, a, a, c, 16, 16) == 7
+        assert sgemm(cublas, handle, a, a, c, 16, 16) == 7
     square = ramp(sim, 256)
     for left, right in ((square, a), (a, square)):
         with sim.watch(expect="overlap"):
-            assert sgemm(sim, handle, left, right, square, 16, 16) == 7
+            assert sgemm(cublas, handle, left, right, square, 16, 16) == 7
+
+
+def test_errors_of_use_raise(sim: Simulator) -> None:
+    x = ramp(sim, 4)
+    with pytest.raises(ValueError, match="no device of architecture sm_1"):
+        sim.set_device("sm_1")
+    with pytest.raises(ValueError, match="no setting seed"):
+        sim.set(seed=1)
+    with pytest.raises(KeyError, match=r"no kernel absent; there are .*copy"):
+        sim.launch("absent", 1, 1)
+    with pytest.raises(
+        TypeError, match=r"copy takes parameters of \[8, 8, 4\] bytes, got \[8, 8, 8\]"
+    ):
+        sim.launch("copy", 1, 1, x, x, np.int64(4))
+    with pytest.raises(TypeError, match="a numpy scalar such as"):
+        sim.launch("copy", 1, 1, x, x, 4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"the shape is \(5,\), expected \(4,\)"):
+        x.put(np.zeros(5))
 
 
 def test_findings_raise_with_a_readable_text(sim: Simulator) -> None:

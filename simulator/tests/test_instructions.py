@@ -5,7 +5,6 @@ special value. Expected values are computed from other formulas than instruction
 types, float64, or Python's integers. The last sections test collectives, the parser and errors.
 """
 
-import ctypes
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -1124,7 +1123,7 @@ def test_cuda_functions(tmp_path: Any, dtype: Any, seed: int) -> None:
     x = np.geomspace(1e-3, 50, N).astype(dtype)
     out = sim.empty((len(FUNCTIONS), N), dtype)
     with sim.watch(numeric_seed=seed):
-        sim.check(sim.launch(f"functions_{kind}", 8, N // 8, sim.put(x), out, ctypes.c_int(N)))
+        sim.check(sim.launch(f"functions_{kind}", 8, N // 8, sim.put(x), out, np.int32(N)))
     with np.errstate(all="ignore"):
         for got, (name, function) in zip(out.get(), FUNCTIONS.items(), strict=True):
             exact = function(x).astype(np.float64)
@@ -1254,8 +1253,8 @@ def test_source_reaches_findings(tmp_path: Any) -> None:
     sim.load(module.build_source(source))
     x = sim.empty(32, np.int32)
     with sim.watch() as report:
-        sim.check(sim.launch("small", 1, 32, x, ctypes.c_int(3)))
+        sim.check(sim.launch("small", 1, 32, x, np.int32(3)))
     assert report.printed == "3 of me:  1.50\n"
     assert (x.get() == 3).all()
     with pytest.raises(AssertionError, match="n < 4"), sim.watch():
-        sim.launch("small", 1, 32, x, ctypes.c_int(4))
+        sim.launch("small", 1, 32, x, np.int32(4))

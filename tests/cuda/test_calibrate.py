@@ -5,7 +5,6 @@ Clocks mean nothing here; that no wait outlasts its patience does. Clusters are 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Generator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from simulator import ToolNotFoundError, toolchain
 
 try:
-    toolchain.nvcc()
+    toolchain.require()
 except ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
@@ -23,7 +22,7 @@ from simulator import Simulator, build_kernels, simulator
 
 SOURCE = Path(__file__).resolve().parents[2] / "tools/gpu/calibrate.cu"
 BLOCKS, LINE_WORDS = 6, 32
-i32, i64 = ctypes.c_int32, ctypes.c_int64
+i32, i64 = np.int32, np.int64
 
 
 # A lost block is waited for during 200 ms of %globaltimer. Rounds of 1 ms make them few, and the

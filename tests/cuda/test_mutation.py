@@ -75,7 +75,7 @@ def text_with_comments(*files: str) -> str:
 
 def test_a_sample_is_caught() -> None:
     try:
-        toolchain.nvcc()
+        toolchain.require()
     except ToolNotFoundError as missing:
         pytest.skip(str(missing))
     chosen = random.Random(SEED).sample(mutants(), SAMPLE)

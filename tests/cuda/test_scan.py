@@ -18,7 +18,7 @@ from torch import Tensor
 from simulator import ToolNotFoundError, toolchain
 
 try:
-    toolchain.nvcc()
+    toolchain.require()
 except ToolNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
