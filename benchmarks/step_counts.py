@@ -23,15 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from simulator.ptx.parser import entries, with_entry
+from tools import resources
+from tools.simulated.case import Case
+from tools.simulated.kernels import ptx
+from tools.simulated.scan import StepWork, modelled_us
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "cuda")]
-
-from test_scan import Case  # type: ignore[import-not-found]  # noqa: E402
-
-from simulator.ptx.parser import entries, with_entry  # noqa: E402
-from tools import resources  # noqa: E402
-from tools.simulated.kernels import ptx  # noqa: E402
-from tools.simulated.scan import StepWork, modelled_us  # noqa: E402
 
 __all__ = ["Step", "StepWork", "a_step", "modelled_us"]
 
@@ -240,7 +238,7 @@ class Step:
 
 
 def a_step(
-    cell: str, kind: str, N: int, H: int, regime: str, backward: bool, device: str, **settings: int
+    cell: str, kind: str, N: int, H: int, regime: str, backward: bool, device: str, **settings: Any
 ) -> Step | str:
     """One step; where no resident kernel runs it, its plan."""
     launches: list[Any] = []

@@ -1,7 +1,8 @@
-"""Each header of csrc compiles alone, and only csrc/torch includes torch."""
+"""Each header of csrc compiles alone; which folder includes or imports which."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -13,7 +14,8 @@ from torch.utils.cpp_extension import include_paths
 
 from tools import resources
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
 HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.h"))
 DEVICE_HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.cuh"))
 
@@ -41,7 +43,7 @@ def test_a_header_compiles_alone(header: str, tmp_path: Path) -> None:
         if kit is None:
             pytest.skip("needs CUDA's headers")
         command += [f"-isystem{path}" for path in kit.includes()] + ["-DUSE_CUDA"]
-        command.append(f"-I{CSRC.parent}/simulator/runtime/include")
+        command.append(f"-I{ROOT}/simulator/runtime/include")
     compile_alone(command, header, tmp_path, ".cpp")
 
 
@@ -53,7 +55,7 @@ def test_a_device_header_compiles_alone(header: str, tmp_path: Path) -> None:
     flags = ["-std=c++20", "--expt-relaxed-constexpr", "-arch=sm_80", "-ptx", "-O0"]
     includes = [f"-I{path}" for path in kit.includes()]
     command = [str(kit.root / "bin/nvcc"), *flags, *includes, "-o", str(tmp_path / "alone.ptx")]
-    command.append(f"-I{CSRC.parent}/simulator/runtime/include")
+    command.append(f"-I{ROOT}/simulator/runtime/include")
     compile_alone(command, header, tmp_path, ".cu")
 
 
@@ -65,3 +67,36 @@ def test_only_one_folder_includes_torch() -> None:
         if includes.search(path.read_text())
     }
     assert folders == {"torch"}
+
+
+def imported(path: Path) -> set[str]:
+    """The names of the top-level modules that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [
+        node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
+    ]
+    return {module.partition(".")[0] for module in modules}
+
+
+# Test files are modules of their folder: common, or test_scan.
+TESTS = {"tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+FORBIDDEN = {
+    "benchmarks": TESTS,
+    "tools/simulated": TESTS | {"benchmarks"},
+    "simulator": TESTS | {"fastrnn", "tools", "benchmarks"},
+}
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_a_folder_imports_none_above_it(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    imports = {str(path): imported(path) & FORBIDDEN[folder] for path in files}
+    assert not {path: names for path, names in imports.items() if names}
+
+
+def test_the_simulator_knows_no_fastrnn() -> None:
+    files = [path for path in (ROOT / "simulator").rglob("*") if path.is_file()]
+    texts = [path for path in files if path.suffix != ".pyc"]
+    assert not [path for path in texts if b"fastrnn" in path.read_bytes().lower()]
