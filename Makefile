@@ -66,14 +66,14 @@ test: setup $(DISASSEMBLER) ## all tests, on JOBS workers
 
 # One process: the tests take 4 s of the processor, and each worker more to import torch.
 quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
-	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/test_kernels.py \
+	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/ops/test_kernels.py \
 	  -k 'float32 and (matches_oracle or projection)' $(ARGS)
 
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
 	$(PYTEST) $(WORKERS) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
-	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
+	  tests/ops/test_kernels.py tests/transforms/test_transforms.py $(ARGS)
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
 	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) simulator/tests tests/cuda $(ARGS)
@@ -93,7 +93,7 @@ test-abi: wheel ## one library under the oldest and the newest torch (downloads 
 	  $(PYTHON) -m venv $$env && \
 	  $$env/bin/pip install torch==$$torch "$$wheel[test]" && \
 	  $$env/bin/pip install --force-reinstall --no-deps "$$wheel" && \
-	  $$env/bin/pytest tests/test_kernels.py $(ARGS) || exit 1; \
+	  $$env/bin/pytest tests/ops/test_kernels.py $(ARGS) || exit 1; \
 	done
 
 bench: $(LIBRARY) $(BENCH) ## speed and errors beside other runtimes: tables, build/benchmarks/report.md and pictures
@@ -121,7 +121,7 @@ resources: build/cuda/site/$(LIBRARY) ## what every kernel of that wheel takes, 
 test-gpu: setup ## the tests marked gpu on a GPU, beside cuDNN and float64: build/gpu/report.md
 	$(PYTEST) --device cuda $(ARGS)
 	if command -v compute-sanitizer >/dev/null; then \
-	  compute-sanitizer --error-exitcode 1 $(PYTEST) --device cuda -k 'test_matches_oracle and float32' tests/test_kernels.py; fi
+	  compute-sanitizer --error-exitcode 1 $(PYTEST) --device cuda -k 'test_matches_oracle and float32' tests/ops/test_kernels.py; fi
 
 abi3audit: wheel ## check that the wheel keeps to Python's stable ABI
 	$(BIN)/abi3audit --strict --summary dist/*.whl

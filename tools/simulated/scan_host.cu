@@ -7,7 +7,7 @@
 using namespace fastrnn;
 using namespace fastrnn::cuda;
 
-// As test_scan.py fills it; pointers are null where there is nothing.
+// As scan.py fills it; pointers are null where there is nothing.
 struct Call {
   const char *cell, *regime;
   int64_t T, N, I, H, R, groups, steps;

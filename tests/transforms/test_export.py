@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from common import assert_all_close, gradients
-from test_modules import LAYERS, H, I, flatten, make_pair
+from pairs import LAYERS, H, I, flatten, make_pair
 from torch.export import Dim
 
 OPTIONS = {
@@ -19,7 +19,7 @@ OPTIONS = {
     "deep": {"num_layers": 2, "bidirectional": True, "batch_first": True},
 }
 EXPORTED, OTHERS = (7, 4), [(11, 3), (3, 6), (1, 2), (2, 1)]
-NATIVE = Path(__file__).parent / "native"
+NATIVE = Path(__file__).parents[1] / "native"
 
 # torch's own: of a class that it deprecates and goes on using.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\):FutureWarning")

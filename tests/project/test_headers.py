@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import include_paths
 
 from tools import resources
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.h"))
 DEVICE_HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.cuh"))
@@ -85,11 +85,13 @@ FORBIDDEN = {
     "benchmarks": TESTS,
     "tools/simulated": TESTS | {"benchmarks"},
     "simulator": TESTS | {"fastrnn", "tools", "benchmarks"},
+    # pytest puts a test's own folder on the path alone, so another test may not be there.
+    "tests": {name for name in TESTS if name.startswith("test_")},
 }
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
-def test_a_folder_imports_none_above_it(folder: str) -> None:
+def test_a_folder_imports_what_it_may(folder: str) -> None:
     files = list((ROOT / folder).rglob("*.py"))
     assert files
     imports = {str(path): imported(path) & FORBIDDEN[folder] for path in files}

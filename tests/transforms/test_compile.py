@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 from common import DEVICE, assert_all_close, gradients, random
-from test_modules import LAYERS, H, I, flatten, make_pair
+from pairs import LAYERS, H, I, flatten, make_pair
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import make_boxed_func

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from common import OurMasks, assert_all_close, gradients
-from test_modules import LAYERS, H, I, N, T, flatten, make_inputs, make_pair, run
+from pairs import LAYERS, H, I, N, T, flatten, make_inputs, make_pair, run
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim import swa_utils

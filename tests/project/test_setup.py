@@ -14,7 +14,7 @@ import torch
 def setup(monkeypatch):
     for name in ("PATH", "CXX"):  # setup.py changes them for the compilers it starts
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    spec = importlib.util.spec_from_file_location("setup", Path(__file__).parents[1] / "setup.py")
+    spec = importlib.util.spec_from_file_location("setup", Path(__file__).parents[2] / "setup.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "setup", module)  # where its dataclass looks for itself
     spec.loader.exec_module(module)

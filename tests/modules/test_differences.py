@@ -10,7 +10,7 @@ from torch import nn
 
 import fastrnn
 
-PAGE = Path(__file__).parent.parent / "docs" / "differences.md"
+PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 MISSING = (
     "permute_hidden",
     "check_input",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from common import DEVICE, assert_all_close, gradients
-from test_modules import flatten
+from pairs import flatten
 from torch import nn
 from torch.torch_version import TorchVersion
 

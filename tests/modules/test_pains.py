@@ -473,7 +473,7 @@ def test_pain_11_no_compiler_is_one_line():
     """Where I build from source without a compiler, one line tells me what to install."""
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"CXX": "no-such-compiler"},
         capture_output=True,
         text=True,

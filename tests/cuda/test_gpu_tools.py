@@ -17,7 +17,7 @@ from common import assert_all_close, gradients, leaf, make_scan, present
 
 from fastrnn.ops import ScanWeights, scan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Ignores SIGTERM, as does the process that it starts; prints both numbers.
 HANG = (
     f'{sys.executable} -c "import os, signal, time; signal.signal(15, signal.SIG_IGN); '

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README, FEATURES, GUIDE = (
     ROOT / "README.md",
     ROOT / "docs" / "features.md",
