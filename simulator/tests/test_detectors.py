@@ -5,6 +5,9 @@ case runs under several seeds; silence and finding must hold under all of them.
 """
 
 import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import DeviceArray, Simulator, SimulatorFinding, build_host, build_kernels, simulator
+from simulator import (
+    DeviceArray,
+    Simulator,
+    SimulatorFinding,
+    build_host,
+    build_kernels,
+    simulator,
+    toolchain,
+)
 
 SOURCE = Path(__file__).with_name("detectors.cu")
 SEEDS = range(6)
@@ -497,6 +508,24 @@ def test_errors_of_use_raise(sim: Simulator) -> None:
         sim.launch("copy", 1, 1, x, x, 4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the shape is \(5,\), expected \(4,\)"):
         x.put(np.zeros(5))
+
+
+def test_a_real_runtime_in_the_process_is_refused() -> None:
+    """Host code would find it first, and ask for a GPU."""
+    real = toolchain.nvcc().parents[1] / "lib/libcudart.so.13"
+    if not real.exists():
+        pytest.skip(f"there is no {real}")
+    program = (
+        f"import ctypes; ctypes.CDLL({str(real)!r}, mode=ctypes.RTLD_GLOBAL)\n"
+        "from simulator import simulator; simulator()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+        capture_output=True,
+    )
+    assert "a real libcudart.so.13 is in this process already" in done.stderr
 
 
 def test_findings_raise_with_a_readable_text(sim: Simulator) -> None:
