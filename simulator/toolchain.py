@@ -30,8 +30,8 @@ def nvcc() -> Path:
     if named := os.environ.get("NVCC"):
         return Path(named)
     for root in _wheel_roots():
-        if (found := root / "bin" / "nvcc").exists():
-            return found
+        if (candidate := root / "bin" / "nvcc").exists():
+            return candidate
     if on_path := shutil.which("nvcc"):
         return Path(on_path)
     usual = Path("/usr/local/cuda/bin/nvcc")

@@ -50,12 +50,12 @@ class Kernel:
     def faults(self) -> list[str]:
         if not _RESIDENT.match(self.name):
             return []
-        found = []
+        faults = []
         if self.local:
-            found.append(f"has {self.local} bytes of local memory")
+            faults.append(f"has {self.local} bytes of local memory")
         if re.search(r"\b(Half|BFloat16)\b", self.name) and not self.matrix and self.arch != "7.5":
-            found.append("has no matrix instruction")
-        return found
+            faults.append("has no matrix instruction")
+        return faults
 
 
 def _setup() -> Any:
@@ -77,7 +77,7 @@ def toolkit() -> Any:
 
 
 def triton_tool(name: str) -> str | None:
-    """Of the package where it is installed, or unpacked by `make test`."""
+    """The path of a tool of the triton package, which may be installed or unpacked by `make test`."""
     roots = (_site_packages(), Path(sys.prefix) / "disassembler")
     return shutil.which(
         name, path=os.pathsep.join(str(root / "triton/backends/nvidia/bin") for root in roots)
@@ -86,10 +86,10 @@ def triton_tool(name: str) -> str | None:
 
 def tool(name: str) -> str:
     """cuobjdump or nvdisasm, of a CUDA toolkit or of the triton package."""
-    found = shutil.which(name) or triton_tool(name)
-    if not found:
+    path = shutil.which(name) or triton_tool(name)
+    if not path:
         raise SystemExit(f"fastrnn: no {name} found. Install it: pip install triton")
-    return found
+    return path
 
 
 def _run(*command: str) -> str:
@@ -111,19 +111,19 @@ def _disassembled(binary: Path, arch: str, what: str) -> Iterator[tuple[tuple[st
     """Lines of what cuobjdump tells, each with the architecture and the function that it is of."""
     name = ""
     for line in _run(tool("cuobjdump"), what, str(binary)).splitlines():
-        if found := _ARCH.match(line):
-            arch = dotted(found[1])
-        elif found := _FUNCTION.match(line):
-            name = found[1]
+        if match := _ARCH.match(line):
+            arch = dotted(match[1])
+        elif match := _FUNCTION.match(line):
+            name = match[1]
         yield (arch, name), line
 
 
 def kernels_of(binary: Path, arch: str = "") -> list[Kernel]:
-    """Of a library for several architectures, or a cubin of one."""
+    """The kernels of a library for several architectures, or of a cubin for one."""
     usage = {
-        key: [int(value) for value in found.groups()]
+        key: [int(value) for value in match.groups()]
         for key, line in _disassembled(binary, arch, "-res-usage")
-        if (found := _USAGE.search(line))
+        if (match := _USAGE.search(line))
     }
     code = _disassembled(binary, arch, "-sass")
     matrix = Counter(key for key, line in code if _MATRIX.search(line))
@@ -170,12 +170,12 @@ def kernels(archs: list[str]) -> list[Kernel]:
         return [kernel for part in pool.map(kernels_of_job, jobs) for kernel in part]
 
 
-def table(found: list[Kernel]) -> str:
+def table(compiled: list[Kernel]) -> str:
     lines = [
         "| kernel | sm | registers | local | shared | matrix instructions |",
         "|-|-|-|-|-|-|",
     ]
-    for k in sorted(found, key=lambda k: (k.name, float(k.arch))):
+    for k in sorted(compiled, key=lambda k: (k.name, float(k.arch))):
         lines.append(
             f"| `{k.name}` | {k.arch} | {k.registers} | {k.local} | {k.shared} | {k.matrix} |"
         )
@@ -220,17 +220,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="also write the table there")
     args = parser.parse_args()
     if args.library:
-        found = kernels_of(args.library)
+        compiled = kernels_of(args.library)
     elif toolkit():
-        found = kernels(args.arch)
+        compiled = kernels(args.arch)
     else:
         print("fastrnn: nvcc was not found, which compiles the kernels", file=sys.stderr)
         return 2
-    print(table(found))
+    print(table(compiled))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(table(found) + "\n")
-    faults = [f"{k.name} on {k.arch} {fault}" for k in found for fault in k.faults]
+        args.output.write_text(table(compiled) + "\n")
+    faults = [f"{k.name} on {k.arch} {fault}" for k in compiled for fault in k.faults]
     if args.library:
         whole = contents(args.library)
         print(whole)

@@ -78,7 +78,7 @@ struct Fiber {
   bool yielded;            // in this visit of its warp
   const Site* stopped_at;  // where it waits or last yielded
 
-  // Of the collective or barrier it waits in.
+  // The collective or barrier it waits in.
   int kind;  // or the barrier's id
   uint32_t mask;
   bool aligned;
@@ -180,7 +180,7 @@ struct Machine {
 Machine& machine();
 extern Launch* current;  // the one that runs
 
-// Of a thread, as ptxas was said to have counted; else as many as the kernel's launch bounds allow.
+// Registers a thread takes: what set_registers said that ptxas counted, or as many as the launch bounds allow.
 uint32_t registers_of(const KernelInfo&);
 
 // Runs it to its end; a cudaError_t.

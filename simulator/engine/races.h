@@ -91,7 +91,7 @@ inline uint32_t surely_seen(const ThreadClock& clock, uint64_t address) {
   return address >= kShared ? clock.block_seen : race_state().launch_start;
 }
 
-// Of two reads at one tick the weaker is kept; of readers, one of another warp.
+// Keeps the weaker of two reads at one tick, and a reader of another warp where there is such.
 inline void mark_read(Cell& cell, const Site& site, uint64_t mine) {
   if (((cell.read ^ mine) & ~uint64_t{kFlagMask}) == 0) {
     if (cell.read & kStrong) cell.read = mine;

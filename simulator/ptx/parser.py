@@ -338,7 +338,7 @@ class _Parser:
             if word == "ptr" and self.token.text == ".align":
                 self.next()
                 self.integer()
-        found = []
+        variables = []
         while True:
             name = self.next()
             count, unsized = 1, False
@@ -355,14 +355,14 @@ class _Parser:
             total = size * count
             if initial is not None:
                 initial = initial.ljust(total, b"\0")
-            found.append(
+            variables.append(
                 Variable(space, align or size, kind, name, total, initial, external and unsized)
             )
             if self.accept(","):
                 continue
             if self.token.text not in (")", "("):
                 self.expect(";")
-            return found
+            return variables
 
     def initial(self, size: int) -> bytes:
         if self.accept("{"):
@@ -380,15 +380,15 @@ class _Parser:
         return (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 
     def parameters(self) -> list[Variable]:
-        found: list[Variable] = []
+        parameters: list[Variable] = []
         self.expect("(")
         while not self.accept(")"):
             if self.token.text == ".reg":
                 raise self.error("parameters in registers are not known")
-            self.at_parameter(found)
-        return found
+            self.at_parameter(parameters)
+        return parameters
 
-    def at_parameter(self, found: list[Variable]) -> None:
+    def at_parameter(self, parameters: list[Variable]) -> None:
         start = self.at
         end = start
         while self.tokens[end].text not in (",", ")"):
@@ -396,7 +396,7 @@ class _Parser:
         # One declaration a parameter: read it as a variable whose end is a semicolon.
         ending = self.tokens[end]
         self.tokens[end] = _Token("mark", ";", ending.line)
-        found.extend(self.variables())
+        parameters.extend(self.variables())
         if ending.text == ")":
             self.at -= 1
         self.tokens[end] = ending

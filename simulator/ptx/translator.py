@@ -624,9 +624,9 @@ class FunctionTranslator:
             allowed = allowed | {"ftz"}
         if kind not in parser.SIZES or kind not in TYPES.get(template, parser.SIZES):
             raise self.error(f"type .{kind} of {i.opcode} is not known")
-        rest = [m for m in i.modifiers[:-1] if f"{i.opcode}.{m}" != key]
-        chain = "cc" in rest
-        flags = self.flags([m for m in rest if m != "cc"], allowed)
+        modifiers = [m for m in i.modifiers[:-1] if f"{i.opcode}.{m}" != key]
+        chain = "cc" in modifiers
+        flags = self.flags([m for m in modifiers if m != "cc"], allowed)
         types = [
             {
                 "T": kind,
@@ -705,12 +705,12 @@ class FunctionTranslator:
     do_addc = do_subc = do_madc = with_carry
 
     def do_setp(self, i: parser.Instruction) -> None:
-        comparison, *rest = i.modifiers
-        kind = rest.pop()
-        combine = rest.pop(0) if rest and rest[0] in ("and", "or", "xor") else None
+        comparison, *modifiers = i.modifiers
+        kind = modifiers.pop()
+        combine = modifiers.pop(0) if modifiers and modifiers[0] in ("and", "or", "xor") else None
         if comparison not in _COMPARISONS:
             raise self.error(f"unknown comparison .{comparison}")
-        flags = self.flags(rest, {"ftz"})
+        flags = self.flags(modifiers, {"ftz"})
         a, b = (self.value(o, kind) for o in i.operands[1:3])
         lane = {"f16x2": "f16", "bf16x2": "bf16"}.get(kind, kind)
 
@@ -744,10 +744,10 @@ class FunctionTranslator:
         return isinstance(operand, parser.Name) and operand.name == "_"
 
     def do_set(self, i: parser.Instruction) -> None:
-        comparison, *rest, to, kind = i.modifiers
+        comparison, *modifiers, to, kind = i.modifiers
         if comparison not in _COMPARISONS or len(i.operands) != 3:
             raise self.error("this form of set is not known")
-        flags = self.flags(rest, {"ftz"})
+        flags = self.flags(modifiers, {"ftz"})
         a, b = (self.value(o, kind) for o in i.operands[1:])
         self.assign(
             i.operands[0],
@@ -761,10 +761,10 @@ class FunctionTranslator:
         self.assign(i.operands[0], kind, f"{self.value(i.operands[3], 'pred')} ? {a} : {b}")
 
     def do_slct(self, i: parser.Instruction) -> None:
-        *rest, kind, tested = i.modifiers
+        *modifiers, kind, tested = i.modifiers
         a, b = (self.value(o, kind) for o in i.operands[1:3])
         c = self.value(i.operands[3], tested)
-        condition = f"op::not_negative<op::{tested}, {self.flags(rest, {'ftz'})}>({c})"
+        condition = f"op::not_negative<op::{tested}, {self.flags(modifiers, {'ftz'})}>({c})"
         self.assign(i.operands[0], kind, f"{condition} ? {a} : {b}")
 
     def do_testp(self, i: parser.Instruction) -> None:
@@ -803,10 +803,10 @@ class FunctionTranslator:
         self.assign(i.operands[0], "b32", f"op::dp4a<op::{a}, op::{b}>({values})")
 
     def do_cvt(self, i: parser.Instruction) -> None:
-        *rest, to, kind = i.modifiers
-        whole = [m for m in rest if m in ("rni", "rzi", "rmi", "rpi")]
+        *modifiers, to, kind = i.modifiers
+        whole = [m for m in modifiers if m in ("rni", "rzi", "rmi", "rpi")]
         allowed = {"rn", "rz", "rm", "rp", "rna", "ftz", "sat", "relu"}
-        flags = self.flags([m for m in rest if m not in whole], allowed)
+        flags = self.flags([m for m in modifiers if m not in whole], allowed)
         values = [self.value(o, kind) for o in i.operands[1:]]
         if to in ("f16x2", "bf16x2") and kind == "f32" and len(values) == 2:
             self.assign(i.operands[0], to, f"op::cvt_pair<op::{to}, {flags}>({', '.join(values)})")
@@ -857,7 +857,7 @@ class FunctionTranslator:
         scope: str = ""
         lanes: int = 1
         type: str = ""
-        rest: list[str] = field(default_factory=list)
+        modifiers: list[str] = field(default_factory=list)
 
         def spell(self) -> str:
             order, scope = self.order or "weak", self.scope or "none"
@@ -877,7 +877,7 @@ class FunctionTranslator:
             elif m in parser.SIZES:
                 a.type = m
             elif m.split("::")[0] not in _CACHE and m != "noftz":
-                a.rest.append(m)
+                a.modifiers.append(m)
         return a
 
     def bytes_of(self, operand: parser.Operand) -> str | None:
@@ -899,8 +899,10 @@ class FunctionTranslator:
 
     def do_ld(self, i: parser.Instruction) -> None:
         a = self.access(i)
-        if a.rest or not a.type:
-            raise self.error(f"unknown modifier .{a.rest[0]}" if a.rest else "a load without type")
+        if a.modifiers or not a.type:
+            raise self.error(
+                f"unknown modifier .{a.modifiers[0]}" if a.modifiers else "a load without type"
+            )
         registers = self.loaded(i.operands[0], a.lanes)
         if (where := self.bytes_of(i.operands[1])) is not None:
             self.emit(f"op::ld_bytes<op::{a.type}>({where}, {registers});")
@@ -913,7 +915,7 @@ class FunctionTranslator:
     def do_st(self, i: parser.Instruction) -> None:
         a = self.access(i)
         items = self.items(i.operands[1])
-        if a.rest or not a.type or len(items) != a.lanes:
+        if a.modifiers or not a.type or len(items) != a.lanes:
             raise self.error("this form of store is not known")
         values = ", ".join(self.value(o, a.type) for o in items)
         if (where := self.bytes_of(i.operands[0])) is not None:
@@ -928,14 +930,19 @@ class FunctionTranslator:
         self, i: parser.Instruction, address: parser.Operand, values: tuple[parser.Operand, ...]
     ) -> tuple[str, str]:
         a = self.access(i)
-        if len(a.rest) != 1 or a.rest[0] not in _UPDATE or a.lanes != 1 or width(a.type) > 64:
+        if (
+            len(a.modifiers) != 1
+            or a.modifiers[0] not in _UPDATE
+            or a.lanes != 1
+            or width(a.type) > 64
+        ):
             raise self.error("this atomic operation is not known")
-        if len(values) != (2 if a.rest[0] == "cas" else 1):
+        if len(values) != (2 if a.modifiers[0] == "cas" else 1):
             raise self.error("an atomic operation with cache hints or wrong operands")
         a.order, a.scope = a.order or "relaxed", a.scope or "gpu"
         operands = ", ".join(self.value(o, a.type) for o in values)
         expression = (
-            f"op::atom<op::{a.type}, op::Update::{_UPDATE[a.rest[0]]}>"
+            f"op::atom<op::{a.type}, op::Update::{_UPDATE[a.modifiers[0]]}>"
             f"(t, {self.site()}, {a.spell()}, {self.address(address)}, {operands})"
         )
         return a.type, expression
@@ -1080,12 +1087,12 @@ class FunctionTranslator:
         self.assign(i.operands[0], "b32", f"sim::activemask(t, {self.site()})")
 
     def do_ldmatrix(self, i: parser.Instruction) -> None:
-        head, rest = i.modifiers[:4], list(i.modifiers[4:])
+        head, modifiers = i.modifiers[:4], list(i.modifiers[4:])
         if head[:3] != ("sync", "aligned", "m8n8") or head[3] not in ("x1", "x2", "x4"):
             raise self.error("this ldmatrix is not known")
-        transpose = "trans" in rest
-        spaces = [m for m in rest if m not in ("trans", "b16")]
-        if "b16" not in rest or any(m not in ("shared", "shared::cta") for m in spaces):
+        transpose = "trans" in modifiers
+        spaces = [m for m in modifiers if m not in ("trans", "b16")]
+        if "b16" not in modifiers or any(m not in ("shared", "shared::cta") for m in spaces):
             raise self.error("this ldmatrix is not known")
         space = "shared" if spaces else "generic"
         registers = self.loaded(i.operands[0], int(head[3][1]))

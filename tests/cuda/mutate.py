@@ -162,7 +162,7 @@ def drop_barrier(source: str) -> Iterator[Site]:
 
 
 def weaken_order(source: str) -> Iterator[Site]:
-    """Of an access, its scope and its order; of an asm statement, what keeps it in its place."""
+    """An access loses its scope or order; an asm statement loses what keeps it in its place."""
     for m in re.finditer(r"\b(ld|st)\.relaxed\.gpu", source):
         yield *m.span(), f"{m[1]}.relaxed.cta"
         yield *m.span(), f"{m[1]}.weak"
@@ -334,7 +334,7 @@ def unchanged_code(unit: str, cells: str) -> str:
 
 
 def run(mutant: Mutant | None) -> Outcome:
-    """Of a mutant, or of the sources as they are. In a thread of workers()."""
+    """The outcome of a mutant, or of the sources as they are. Runs in a thread of workers()."""
     operator = mutant.operator if mutant else ""
     what = "the sources as they are"
     result = "same code"
@@ -370,7 +370,7 @@ def run(mutant: Mutant | None) -> Outcome:
 
 
 class Server:
-    """Of pytest runs: torch is imported once."""
+    """Serves runs of pytest, for which torch is imported once."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(

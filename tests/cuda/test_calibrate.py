@@ -66,7 +66,7 @@ def test_every_answer_comes(sim: Simulator, name: str, number: int, seed: int) -
 
 @pytest.mark.parametrize("name", ["ping_pong", "broadcast"])
 def test_a_lost_block_is_given_up(sim: Simulator, name: str) -> None:
-    """Of five blocks there is no sixth to answer."""
+    """Five blocks wait for a sixth, which does not exist."""
     assert exchange(sim, name, BLOCKS - 1, seed=0, blocks=BLOCKS - 1) == 0
 
 

@@ -172,7 +172,7 @@ def test_a_gradient_alone(cell: str, kind: str, regime: str, R: int) -> None:
     ids=["gru-float16", "lstm-float64-projection"],
 )
 def test_gradients_of_groups(cell: str, kind: str, R: int, layout: dict[str, Any]) -> None:
-    """Of weights, those of every third sample together."""
+    """A weight has a gradient for every third sample together."""
     case = Case(cell, kind, T=3, N=6, H=9, R=R, groups=3, **layout)
     found, _ = case.run("", steps=2)
     assert_close(case, found)
@@ -180,7 +180,7 @@ def test_gradients_of_groups(cell: str, kind: str, R: int, layout: dict[str, Any
 
 @pytest.mark.parametrize("batch_sizes", [None, [13, 4]], ids=["padded", "packed"])
 def test_no_features(batch_sizes: list[int] | None) -> None:
-    """Of an input without any, the product is 0."""
+    """An input without features has the product 0."""
     case = Case("gru", "float32", T=2, N=13, H=11, I=0, batch_sizes=batch_sizes)
     found, _ = case.run("")
     assert_close(case, found)

@@ -62,8 +62,8 @@ class Case:
         out = R or H
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            found = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
-            return found.to(self.dtype)
+            values = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
+            return values.to(self.dtype)
 
         self.rows = sum(batch_sizes) if batch_sizes else offsets[-1] if offsets else 0
         leading = (self.rows,) if self.rows else (T, N)
@@ -107,7 +107,7 @@ class Case:
         host = [self.lengths, self.batch_sizes, self.offsets, self.reset, self.reverse]
         y, h_n, c_n, gates, cells = torch.ops.fastrnn.scan(self.cell, *tensors, *host, True)
         grads = [wide(self.grads[name]) for name in ("d_y", "d_h_n", "d_c_n", "d_cells")]
-        found = torch.ops.fastrnn.scan_backward(
+        gradients = torch.ops.fastrnn.scan_backward(
             self.cell, *grads, *tensors, *host, y if active is None else active.double(), gates, cells,
             (1 << len(INPUTS)) - 1, self.groups,
         )  # fmt: skip
@@ -115,7 +115,7 @@ class Case:
             "y": y,
             "h_n": h_n,
             "c_n": c_n,
-            **{f"d_{name}": gradient for name, gradient in zip(INPUTS, found, strict=True)},
+            **{f"d_{name}": gradient for name, gradient in zip(INPUTS, gradients, strict=True)},
         }
 
     def on_device(self) -> dict[str, Tensor | None]:
@@ -136,7 +136,7 @@ class Case:
         }
 
     def padding(self) -> Tensor:
-        """Of each row, whether no sample runs it."""
+        """Says of each row whether no sample runs it."""
         if self.offsets is not None:
             unused = torch.ones(self.rows, dtype=torch.bool)
             lengths = self.offsets.diff() if self.lengths is None else self.lengths
@@ -162,7 +162,7 @@ class Case:
         """All results, and the gradients of inputs that are wanted."""
         sizes = {**self.sizes, "steps": steps}
         N, H, out = (self.sizes[name] for name in ("N", "H", "R"))
-        given, wide, facts = self.on_device(), accumulate(self.dtype), CELLS[self.cell]
+        inputs, wide, facts = self.on_device(), accumulate(self.dtype), CELLS[self.cell]
         results = {
             "y": torch.empty(*self.leading, out, dtype=self.dtype),
             "h_n": torch.empty(N, out, dtype=self.dtype),
@@ -175,7 +175,7 @@ class Case:
                 results["cells"] = torch.empty(*self.leading, H, dtype=wide)
         common: dict[str, Any] = {"regime": regime, "sizes": sizes, "reverse": self.reverse}
         common |= {"tf32": self.tf32, **settings}
-        forward = scan(self.cell, given, results, **common)
+        forward = scan(self.cell, inputs, results, **common)
         if not backward:
             return forward.results, [forward]
         saved = {name: forward.results[name] for name in SAVED if name in forward.results}
@@ -186,6 +186,6 @@ class Case:
             for name in wanted
             if (tensor := self.inputs[name]) is not None
         }
-        given = {**given, **saved, **self.grads}
-        back = scan(self.cell, given, gradients, backward=True, **common)
+        inputs = {**inputs, **saved, **self.grads}
+        back = scan(self.cell, inputs, gradients, backward=True, **common)
         return {**forward.results, **back.results}, [forward, back]

@@ -23,7 +23,7 @@ def flags(csrc: Path) -> tuple[str, ...]:
 
 @functools.cache
 def ptx(unit: str, csrc: Path = KERNELS) -> str:
-    """Of a storage type's kernels; names of sources do not tell where the checkout lies."""
+    """The PTX of a storage type's kernels; names of sources do not tell where the checkout lies."""
     text = compile_ptx(csrc / "cuda" / f"launch_{unit}.cu", flags=flags(csrc))
     return text.replace(f"{csrc}/", "csrc/")
 
