@@ -28,7 +28,7 @@ LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
 QUICK := build/quick/$(LIBRARY)
 SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
-FORMATTED = $(shell find csrc tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(shell find csrc simulator tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
 # An idle worker takes tests from another: tests of one file take from a millisecond to a minute.
 WORKERS = -n $(JOBS) --dist worksteal
@@ -62,21 +62,21 @@ demo: setup ## train a small model, draw build/demo.png
 
 # Most of the simulator's kernels run once or twice: optimizing them takes longer than it saves.
 test: setup $(DISASSEMBLER) ## all tests, on JOBS workers
-	FASTRNN_SIMULATOR_OPTIMIZE=$${FASTRNN_SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
+	SIMULATOR_OPTIMIZE=$${SIMULATOR_OPTIMIZE:-0} $(PYTEST) $(WORKERS) $(ARGS)
 
 # One process: the tests take 4 s of the processor, and each worker more to import torch.
 quick: $(QUICK) ## within a minute: float32 on this machine's best instruction set, against the oracle
-	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/test_kernels.py \
+	FASTRNN_LIBRARY=$(abspath $<) $(PYTEST) -q -r fE tests/ops/test_kernels.py \
 	  -k 'float32 and (matches_oracle or projection)' $(ARGS)
 
 test-sanitize: $(SANITIZED) ## the kernel tests under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
 	$(PYTEST) $(WORKERS) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
-	  tests/test_kernels.py tests/test_transforms.py $(ARGS)
+	  tests/ops/test_kernels.py tests/transforms/test_transforms.py $(ARGS)
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
-	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) tests/simulator $(ARGS)
+	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) simulator/tests tests/cuda $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true
@@ -87,13 +87,14 @@ test-tsan: $(filter-out %activations,$(NATIVE_TESTS:%=build/native/tsan/test_%))
 test-neon: $(NATIVE_TESTS:%=build/native/neon/test_%) ## the same for 64-bit Arm, emulated (g++-aarch64-linux-gnu, qemu-user)
 	$(foreach test,$(filter-out %activations,$^),qemu-aarch64 $(test) &&) qemu-aarch64 $(filter %activations,$^) 997
 
+# The checkout is not on the path here, for its fastrnn would be tested in the place of the wheel's.
 test-abi: wheel ## one library under the oldest and the newest torch (downloads several GB)
 	for torch in $(TORCH_OLDEST) $(TORCH_NEWEST); do \
 	  env=build/abi-$$torch; wheel=$$(echo dist/*.whl); \
 	  $(PYTHON) -m venv $$env && \
 	  $$env/bin/pip install torch==$$torch "$$wheel[test]" && \
 	  $$env/bin/pip install --force-reinstall --no-deps "$$wheel" && \
-	  $$env/bin/pytest tests/test_kernels.py $(ARGS) || exit 1; \
+	  $$env/bin/pytest -o pythonpath=tests tests/ops/test_kernels.py $(ARGS) || exit 1; \
 	done
 
 bench: $(LIBRARY) $(BENCH) ## speed and errors beside other runtimes: tables, build/benchmarks/report.md and pictures
@@ -116,12 +117,12 @@ build/cuda/site/$(LIBRARY):
 	$(MAKE) wheel-cuda
 
 resources: build/cuda/site/$(LIBRARY) ## what every kernel of that wheel takes, and its matrix instructions: build/cuda/resources.md
-	$(CUDA_BIN)/python tests/resources.py $< --output build/cuda/resources.md
+	$(CUDA_BIN)/python -m tools.resources $< --output build/cuda/resources.md
 
 test-gpu: setup ## the tests marked gpu on a GPU, beside cuDNN and float64: build/gpu/report.md
 	$(PYTEST) --device cuda $(ARGS)
 	if command -v compute-sanitizer >/dev/null; then \
-	  compute-sanitizer --error-exitcode 1 $(PYTEST) --device cuda -k 'test_matches_oracle and float32' tests/test_kernels.py; fi
+	  compute-sanitizer --error-exitcode 1 $(PYTEST) --device cuda -k 'test_matches_oracle and float32' tests/ops/test_kernels.py; fi
 
 abi3audit: wheel ## check that the wheel keeps to Python's stable ABI
 	$(BIN)/abi3audit --strict --summary dist/*.whl

@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "simulator")]
+from simulator.ptx.parser import entries, with_entry
+from tools import resources
+from tools.simulated.case import Case
+from tools.simulated.kernels import ptx
+from tools.simulated.scan import StepWork, modelled_us
 
-import resources  # type: ignore[import-not-found]  # noqa: E402
-from kernels import ptx  # type: ignore[import-not-found]  # noqa: E402
-from ptx import entries, with_entry  # type: ignore[import-not-found]  # noqa: E402
-from scan import StepWork, modelled_us  # type: ignore[import-not-found]  # noqa: E402
-from test_scan import Case  # type: ignore[import-not-found]  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 __all__ = ["Step", "StepWork", "a_step", "modelled_us"]
 
@@ -239,7 +238,7 @@ class Step:
 
 
 def a_step(
-    cell: str, kind: str, N: int, H: int, regime: str, backward: bool, device: str, **settings: int
+    cell: str, kind: str, N: int, H: int, regime: str, backward: bool, device: str, **settings: Any
 ) -> Step | str:
     """One step; where no resident kernel runs it, its plan."""
     launches: list[Any] = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "simulator")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 REGIMES = ("block-resident", "grid-resident", "stepwise")
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
@@ -108,13 +108,13 @@ def on_gpu(case: Case) -> float:
 
 
 def on_simulator(case: Case) -> float:
-    import scan as simulated
-    import test_scan
+    from tools.simulated import case as simulated
+    from tools.simulated.scan import Refused as RefusedByPlan
 
-    inputs = test_scan.Case(case.cell, case.kind, T=T, N=N, H=case.H, I=I)
+    inputs = simulated.Case(case.cell, case.kind, T=T, N=N, H=case.H, I=I)
     try:
         computed, _ = inputs.run(case.regime)
-    except simulated.Refused as why:
+    except RefusedByPlan as why:
         raise Refused(str(why).splitlines()[0]) from None
     expected = inputs.oracle(computed["y"] if case.cell == "rnn_relu" else None)
     errors = [
@@ -122,7 +122,7 @@ def on_simulator(case: Case) -> float:
         for name, tensor in computed.items()
         if name in expected
     ]
-    return worst(errors) / test_scan.TOLERANCE[case.kind]
+    return worst(errors) / simulated.TOLERANCE[case.kind]
 
 
 def worst(errors: list[float]) -> float:

@@ -1,0 +1,1 @@
+"""The engine: C++ that runs translated kernels, and its Python module."""

@@ -1,0 +1,1 @@
+"""PTX, the intermediate code of NVIDIA's compiler, and its way to a shared library of C++."""

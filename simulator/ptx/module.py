@@ -1,0 +1,87 @@
+"""A .cu file on its way to the CPU: nvcc -> PTX -> C++ -> one shared library a module.
+
+Each kernel is compiled alone and cached, so a change to one kernel of twenty costs one compilation,
+and a second run of the tests costs none.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .. import toolchain
+from ..cache import cached, digest, run, version_of
+from . import translator
+
+ENGINE = Path(__file__).resolve().parents[1] / "engine"
+
+# -O2 runs no faster, -O0 pays where a kernel runs once; contraction would round once where PTX rounds twice.
+CXX_FLAGS = (
+    "-std=c++20",
+    f"-O{os.environ.get('SIMULATOR_OPTIMIZE', '1')}",
+    "-ffp-contract=off",
+    "-fwrapv",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-w",
+)
+HEADERS = ("engine.h", "instructions.h", "intrinsics.h")
+
+
+@functools.cache
+def cxx_flags() -> tuple[str, ...]:
+    """With the processor's fused multiply-add, where it has one: else each fma is a call."""
+    cpuinfo = Path("/proc/cpuinfo")
+    has_fma = cpuinfo.exists() and bool(
+        re.search(r"\bfma\b.*\bavx2\b|\bavx2\b.*\bfma\b", cpuinfo.read_text())
+    )
+    return (*CXX_FLAGS, "-mfma", "-mavx2") if has_fma else CXX_FLAGS
+
+
+def compile_ptx(source: Path | str, arch: str = "compute_80", flags: Iterable[str] = ()) -> str:
+    """PTX of a .cu file, with the lines of the source."""
+    nvcc = toolchain.nvcc()
+    command: list[str | Path] = [nvcc, "-ptx", "-lineinfo", f"-arch={arch}", "-std=c++17", *flags]
+    # The preprocessed text holds every header that matters.
+    text = run([*command[:1], "-E", *command[2:], source])
+    key = digest(text, version_of(str(nvcc)), *map(str, command))
+    return cached(f"{key}.ptx", lambda path: run([*command, source, "-o", path])).read_text()
+
+
+@functools.cache
+def _headers() -> str:
+    return digest(*((ENGINE / name).read_bytes() for name in HEADERS))
+
+
+def build_object(cpp: str) -> Path:
+    """One translation unit, compiled."""
+    cxx, flags = toolchain.cxx(), cxx_flags()
+    key = digest(cpp, _headers(), version_of(cxx), *flags)
+
+    def make(path: Path) -> None:
+        source = path.with_suffix(".cpp")
+        source.write_text(cpp)
+        run([cxx, *flags, "-I", ENGINE, "-c", source, "-o", path])
+
+    return cached(f"{key}.o", make)
+
+
+def build(units: Iterable[str], jobs: int | None = None) -> Path:
+    """The units of one module as a shared library; the engine's symbols are found when it is loaded."""
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        objects = list(pool.map(build_object, units))
+    key = digest(*(o.name for o in objects))
+    return cached(
+        f"{key}.so",
+        lambda path: run([toolchain.cxx(), "-shared", *objects, "-o", path]),
+    )
+
+
+def build_module(ptx_text: str) -> Path:
+    return build(translator.translate(ptx_text).values())
+
+
+def build_source(source: Path | str, arch: str = "compute_80", flags: Iterable[str] = ()) -> Path:
+    return build_module(compile_ptx(source, arch, flags))

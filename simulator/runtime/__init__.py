@@ -1,0 +1,1 @@
+"""What stands in for NVIDIA's libraries, and the building of host code against it."""

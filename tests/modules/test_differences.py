@@ -1,0 +1,113 @@
+"""What docs/differences.md says of our layers beside torch.nn's. Where a test fails for the better, mend the page, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastrnn
+
+PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
+MISSING = (
+    "permute_hidden",
+    "check_input",
+    "check_hidden_size",
+    "check_forward_args",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+    "__constants__",
+)
+
+
+@pytest.fixture
+def layer() -> fastrnn.LSTM:
+    return fastrnn.LSTM(3, 4)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(5, 2, 3)
+
+
+def test_one_seed_gives_the_same_initial_values():
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 4, num_layers=2)
+    torch.manual_seed(0)
+    ours = fastrnn.LSTM(3, 4, num_layers=2)
+    for (name, w), (other_name, v) in zip(
+        theirs.named_parameters(), ours.named_parameters(), strict=True
+    ):
+        assert name == other_name and torch.equal(w, v)
+
+
+def test_an_accelerated_layer_is_no_instance_of_torch_nn():
+    assert not isinstance(fastrnn.accelerate(nn.LSTM(3, 4)), nn.LSTM)
+
+
+def test_forward_of_torch_nn_does_not_take_our_layer(layer, x):
+    with pytest.raises(AttributeError):
+        nn.LSTM.forward(layer, x)
+
+
+def test_flat_weights_are_read_only(layer):
+    assert len(layer._flat_weights) == 4
+    with pytest.raises(AttributeError):
+        layer._flat_weights = []
+
+
+def test_methods_that_only_torch_nn_has(layer):
+    for name in MISSING:
+        assert hasattr(nn.LSTM, name) and not hasattr(layer, name)
+        assert name in PAGE.read_text()
+
+
+def test_a_trace_of_fx_needs_our_layer_as_a_leaf(layer):
+    model = nn.Sequential(layer)
+    with pytest.raises(TypeError):
+        torch.fx.symbolic_trace(model)
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, fastrnn.LSTM) or super().is_leaf_module(module, name)
+
+    assert [node.op for node in Tracer().trace(model).nodes].count("call_module") == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer, of every size it meets
+def test_a_trace_of_jit_is_made_without_gradients(layer, x):
+    with pytest.raises(torch.jit.TracingCheckError):
+        torch.jit.trace(layer, (x,))
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, (x,))
+        torch.testing.assert_close(traced(x + 1)[0], layer(x + 1)[0])
+
+
+def test_states_of_one_sample_are_shared_by_all(layer, x):
+    shared = (torch.randn(1, 1, 4), torch.randn(1, 1, 4))
+    expanded = tuple(state.expand(1, 2, 4).contiguous() for state in shared)
+    assert torch.equal(layer(x, shared)[0], layer(x, expanded)[0])
+    with pytest.raises(RuntimeError):
+        nn.LSTM(3, 4)(x, shared)
+
+
+@pytest.mark.parametrize("lengths", [[5, 3], torch.tensor([5, 3]).numpy()], ids=["list", "numpy"])
+def test_lengths_are_a_tensor(layer, x, lengths):
+    with pytest.raises(TypeError, match="lengths must be a tensor"):
+        layer(x, lengths=lengths)
+
+
+def test_types_without_a_kernel(layer, x):
+    with pytest.raises(ValueError, match="complex64"):
+        fastrnn.LSTM(3, 4, dtype=torch.complex64)(x.to(torch.complex64))
+    with pytest.raises(NotImplementedError):
+        layer(x.to_sparse())
+
+
+def test_inference_tensors_do_not_train(layer):
+    with torch.inference_mode():
+        made = torch.randn(5, 2, 3)
+    with pytest.raises(RuntimeError, match="nference"):
+        layer(made)

@@ -1,0 +1,1 @@
+"""csrc/cuda on the simulator: its kernels and launch code, from and to torch tensors."""
