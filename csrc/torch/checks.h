@@ -51,7 +51,7 @@ auto dispatch_real_dtype(const Tensor& tensor, F&& f) {
   }
 }
 
-// Or of dual numbers, which travel as complex ones.
+// As dispatch_real_dtype, and for dual numbers, which travel as complex ones.
 template <class F>
 auto dispatch_dtype(const Tensor& tensor, F&& f) {
   switch (tensor.scalar_type()) {
@@ -109,7 +109,7 @@ inline const int64_t* check_host_vector(const Tensor& tensor, const char* name, 
   return tensor.const_data_ptr<int64_t>();
 }
 
-// Lengths of a padded input. To look at those on a GPU would wait for it: the kernels clamp them.
+// Checks the lengths of a padded input. Reading those on a GPU would wait for it, so the kernels clamp them instead.
 inline void check_lengths(const ScanInputs& in, const ScanSizes& sizes) {
   if (!in.lengths->is_cpu()) {
     check_like(*in.lengths, "lengths", ScalarType::Long, *in.input);
@@ -121,13 +121,13 @@ inline void check_lengths(const ScanInputs& in, const ScanSizes& sizes) {
                     ", expected 0 <= length <= ", sizes.T);
 }
 
-// Where sample n of a jagged input begins, and how long it is.
+// Returns how many steps sample n of a jagged input has.
 inline int64_t jagged_length(const ScanInputs& in, int64_t n) {
   const int64_t* offsets = in.offsets->const_data_ptr<int64_t>();
   return in.lengths ? in.lengths->const_data_ptr<int64_t>()[n] : offsets[n + 1] - offsets[n];
 }
 
-// Offsets that increase within the input's rows, and lengths that stay between them. Returns the longest.
+// Checks that offsets increase within the input's rows and that lengths fit between them. Returns the longest length.
 inline int64_t check_jagged(const ScanInputs& in, int64_t N) {
   STD_TORCH_CHECK(!in.batch_sizes, "fastrnn: offsets and batch_sizes exclude each other");
   STD_TORCH_CHECK(in.groups <= 1, "fastrnn: a jagged input cannot be split into groups");
@@ -174,7 +174,7 @@ inline ScanSizes check_sizes(const ScanInputs& in) {
   };
 }
 
-// Buffers hold a few rows of each size, and expanded tensors make any size free: below these bounds no product of sizes
+// Expanded tensors make any size free, and buffers hold a few rows of each size: below these bounds no product of sizes
 // overflows.
 constexpr int64_t kMaxSteps = int64_t{1} << 40;
 constexpr int64_t kMaxSize = int64_t{1} << 24;
@@ -246,7 +246,7 @@ Vector<S> vector(const OptionalTensor& tensor, int64_t group = 0) {
   return {data_of<S>(*tensor) + (tensor->dim() == 2 ? group * tensor->stride(0) : 0), tensor->stride(-1)};
 }
 
-// Where the rows of a sequence lie: see Sequence.
+// The starts of steps or samples in a sequence of rows; see Sequence.
 struct RowStarts {
   const int64_t* of_steps = nullptr;    // when packed
   const int64_t* of_samples = nullptr;  // when jagged
@@ -284,7 +284,7 @@ ScanTensors<S> views_of(const PerTensor<OptionalTensor>& tensors, RowStarts star
   return views;
 }
 
-// Everything but the schedule and the results. Params: ScanParams of a device.
+// Returns a device's ScanParams without the schedule and the results.
 template <class Params>
 Params scan_params(const ScanInputs& in, const ScanSizes& sizes, RowStarts starts, int64_t group) {
   using S = const typename Params::Storage;

@@ -27,21 +27,21 @@ Team team_of(int64_t threads) {
           }};
 }
 
-// rows: steps run by all samples
+// `rows` is the number of steps that all samples run together.
 Team team_for(const ScanSizes& sizes, int64_t rows) {
   const double flop = 2.0 * rows * sizes.cell.gates * sizes.H * (sizes.I + sizes.R);
   const int64_t useful = std::max<int64_t>(1, static_cast<int64_t>(flop / kMinFlopPerThread));
   return team_of(std::min(most_threads(), useful));
 }
 
-// Samples first, first + step, ... of a batch: all of them, or a group.
+// Samples first, first + step, ... of a batch: all of them, or those of a group.
 struct Samples {
   int64_t step = 1, first = 0;
 
   int64_t count(int64_t rows) const { return std::max<int64_t>(0, (rows - first + step - 1) / step); }
 };
 
-// The rows of some samples, by length and longest first, and the arrays a Schedule points to.
+// Sorts some samples by length, longest first, and owns the arrays that their Schedule points to.
 struct HostSchedule {
   std::vector<int64_t> order, active;
   Schedule schedule;
@@ -87,8 +87,8 @@ struct HostSchedule {
   }
 };
 
-// f(samples, group, host schedule, team) once for all samples, or for each group of them with weights of its own: those
-// are scans that know nothing of each other, side by side where threads last.
+// Calls f(samples, group, schedule, team) once for all samples, or for each group if groups have weights of their own:
+// those are independent scans, which run side by side if there are at least as many groups as threads.
 template <class F>
 void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
   if (!has_own_weights(in)) {
@@ -110,7 +110,7 @@ void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
   }
 }
 
-// Where each step of a packed input starts.
+// Returns the row at which each step of a packed input starts.
 std::vector<int64_t> step_starts(const ScanInputs& in) {
   std::vector<int64_t> starts;
   if (!in.batch_sizes) return starts;
@@ -124,14 +124,14 @@ RowStarts row_starts(const ScanInputs& in, const std::vector<int64_t>& of_steps)
   return {in.batch_sizes ? of_steps.data() : nullptr, in.offsets ? in.offsets->const_data_ptr<int64_t>() : nullptr};
 }
 
-// A sequence can be large, and fresh: 256 page faults a MB would cost as much as the arithmetic.
+// A fresh sequence of small pages takes 256 faults a MB, which would cost as much as the arithmetic.
 Tensor with_huge_pages(Tensor tensor) {
   if (tensor.numel() > 0) prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 
-// Clears the rows of a padded sequence that lie past a sample's length: to clear all of it would cost a fresh page for
-// every step that is about to be written.
+// Clears the rows of a padded sequence that lie past a sample's length. Clearing all of it would touch every page
+// twice.
 void clear_padding(Tensor& padded, const int64_t* lengths) {
   const int64_t T = padded.size(0), N = padded.size(1);
   const int64_t row = padded.size(2) * padded.element_size();

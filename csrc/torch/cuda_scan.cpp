@@ -21,7 +21,7 @@ OptionalTensor contiguous_or_none(const OptionalTensor& tensor) {
   return tensor ? OptionalTensor(contiguous(*tensor)) : tensor;
 }
 
-// Products want a weight's rows or its columns dense.
+// Matrix products need a weight whose rows or columns are dense.
 Tensor dense(const Tensor& weight) {
   const int64_t rows = weight.size(-2), columns = weight.size(-1);
   const bool fits =
@@ -45,7 +45,7 @@ Tensor new_sequence(const ScanInputs& in, const Shape& shape, ScalarType dtype, 
   return cleared ? torch::stable::new_zeros(*in.input, shape.ref(), dtype) : empty(*in.input, shape, dtype);
 }
 
-// The numbers of a schedule on the device: what the host knows of them goes there in one tensor.
+// Owns a schedule's arrays on the device. What the host knows of them is copied there as one tensor.
 struct DeviceSchedule {
   Tensor numbers;
   OptionalTensor lengths;  // the caller's, where they are there already
@@ -97,7 +97,7 @@ std::string_view forced_regime() {
                   ", expected block-resident, grid-resident, grid-resident/8, grid-resident/16 or stepwise");
 }
 
-// f(), whose LaunchError becomes torch's.
+// Returns f(); a LaunchError becomes torch's error.
 template <class F>
 auto guarded(std::string_view what, F&& f) {
   try {
@@ -114,7 +114,7 @@ Plan planned(const ScanInputs& in, Direction direction, const ScanParams<S>& p, 
                  [&] { return plan_for(in.cell, p, direction, limits, in.tf32, forced); });
 }
 
-// ps: params, and gradients in the backward pass
+// `ps` are the params, and in the backward pass the gradients.
 template <class S, class... Ps>
 void run(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const Ps&... ps) {
   guarded("", [&] {
@@ -130,9 +130,9 @@ void run(const ScanInputs& in, Direction direction, const ScanParams<S>& p, cons
   });
 }
 
-// --- groups with weights of their own: a scan each, of dense copies, as kernels take dense rows alone ---
+// --- groups with weights of their own: one scan for each, of dense copies, since kernels take only dense rows ---
 
-// A view of the samples of a group: n = group, group + groups, ... Rows of a packed input are samples, too.
+// Views the samples of a group: n = group, group + groups, ... In a packed input, rows take the place of samples.
 Tensor samples_of(const Tensor& tensor, int64_t at, int64_t groups, int64_t group) {
   const auto sizes = tensor.sizes();
   std::vector<int64_t> shape(sizes.begin(), sizes.end());

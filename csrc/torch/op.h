@@ -1,4 +1,4 @@
-// What the ops are on every device: their arguments, their results, and the samples each call of a kernel takes.
+// What the ops have in common on every device: their arguments, their results, and the params of a kernel's call.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -94,8 +94,8 @@ inline ScalarType dtype_of(const TensorInfo& info, const ScanInputs& in) {
   return info.note == Note::kAccumulated && half ? ScalarType::Float : dtype;
 }
 
-// How a device makes a sequence. In one that a caller sees, steps that no sample runs are 0; in one that only backward
-// reads, they are left as they are.
+// A device's function for a new sequence. If a caller sees the sequence, steps that no sample runs are 0; if only
+// backward reads it, they stay uninitialized.
 using NewSequence = Tensor (*)(const ScanInputs&, const Shape&, ScalarType, bool seen);
 
 inline PerResult<OptionalTensor> new_results(const ScanInputs& in, const ScanSizes& sizes, const ScanFlags& flags,
@@ -158,7 +158,7 @@ inline void check_saved(const ScanInputs& in, const ScanSizes& sizes, const Scan
       saved.results, saved.grads);
 }
 
-// The forward pass of one group, but for its schedule.
+// Returns the params of one group's forward pass, without the schedule.
 template <class Params>
 Params forward_params(const ScanInputs& in, const ScanSizes& sizes, const PerResult<OptionalTensor>& results,
                       RowStarts starts, int64_t group) {
@@ -172,8 +172,8 @@ Params forward_params(const ScanInputs& in, const ScanSizes& sizes, const PerRes
   return p;
 }
 
-// What the forward pass wrote, for the backward pass to read: asking for writable data would copy a copy-on-write
-// tensor.
+// Views what the forward pass wrote. The data are asked for as const: asking for writable data would copy a
+// copy-on-write tensor.
 template <class S>
 Sequence<S> written_sequence(const OptionalTensor& tensor, RowStarts starts) {
   const Sequence<const S> read = sequence<const S>(tensor, starts);
@@ -181,7 +181,7 @@ Sequence<S> written_sequence(const OptionalTensor& tensor, RowStarts starts) {
           read.step_stride,          read.sample_stride, read.col_stride};
 }
 
-// The backward pass of one group, but for its schedule.
+// Returns the params of one group's backward pass, without the schedule.
 template <class Params>
 Params backward_params(const ScanInputs& in, const ScanSizes& sizes, const ScanSaved& saved, RowStarts starts,
                        int64_t group) {
@@ -206,8 +206,8 @@ ScanGradients<S> scan_gradients(const ScanSaved& saved, const PerTensor<Optional
   return d;
 }
 
-// Groups have weights of their own: then each is a scan that knows nothing of the others. Groups that share their
-// weights are one scan, whose gradients lie one after the other.
+// Groups with weights of their own are independent scans. Groups that share their weights are one scan, whose weight
+// gradients lie one group's after the other's.
 inline bool has_own_weights(const ScanInputs& in) {
   bool own = false;
   for_each_tensor(
