@@ -95,15 +95,9 @@ def scan_arguments(
 
 
 def call_scan(
-    cell: str,
-    tensors: Named,
-    schedule: Named = NO_SCHEDULE,
-    *,
-    reverse: bool = False,
-    save: bool = True,
-    **options: Any,
+    cell: str, *lists: Named, reverse: bool = False, save: bool = True, **options: Any
 ) -> dict[str, Tensor]:
-    arguments = scan_arguments(cell, tensors, schedule, reverse=reverse, save=save)
+    arguments = scan_arguments(cell, *lists, reverse=reverse, save=save)
     return named(ops.CELLS[cell].results, torch.ops.fastrnn.scan(*arguments, **options))
 
 
@@ -132,20 +126,11 @@ def scan_backward_arguments(
 
 
 def call_scan_backward(
-    cell: str,
-    grads: Named,
-    tensors: Named,
-    results: Mapping[str, Tensor],
-    schedule: Named = NO_SCHEDULE,
-    *,
-    reverse: bool = False,
-    needs: Iterable[str] | None = None,
-    **options: Any,
+    cell: str, *lists: Any, groups: int = 0, **options: Any
 ) -> dict[str, Tensor]:
-    arguments = scan_backward_arguments(
-        cell, grads, tensors, results, schedule, reverse=reverse, needs=needs
-    )
-    return named(ops.CELLS[cell].tensors, torch.ops.fastrnn.scan_backward(*arguments, **options))
+    arguments = scan_backward_arguments(cell, *lists, **options)
+    gradients = torch.ops.fastrnn.scan_backward(*arguments, groups=groups)
+    return named(ops.CELLS[cell].tensors, gradients)
 
 
 def leaf(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
