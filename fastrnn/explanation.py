@@ -143,7 +143,9 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
     names = [argument.name for argument in torch.ops.fastrnn.scan.default._schema.arguments]
     arguments = dict(zip(names, args, strict=False))
     table = CELLS[arguments["cell"]]
-    arguments |= named(table.tensors, with_absent(arguments["tensors"], arguments["present"]))
+    arguments |= named(
+        table.tensors, with_absent(table.tensors, arguments["tensors"], arguments["present"])
+    )
     text = torch.ops.fastrnn.scan_choice(*args)
     facts = dict(line.split(": ", 1) for line in text.splitlines())
     number = {key: int(value) for key, value in facts.items() if value.isdigit()}

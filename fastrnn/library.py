@@ -135,7 +135,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
     all_states=False, groups=0, tf32=False,
 ):  # fmt: skip
     facts = CELLS[cell]
-    given = named(facts.tensors, with_absent(tensors, present))
+    given = named(facts.tensors, with_absent(facts.tensors, tensors, present))
     input = given["input"]
     _check_one_device(input, (*tensors, reset))
     hidden_size = given["weight_ih"].size(-2) // facts.gates
@@ -166,7 +166,9 @@ def _scan_backward_fake(  # type: ignore[no-untyped-def]
     input = tensors[0]
     _check_one_device(input, (*tensors, *grads, reset, *saved))
     gradients = []
-    for info, tensor, needed in zip(table, with_absent(tensors, present), needs, strict=True):
+    for info, tensor, needed in zip(
+        table, with_absent(table, tensors, present), needs, strict=True
+    ):
         if tensor is None or not needed:
             gradients.append(input.new_empty(0))
         elif info.weight_rank is None or groups == 0:
@@ -186,7 +188,7 @@ def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> N
         if result in facts.saved_results
     ]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*with_absent(tensors, present), *schedule, *saved)
+    ctx.save_for_backward(*with_absent(facts.tensors, tensors, present), *schedule, *saved)
     ctx.present = present
     ctx.cell, ctx.reverse, ctx.save, ctx.groups, ctx.tf32 = cell, reverse, save, groups, tf32
     ctx.all_states = all_states and facts.has_cell_state
@@ -211,17 +213,23 @@ def scan_backward_arguments(
     )  # fmt: skip
 
 
-def without_absent(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], list[bool]]:
-    """As the ops take a cell's tensors: those that are there, and which these are. (Autograd
-    overlooks a list with a None in it.)"""
-    all_tensors = list(tensors)
-    return [t for t in all_tensors if t is not None], [t is not None for t in all_tensors]
+def without_absent(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+    """As the ops take a cell's tensors: those that are there, and the index of each in the table.
+
+    Autograd overlooks a list with a None in it, and the tracer of torch.jit takes no list of bools.
+    """
+    present = [(index, tensor) for index, tensor in enumerate(tensors) if tensor is not None]
+    return [tensor for _, tensor in present], [index for index, _ in present]
 
 
-def with_absent(tensors: Iterable[Any], present: Iterable[bool]) -> list[Any]:
+def with_absent(
+    table: Sequence[TensorInfo], tensors: Iterable[Any], present: Iterable[int]
+) -> list[Any]:
     """The inverse of :func:`without_absent`."""
-    rest = iter(tensors)
-    return [next(rest) if there else None for there in present]
+    values: list[Any] = [None] * len(table)
+    for index, tensor in zip(present, tensors, strict=True):
+        values[index] = tensor
+    return values
 
 
 def split(values: Sequence[Any], *counts: int) -> list[Sequence[Any]]:
@@ -242,9 +250,10 @@ def _differentiate_bare_scan(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[
     if ctx.groups:
         raise NotImplementedError("fastrnn: the bare op with groups has no gradient; use ops.scan")
     of_tensors = ctx.needs_input_grad[1]
-    needs = [bool(need) for need in with_absent(of_tensors, ctx.present)]
+    table = CELLS[ctx.cell].tensors
+    needs = [bool(need) for need in with_absent(table, of_tensors, ctx.present)]
     results = torch.ops.fastrnn.scan_backward(*scan_backward_arguments(ctx, grads, needs))
-    gradients = [g for g, present in zip(results, ctx.present, strict=True) if present]
+    gradients = [results[index] for index in ctx.present]
     others = len(ctx.needs_input_grad) - 2
     return (None, where_needed(gradients, of_tensors), *(None,) * others)
 

@@ -85,7 +85,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def scan(*args: Any, **kwargs: Any) -> list[Any]:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         table = CELLS[arguments["cell"]].tensors
-        tensors = with_absent(arguments.pop("tensors"), arguments.pop("present"))
+        tensors = with_absent(table, arguments.pop("tensors"), arguments.pop("present"))
         return _translate(opset18, ir, **arguments, **named(table, tensors))
 
     return {target: scan}

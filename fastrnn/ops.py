@@ -252,8 +252,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.cell].tensors))
         arguments = scan_backward_arguments(ctx, grads, needs)
-        cell, of_results, present, flags, *schedule, reverse, saved, _, groups, tf32 = arguments
-        tensors = with_absent(present, flags)
+        cell, of_results, there, present, *schedule, reverse, saved, _, groups, tf32 = arguments
+        tensors = with_absent(CELLS[cell].tensors, there, present)
         gradients = _ScanBackward.apply(
             cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, tf32
         )

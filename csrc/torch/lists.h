@@ -65,20 +65,25 @@ inline PerTensor<bool> flags_of(const char* list_name, const std::vector<bool>& 
   return flags;
 }
 
-// The list has the tensors that are present, as autograd overlooks a list with a None in it.
-inline PerTensor<OptionalTensor> tensors_of(const std::vector<Tensor>& list, const std::vector<bool>& present,
+// The list has the tensors that are there, as autograd overlooks a list with a None in it; `present` has the index of
+// each in the table of the cell's tensors. (The tracer of torch.jit takes a list of integers, but none of bools.)
+inline PerTensor<OptionalTensor> tensors_of(const std::vector<Tensor>& list, const std::vector<int64_t>& present,
                                             const CellFacts& cell) {
+  STD_TORCH_CHECK(list.size() == present.size(), "fastrnn: tensors has ", list.size(), " entries, present ",
+                  present.size());
   PerTensor<OptionalTensor> tensors;
   size_t count = 0;
+  int64_t index = 0;
   for_each_tensor(
-      [&](const TensorInfo& info, OptionalTensor& tensor, bool is_present) {
-        STD_TORCH_CHECK(is_present || !info.required() || !info.belongs_to(cell), "fastrnn: ", info.name, " is absent");
-        if (!is_present) return;
-        if (count < list.size()) tensor = list[count];
-        ++count;
+      [&](const TensorInfo& info, OptionalTensor& tensor) {
+        if (!info.belongs_to(cell)) return;
+        const bool is_present = count < list.size() && present[count] == index;
+        STD_TORCH_CHECK(is_present || !info.required(), "fastrnn: ", info.name, " is absent");
+        if (is_present) tensor = list[count++];
+        ++index;
       },
-      tensors, flags_of("present", present, cell));
-  STD_TORCH_CHECK(count == list.size(), "fastrnn: tensors has ", list.size(), " entries, but ", count, " are present");
+      tensors);
+  STD_TORCH_CHECK(count == list.size(), "fastrnn: present must have increasing indices below ", index);
   return tensors;
 }
 

@@ -34,7 +34,7 @@ struct ScanSaved {
   PerTensor<bool> needs;              // the gradients that are asked for
 };
 
-inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tensors, const std::vector<bool>& present,
+inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tensors, const std::vector<int64_t>& present,
                               OptionalTensor lengths, OptionalTensor batch_sizes, OptionalTensor offsets,
                               OptionalTensor reset, bool reverse, int64_t groups, bool tf32) {
   const CellFacts facts = cell_facts(cell);
@@ -53,7 +53,7 @@ inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tenso
 // The ops as the dispatcher calls them: their parameters are those of the schemas in ops.cpp.
 template <auto kFunction>  // (const ScanInputs&, const ScanFlags&)
 struct ScanOp {
-  static auto call(std::string cell, std::vector<Tensor> tensors, std::vector<bool> present, OptionalTensor lengths,
+  static auto call(std::string cell, std::vector<Tensor> tensors, std::vector<int64_t> present, OptionalTensor lengths,
                    OptionalTensor batch_sizes, OptionalTensor offsets, OptionalTensor reset, bool reverse, bool save,
                    bool recompute, bool all_states, int64_t groups, bool tf32) {
     return kFunction(scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, tf32),
@@ -64,7 +64,7 @@ struct ScanOp {
 template <auto kFunction>  // (const ScanInputs&, const ScanSaved&)
 struct ScanBackwardOp {
   static auto call(std::string cell, std::vector<OptionalTensor> grads, std::vector<Tensor> tensors,
-                   std::vector<bool> present, OptionalTensor lengths, OptionalTensor batch_sizes,
+                   std::vector<int64_t> present, OptionalTensor lengths, OptionalTensor batch_sizes,
                    OptionalTensor offsets, OptionalTensor reset, bool reverse, std::vector<Tensor> saved,
                    std::vector<bool> needs, int64_t groups, bool tf32) {
     const ScanInputs in =

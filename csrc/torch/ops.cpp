@@ -39,21 +39,21 @@ std::tuple<std::string, std::string> cell_tensors(std::string cell) {
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY(fastrnn, m) {
-  // cell_tensors names the tensors and the results. `present` says which of the tensors are there. `saved` are the
+  // cell_tensors names the tensors and the results. `present` has the index there of each tensor. `saved` are the
   // results that are sequences, `grads` the gradients of the differentiable results; `needs` says which gradients are
   // wanted.
   m.def(
-      "scan(str cell, Tensor[] tensors, bool[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? "
+      "scan(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? "
       "reset, "
       "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) "
       "-> Tensor[]");
   m.def(
-      "scan_backward(str cell, Tensor?[] grads, Tensor[] tensors, bool[] present, Tensor? lengths, Tensor? "
+      "scan_backward(str cell, Tensor?[] grads, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? "
       "batch_sizes, "
       "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, bool tf32=False) "
       "-> Tensor[]");
   m.def(
-      "scan_choice(str cell, Tensor[] tensors, bool[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
+      "scan_choice(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
       "Tensor? reset, "
       "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) -> str");
   m.def("dropout_mask(Tensor seed, int stream, SymInt[] shape, float p, ScalarType dtype) -> Tensor");
