@@ -23,9 +23,10 @@ double ulp(double value) {
 
 void tanh_block(const cpu::InstructionSet& set, const cpu::Team& team, const float* x, float* y) {
   const float weights[] = {1, 0};
-  ScanParams<float> params;
+  cpu::ScanParams<float> params;
   params.input_size = params.hidden_size = params.output_size = 1;
-  params.schedule = {{.T = 1, .N = kBlock}};
+  params.schedule.T = 1;
+  params.schedule.N = kBlock;
   params.weights.ih = {&weights[0], 1, 1};
   params.weights.hh = {&weights[1], 1, 1};
   params.x = {x, nullptr, nullptr, kBlock, 1, 1};
@@ -36,9 +37,10 @@ void tanh_block(const cpu::InstructionSet& set, const cpu::Team& team, const flo
 void sigmoid_block(const cpu::InstructionSet& set, const cpu::Team& team, const float* x, float* y) {
   const float w_ih[] = {1, 0, 0, 0}, w_hh[] = {0, 0, 0, 0};
   std::vector<float> gates(4 * kBlock), output(kBlock);
-  ScanParams<float> params;
+  cpu::ScanParams<float> params;
   params.input_size = params.hidden_size = params.output_size = 1;
-  params.schedule = {{.T = 1, .N = kBlock}};
+  params.schedule.T = 1;
+  params.schedule.N = kBlock;
   params.weights.ih = {w_ih, 1, 1};
   params.weights.hh = {w_hh, 1, 1};
   params.x = {x, nullptr, nullptr, kBlock, 1, 1};

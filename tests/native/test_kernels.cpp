@@ -146,7 +146,7 @@ FoundDual run_dual(const cpu::InstructionSet& set, const Problem& p, bool recomp
                       .bias_hh = {of[6].data(), 1},
                       .hr = {p.projected() ? of[7].data() : nullptr, p.H, 1}};
   };
-  ScanParams<S> params;
+  cpu::ScanParams<S> params;
   params.input_size = p.I;
   params.hidden_size = p.H;
   params.output_size = p.R;
