@@ -37,6 +37,9 @@ def _load_library() -> None:
 _load_library()
 
 
+WEIGHT_RANKS = {"matrix": 2, "vector": 1}  # dimensions of the weights of a role, without groups
+
+
 class TensorInfo(NamedTuple):
     """A row of the tables in csrc/torch/arguments.h."""
 
@@ -47,7 +50,7 @@ class TensorInfo(NamedTuple):
     @property
     def weight_rank(self) -> int | None:
         """Dimensions of a weight without groups; None of another tensor."""
-        return {"matrix": 2, "vector": 1}.get(self.role)
+        return WEIGHT_RANKS.get(self.role)
 
 
 class CellFacts(NamedTuple):
@@ -58,16 +61,8 @@ class CellFacts(NamedTuple):
     has_cell_state: bool
     tensors: tuple[TensorInfo, ...]  # which may have a gradient
     results: tuple[TensorInfo, ...]
-
-    @property
-    def differentiable(self) -> tuple[TensorInfo, ...]:
-        """The results that may have a gradient."""
-        return tuple(result for result in self.results if result.differentiable)
-
-    @property
-    def saved_results(self) -> tuple[TensorInfo, ...]:
-        """The results that backward reads."""
-        return tuple(result for result in self.results if result.role == "sequence")
+    differentiable: tuple[TensorInfo, ...]  # the results that may have a gradient
+    saved_results: tuple[TensorInfo, ...]  # the results that backward reads
 
 
 def _read_table(text: str) -> tuple[TensorInfo, ...]:
@@ -76,8 +71,17 @@ def _read_table(text: str) -> tuple[TensorInfo, ...]:
 
 
 def _cell_facts(cell: str) -> CellFacts:
-    tables = torch.ops.fastrnn.cell_tensors(cell)
-    return CellFacts(*torch.ops.fastrnn.cell_facts(cell), *map(_read_table, tables))
+    gates, saved, has_cell_state = torch.ops.fastrnn.cell_facts(cell)
+    tensors, results = map(_read_table, torch.ops.fastrnn.cell_tensors(cell))
+    return CellFacts(
+        gates=gates,
+        saved=saved,
+        has_cell_state=has_cell_state,
+        tensors=tensors,
+        results=results,
+        differentiable=tuple(result for result in results if result.differentiable),
+        saved_results=tuple(result for result in results if result.role == "sequence"),
+    )
 
 
 CELLS = {name: _cell_facts(name) for name in torch.ops.fastrnn.cells().split(",")}
@@ -89,6 +93,12 @@ SCHEDULE = ("lengths", "batch_sizes", "offsets", "reset")
 def named(table: Sequence[TensorInfo], values: Iterable[Any]) -> dict[str, Any]:
     """The values of one of the op's lists by the names in its table."""
     return {info.name: value for info, value in zip(table, values, strict=True)}
+
+
+def chosen(facts: CellFacts, results: Iterable[Any], choice: Sequence[TensorInfo]) -> list[Any]:
+    """The results of a scan that are in a choice of the cell's results."""
+    by_name = named(facts.results, results)
+    return [by_name[info.name] for info in choice]
 
 
 class ScanWeights(NamedTuple):
@@ -182,11 +192,7 @@ def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> N
     """Keep what differentiates a scan; inputs are the op's arguments."""
     cell, tensors, present, *schedule, reverse, save, _, all_states, groups, tf32 = inputs
     facts = CELLS[cell]
-    saved = [
-        tensor
-        for result, tensor in zip(facts.results, output, strict=True)
-        if result in facts.saved_results
-    ]
+    saved = chosen(facts, output, facts.saved_results)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*with_absent(facts.tensors, tensors, present), *schedule, *saved)
     ctx.present = present

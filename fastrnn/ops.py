@@ -26,10 +26,12 @@ from fastrnn.library import (
     DEVICES,
     DTYPES,
     SCHEDULE,
+    WEIGHT_RANKS,
     CellFacts,
     ScanWeights,
     TensorInfo,
     accumulate_dtype,
+    chosen,
     cpu_instruction_sets,
     named,
     scan_backward_arguments,
@@ -76,8 +78,8 @@ def _fold(
         return merged(0).contiguous()
     if role == "reset":
         return merged(1)
-    if role in _WEIGHT_RANKS:
-        grouped = tensor.dim() - (dim is not None) > _WEIGHT_RANKS[role]
+    if role in WEIGHT_RANKS:
+        grouped = tensor.dim() - (dim is not None) > WEIGHT_RANKS[role]
         if dim is None and not grouped:
             return tensor  # shared
         if not grouped and groups > 0:  # the same for groups that other tensors have
@@ -92,15 +94,12 @@ def _fold(
     )
 
 
-_WEIGHT_RANKS: dict[_Role, int] = {"matrix": 2, "vector": 1}
-
-
 def _roles(table: Sequence[TensorInfo]) -> list[_Role]:
     return [info.role for info in table]
 
 
 def _gradient_roles(facts: CellFacts) -> list[_Role]:
-    return [role if role not in _WEIGHT_RANKS else "gradient" for role in _roles(facts.tensors)]
+    return [role if role not in WEIGHT_RANKS else "gradient" for role in _roles(facts.tensors)]
 
 
 def _set_vmap_rule(
@@ -121,7 +120,7 @@ def _set_vmap_rule(
         groups = args[argument_roles.index("groups")]
         in_groups = groups > 0 or needs_weights(args, facts)
         in_groups |= any(
-            role in _WEIGHT_RANKS and dim is not None
+            role in WEIGHT_RANKS and dim is not None
             for role, dim in zip(argument_roles, in_dims, strict=True)
         )
         folded = [
@@ -184,16 +183,6 @@ def _result_dtypes(facts: CellFacts, input: Tensor) -> list[torch.dtype]:
         accumulate_dtype(input.dtype) if result.name == "cells" else input.dtype
         for result in facts.differentiable
     ]
-
-
-def _differentiable(facts: CellFacts, results: Sequence[Tensor]) -> list[Tensor]:
-    by_name = named(facts.results, results)
-    return [by_name[result.name] for result in facts.differentiable]
-
-
-def _saved(facts: CellFacts, results: Sequence[Tensor]) -> list[Tensor]:
-    by_name = named(facts.results, results)
-    return [by_name[result.name] for result in facts.saved_results]
 
 
 def _sum_groups(
@@ -374,7 +363,9 @@ class _ScanTangent(torch.autograd.Function):
             all_states,
             groups,
         )
-        return _tangents(_differentiable(facts, results), _result_dtypes(facts, tensors[0]))
+        return _tangents(
+            chosen(facts, results, facts.differentiable), _result_dtypes(facts, tensors[0])
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -393,8 +384,8 @@ class _ScanTangent(torch.autograd.Function):
             ctx.cell, *tensors, *schedule, ctx.reverse, True, False, False, ctx.groups, False
         )
         of_tangents = _ScanBackward.apply(
-            ctx.cell, *grads, *tensors, *schedule, ctx.reverse, *_saved(facts, results),
-            tuple(needs_tangents), ctx.groups, False,
+            ctx.cell, *grads, *tensors, *schedule, ctx.reverse,
+            *chosen(facts, results, facts.saved_results), tuple(needs_tangents), ctx.groups, False,
         )  # fmt: skip
         of_tensors = _SecondOrder.apply(
             ctx.cell, *grads, *(None,) * len(grads), *tensors, *tangents, *schedule, ctx.reverse,
@@ -431,13 +422,16 @@ class _SecondOrder(torch.autograd.Function):
             cell, *duals, *schedule, reverse, True, False, True, groups
         )
         gradients = torch.ops.fastrnn.scan_backward(
-            cell, _duals(grads, grad_tangents), *duals, *schedule, reverse, _saved(facts, results),
-            list(needs), groups,
+            cell, _duals(grads, grad_tangents), *duals, *schedule, reverse,
+            chosen(facts, results, facts.saved_results), list(needs), groups,
         )  # fmt: skip
         dtype = tensors[0].dtype
         return (
             *_tangents(gradients, [dtype] * count),
-            *_tangents(_differentiable(facts, results), _result_dtypes(facts, tensors[0])),
+            *_tangents(
+                chosen(facts, results, facts.differentiable),
+                _result_dtypes(facts, tensors[0]),
+            ),
         )
 
     @staticmethod
