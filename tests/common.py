@@ -147,12 +147,12 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1
     generator = torch.Generator().manual_seed(seed)
     cotangents = [random(output.shape, generator).to(output) for output in outputs]
     pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
-    found = torch.autograd.grad(
+    gradients_or_none = torch.autograd.grad(
         [y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True
     )
     return [
         torch.zeros_like(input) if gradient is None else gradient
-        for gradient, input in zip(found, inputs, strict=True)
+        for gradient, input in zip(gradients_or_none, inputs, strict=True)
     ]
 
 

@@ -117,14 +117,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     from benchmarks.report import write_part
 
     kinds = ("passed", "failed", "error", "skipped")
-    found = {kind: terminalreporter.stats.get(kind, []) for kind in kinds}
+    by_kind = {kind: terminalreporter.stats.get(kind, []) for kind in kinds}
     chosen = terminalreporter.config.option.keyword
     lines = [
         f"# Tests on a GPU, -k {chosen!r}" if chosen else "# Tests on a GPU",
         "",
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
-        + ", ".join(f"{len(reports)} {kind}" for kind, reports in found.items()),
+        + ", ".join(f"{len(reports)} {kind}" for kind, reports in by_kind.items()),
         "",
-        *(f"- {kind}: `{r.nodeid}`" for kind in ("failed", "error") for r in found[kind]),
+        *(f"- {kind}: `{r.nodeid}`" for kind in ("failed", "error") for r in by_kind[kind]),
     ]
     write_part(Path("build/gpu/report.md"), "\n".join(lines))

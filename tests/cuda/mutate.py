@@ -137,16 +137,16 @@ def closing(source: str, at: int) -> int:
 
 def arguments(source: str, at: int) -> list[tuple[int, int]]:
     """Places of the arguments in the parentheses at `at`."""
-    end, found, start, depth = closing(source, at), [], at + 1, 0
+    end, places, start, depth = closing(source, at), [], at + 1, 0
     for i in range(at + 1, end + 1):
         if source[i] in "([{":
             depth += 1
         elif source[i] in ")]}" and i < end:
             depth -= 1
         if i == end or (source[i] == "," and depth == 0):
-            found.append((start + len(source[start:i]) - len(source[start:i].lstrip()), i))
+            places.append((start + len(source[start:i]) - len(source[start:i].lstrip()), i))
             start = i + 1
-    return found
+    return places
 
 
 # --- operators -----------------------------------------------------------------------------------
@@ -290,12 +290,12 @@ OPERATORS = {
 
 def mutants() -> list[Mutant]:
     """All of them, in the order of operators and sources."""
-    found = []
+    all_mutants = []
     for operator, (sites, files) in OPERATORS.items():
         for file in files:
             source = blank_comments((CSRC / file).read_text())
-            found += [Mutant(operator, file, *site) for site in sorted(set(sites(source)))]
-    return found
+            all_mutants += [Mutant(operator, file, *site) for site in sorted(set(sites(source)))]
+    return all_mutants
 
 
 # --- running them --------------------------------------------------------------------------------

@@ -125,8 +125,8 @@ def test_threads_side_by_side(instruction_set: str) -> None:
         return actual
 
     with ThreadPoolExecutor(len(inputs)) as pool:
-        for all_found, wanted in zip(pool.map(run, range(len(inputs))), expected, strict=True):
-            for actual in all_found:
+        for repeats, wanted in zip(pool.map(run, range(len(inputs))), expected, strict=True):
+            for actual in repeats:
                 assert_same(actual, wanted)
 
 

@@ -30,17 +30,17 @@ def test_no_gpu_is_said_in_a_line(command):
     assert line.endswith("fastrnn: --device cuda: torch finds no GPU")
 
 
-def kernel(name: str, **found: int) -> resources.Kernel:
+def kernel(name: str, **counts: int) -> resources.Kernel:
     usual = {"registers": 96, "local": 0, "shared": 0, "matrix": 8}
-    return resources.Kernel("8.0", name, **(usual | found))
+    return resources.Kernel("8.0", name, **(usual | counts))
 
 
 def test_faults_of_kernels():
     assert kernel("grid_forward<Lstm, Half>").faults == []
     assert kernel("grid_forward<Lstm, Half>", matrix=0).faults == ["has no matrix instruction"]
     assert kernel("grid_forward<Lstm, float>", matrix=0).faults == []
-    found = kernel("grid_forward<Gru, Half>", local=16, matrix=0).faults
-    assert found == ["has 16 bytes of local memory", "has no matrix instruction"]
+    faults = kernel("grid_forward<Gru, Half>", local=16, matrix=0).faults
+    assert faults == ["has 16 bytes of local memory", "has no matrix instruction"]
     assert kernel("each<Half>", matrix=0, local=8).faults == []
 
 
@@ -57,7 +57,7 @@ def test_resources():
         pytest.skip("needs nvcc")
     if not (shutil.which("cuobjdump") or resources.triton_tool("cuobjdump")):
         pytest.skip("needs cuobjdump (pip install triton)")
-    found = resources.kernels(["8.0", "9.0"])
-    assert {k.arch for k in found} == {"8.0", "9.0"}
-    assert [f"{k.name} {k.arch} {k.faults}" for k in found if k.faults] == []
-    assert len(re.findall(r"^\| `", resources.table(found), re.MULTILINE)) == len(found)
+    kernels = resources.kernels(["8.0", "9.0"])
+    assert {k.arch for k in kernels} == {"8.0", "9.0"}
+    assert [f"{k.name} {k.arch} {k.faults}" for k in kernels if k.faults] == []
+    assert len(re.findall(r"^\| `", resources.table(kernels), re.MULTILINE)) == len(kernels)

@@ -30,8 +30,8 @@ def text(*files: str) -> str:
 
 
 def test_no_site_is_left_out() -> None:
-    found = mutants()
-    count = Counter(mutant.operator for mutant in found)
+    all_mutants = mutants()
+    count = Counter(mutant.operator for mutant in all_mutants)
     assert set(count) == set(OPERATORS)
     kernels = text(*KERNELS)
     assert count["drop a barrier"] == kernels.count("__sync")
@@ -43,7 +43,7 @@ def test_no_site_is_left_out() -> None:
     )
     assert count["weaken an order or scope"] == 2 * relaxed + strict
     launch = text(*LAUNCH)
-    taken = [m for m in found if m.operator == "shrink a buffer" and "take<" in before(m)]
+    taken = [m for m in all_mutants if m.operator == "shrink a buffer" and "take<" in before(m)]
     assert len(taken) == launch.count("arena.take<")
 
 
@@ -53,9 +53,9 @@ def before(mutant: Mutant) -> str:
 
 
 def test_each_changes_its_file() -> None:
-    found = mutants()
-    assert len({m.describe((CSRC / m.file).read_text()) for m in found}) == len(found)
-    for mutant in found:
+    all_mutants = mutants()
+    assert len({m.describe((CSRC / m.file).read_text()) for m in all_mutants}) == len(all_mutants)
+    for mutant in all_mutants:
         source = (CSRC / mutant.file).read_text()
         assert 0 <= mutant.start < mutant.end <= len(source)
         assert source[mutant.start : mutant.end] != mutant.text

@@ -34,10 +34,10 @@ def hash_of(*parameters: object) -> int:
     return zlib.crc32(repr(parameters).encode())
 
 
-def assert_close(case: Case, found: dict[str, Tensor]) -> None:
+def assert_close(case: Case, actual: dict[str, Tensor]) -> None:
     expected = case.oracle()
     errors = {}
-    for name, tensor in found.items():
+    for name, tensor in actual.items():
         if name in ("gates", "cells"):
             continue
         reference = expected[name]
@@ -46,7 +46,7 @@ def assert_close(case: Case, found: dict[str, Tensor]) -> None:
     tolerance = TOLERANCE[case.kind]
     if case.cell == "rnn_relu" and case.kind not in ("float32", "float64"):
         # A value that rounding moves across 0 takes its gradient along, which is that much of all alone.
-        tolerance = 8 * tolerance + found["y"].numel() ** -0.5
+        tolerance = 8 * tolerance + actual["y"].numel() ** -0.5
     worst = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not worst, f"relative errors {worst}, tolerance {tolerance}"
 
@@ -65,9 +65,9 @@ def test_every_regime(cell: str, kind: str, reverse: bool) -> None:
     for regime in regimes(kind):
         case = Case(cell, kind, T=5, N=11, H=21, lengths=[5, 0, 3, 5, 1, 2, 4, 5, 0, 5, 3],
                     resets=True, reset_state=True, reverse=reverse)  # fmt: skip
-        found, done = case.run(regime, steps=3)
+        results, done = case.run(regime, steps=3)
         assert all(each.plan.startswith(regime) for each in done)
-        assert_close(case, found)
+        assert_close(case, results)
 
 
 # Sizes that divide nothing, one of each in turn: all of H, N and T beside every cell and type would take days.
@@ -87,20 +87,20 @@ def test_odd_sizes(cell: str, kind: str, regime: str, reverse: bool, device: str
     T, N, H = shape
     case = Case(cell, kind, T, N, H, reverse=reverse, seed=T * N * H)
     try:
-        found, done = case.run(regime, device=device)
+        results, done = case.run(regime, device=device)
     except Refused as why:
         assert regime in str(why)
         return
     assert all(each.plan.startswith(regime) for each in done)
-    assert_close(case, found)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_without_lengths_bias_or_saved_gates(cell: str, regime: str) -> None:
     case = Case(cell, "float16", T=4, N=9, H=20, bias=False, recompute=True)
-    found, _ = case.run(regime, steps=3)
-    assert_close(case, found)
+    results, _ = case.run(regime, steps=3)
+    assert_close(case, results)
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -113,8 +113,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_recomputed_gates(cell: str) -> None:
     case = Case(cell, "float32", T=4, N=5, H=19, lengths=[4, 0, 2, 3, 1], recompute=True)
-    found, _ = case.run("block-resident" if cell == "gru" else "stepwise", steps=3)
-    assert_close(case, found)
+    results, _ = case.run("block-resident" if cell == "gru" else "stepwise", steps=3)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +128,17 @@ def test_recomputed_gates(cell: str) -> None:
 def test_forward_alone(cell: str, kind: str, regime: str) -> None:
     """Without a gradient to come nothing is saved."""
     case = Case(cell, kind, T=3, N=4, H=9)
-    found, _ = case.run(regime, backward=False)
-    assert set(found) == {"y", "h_n", "c_n"}
-    assert_close(case, found)
+    results, _ = case.run(regime, backward=False)
+    assert set(results) == {"y", "h_n", "c_n"}
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("R", [0, 6], ids=["", "projected"])
 def test_gradients_of_the_final_states_alone(R: int) -> None:
     case = Case("lstm", "float32", T=3, N=4, H=9, R=R, lengths=[3, 1, 0, 2])
     case.grads |= {"d_y": None, "d_cells": None}
-    found, _ = case.run("", steps=2)
-    assert_close(case, found)
+    results, _ = case.run("", steps=2)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_a_gradient_alone(cell: str, kind: str, regime: str, R: int) -> None:
     whole, _ = case.run(regime, steps=2)
     for name in INPUTS:
         if case.inputs[name] is not None:
-            found, _ = case.run(regime, steps=2, wanted=[name])
-            assert torch.equal(found[f"d_{name}"], whole[f"d_{name}"]), name
+            results, _ = case.run(regime, steps=2, wanted=[name])
+            assert torch.equal(results[f"d_{name}"], whole[f"d_{name}"]), name
 
 
 @pytest.mark.parametrize(
@@ -174,16 +174,16 @@ def test_a_gradient_alone(cell: str, kind: str, regime: str, R: int) -> None:
 def test_gradients_of_groups(cell: str, kind: str, R: int, layout: dict[str, Any]) -> None:
     """A weight has a gradient for every third sample together."""
     case = Case(cell, kind, T=3, N=6, H=9, R=R, groups=3, **layout)
-    found, _ = case.run("", steps=2)
-    assert_close(case, found)
+    results, _ = case.run("", steps=2)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("batch_sizes", [None, [13, 4]], ids=["padded", "packed"])
 def test_no_features(batch_sizes: list[int] | None) -> None:
     """An input without features has the product 0."""
     case = Case("gru", "float32", T=2, N=13, H=11, I=0, batch_sizes=batch_sizes)
-    found, _ = case.run("")
-    assert_close(case, found)
+    results, _ = case.run("")
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
@@ -192,16 +192,16 @@ def test_no_features(batch_sizes: list[int] | None) -> None:
 def test_one_bias(cell: str, kind: str, regime: str, missing: str) -> None:
     case = Case(cell, kind, T=2, N=3, H=9, recompute=True)
     case.inputs[missing] = None
-    found, _ = case.run(regime)
-    assert_close(case, found)
+    results, _ = case.run(regime)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"])
 def test_projection(kind: str) -> None:
     case = Case("lstm", kind, T=5, N=11, H=13, R=9, lengths=[5, 2, 0, 4, 1, 5, 3, 5, 2, 4, 5],
                 resets=True, reset_state=True)  # fmt: skip
-    found, _ = case.run("", steps=2)
-    assert_close(case, found)
+    results, _ = case.run("", steps=2)
+    assert_close(case, results)
     with pytest.raises(Refused, match="float64" if kind == "float64" else "projection"):
         case.run("grid-resident")
 
@@ -211,19 +211,19 @@ def test_projection(kind: str) -> None:
 def test_few_multiprocessors(cell: str, kind: str) -> None:
     """A block of the grid computes all columns, several a thread."""
     case = Case(cell, kind, T=3, N=29, H=30, lengths=[n % 4 for n in range(29)], resets=True)
-    found, done = case.run("grid-resident", multiprocessors=2)
+    results, done = case.run("grid-resident", multiprocessors=2)
     unit_blocks, column_blocks = 2, 1
     plan = f"grid-resident {unit_blocks} {column_blocks} "
     assert all(each.plan.startswith(plan) for each in done)
-    assert_close(case, found)
+    assert_close(case, results)
 
 
 def test_code_for_an_older_gpu() -> None:
     """It has no resident kernels, also where a newer GPU runs it."""
     case = Case("lstm", "float16", T=2, N=3, H=9)
-    found, done = case.run("", ptx_version=75)
+    results, done = case.run("", ptx_version=75)
     assert all(each.plan.startswith("stepwise") for each in done)
-    assert_close(case, found)
+    assert_close(case, results)
     with pytest.raises(
         Refused, match="grid-resident: compute capability 75, of the device or of the code"
     ):
@@ -235,15 +235,15 @@ def test_a_refused_cooperative_launch_goes_stepwise(error: int) -> None:
     """The scan that is refused begins again, and later ones do not try."""
     case = Case("gru", "float16", T=4, N=5, H=200, lengths=[4, 1, 3, 4, 0])
     for _ in range(2):
-        found, done = case.run("", cooperative_error=error)
+        results, done = case.run("", cooperative_error=error)
         assert all(each.plan.startswith("stepwise") for each in done)
-        assert_close(case, found)
+        assert_close(case, results)
     words = "too many blocks in cooperative launch" if error == 720 else "operation not supported"
     expected = f"grid-resident: the driver refused a cooperative launch: {words}"
     assert all(expected in each.refusals for each in done)
     with pytest.raises(Refused, match=expected):
         case.run("grid-resident", cooperative_error=error)
-    found, done = case.run("")
+    _, done = case.run("")
     assert all(each.plan.startswith("grid-resident") for each in done)
 
 
@@ -261,8 +261,8 @@ def test_cuda_is_asked_once() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_projection_of_rows(layout: str) -> None:
     case = Case("lstm", "float32", T=4, N=4, H=21, R=13, **LAYOUTS[layout])
-    found, _ = case.run("", steps=3)
-    assert_close(case, found)
+    results, _ = case.run("", steps=3)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
@@ -273,11 +273,11 @@ def test_chunks_of_rows(layout: str, regime: str, recompute: bool) -> None:
     case = Case("lstm", "float16", T=4, N=4, H=18, recompute=recompute, **LAYOUTS[layout])
     whole, _ = case.run(regime)
     for steps in (1, 3):
-        found, done = case.run(regime, steps=steps)
+        results, done = case.run(regime, steps=steps)
         assert all(f" {steps} " in each.plan for each in done)
-        assert_close(case, found)
+        assert_close(case, results)
         for name in ("y", "h_n", "c_n"):
-            assert torch.equal(found[name], whole[name]), name
+            assert torch.equal(results[name], whole[name]), name
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -302,8 +302,8 @@ def test_rows(layout: str, regime: str, reverse: bool) -> None:
     case = Case("gru", "float32", T=4, N=4, H=18, reverse=reverse, **LAYOUTS[layout])
     for tensor in (case.inputs["x"], case.grads["d_y"]):
         tensor[case.padding()] = torch.nan
-    found, _ = case.run(regime, steps=3)
-    assert_close(case, found)
+    results, _ = case.run(regime, steps=3)
+    assert_close(case, results)
 
 
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
@@ -320,12 +320,12 @@ def test_nonfinite_values_stay_in_their_sample(cell: str, kind: str, regime: str
     bits = torch.int16 if case.dtype.itemsize == 2 else torch.int32
     h_0.view(bits)[3] = -1  # all ones
     x[2, 4] = torch.nan  # past its length
-    found, _ = case.run(regime)
+    results, _ = case.run(regime)
     for name in ("y", "d_x"):
         for n in (4, 5):
-            assert torch.equal(found[name][:, n], clean[name][:, n]), (name, n)
-    assert found["y"][1:, 0].isnan().all() and found["y"][0, 3].isnan().all()
-    assert found["h_n"][1].isnan().all() or not found["h_n"][1].isinf().any()
+            assert torch.equal(results[name][:, n], clean[name][:, n]), (name, n)
+    assert results["y"][1:, 0].isnan().all() and results["y"][0, 3].isnan().all()
+    assert results["h_n"][1].isnan().all() or not results["h_n"][1].isinf().any()
 
 
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
@@ -336,12 +336,12 @@ def test_nonfinite_weights_reach_no_sample_that_waits(cell: str, kind: str, regi
     case = Case(cell, kind, T=3, N=5, H=9, lengths=[3, 0, 1, 0, 2])
     for name in ("weight_hh", "weight_ih"):
         case.inputs[name][:] = torch.nan
-    found, _ = case.run(regime)
+    results, _ = case.run(regime)
     for name, given in (("h_n", "h_0"), ("d_h_0", "d_h_n"), ("c_n", "c_0"), ("d_c_0", "d_c_n")):
         source = case.grads if given in case.grads else case.inputs
         if source.get(given) is not None:
-            assert torch.equal(found[name][[1, 3]], source[given][[1, 3]]), name
-    assert found["h_n"][[0, 2, 4]].isnan().all() and found["d_h_0"][[0, 2, 4]].isnan().all()
+            assert torch.equal(results[name][[1, 3]], source[given][[1, 3]]), name
+    assert results["h_n"][[0, 2, 4]].isnan().all() and results["d_h_0"][[0, 2, 4]].isnan().all()
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -354,17 +354,17 @@ def test_padding_is_not_read(regime: str, reverse: bool) -> None:
     for tensor in (case.inputs["x"], case.grads["d_y"]):
         tensor[case.padding()] = torch.nan
     case.inputs["h_0"][1] = clean["h_n"][1] = torch.nan
-    found, _ = case.run(regime, steps=3)
-    for name in found.keys() - {"gates"}:
-        torch.testing.assert_close(found[name], clean[name], rtol=0, atol=0, equal_nan=True)
+    results, _ = case.run(regime, steps=3)
+    for name in results.keys() - {"gates"}:
+        torch.testing.assert_close(results[name], clean[name], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 def test_the_watchdog(kind: str) -> None:
     """A wait that is long is no error, one without end is: a lost block's words never come."""
     case = Case("lstm", kind, T=3, N=3, H=40)
-    found, _ = case.run("grid-resident", round_ns=2 << 20)
-    assert_close(case, found)
+    results, _ = case.run("grid-resident", round_ns=2 << 20)
+    assert_close(case, results)
     with pytest.raises(SimulatorFinding, match="trap"):
         case.run("grid-resident", round_ns=200 << 20, lost_blocks=1)
 
@@ -386,5 +386,5 @@ def test_schedules_do_not_change_a_bit(kind: str, regime: str) -> None:
 def test_approximations_within_their_bounds(kind: str, seed: int) -> None:
     """Special functions as inexact as PTX allows, and sums of products in any order."""
     case = Case("lstm", kind, T=4, N=5, H=24)
-    found, _ = case.run("block-resident", numeric_seed=seed)
-    assert_close(case, found)
+    results, _ = case.run("block-resident", numeric_seed=seed)
+    assert_close(case, results)

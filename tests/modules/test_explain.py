@@ -21,11 +21,14 @@ def scans(module, *args, **kwargs):
 
 def test_one_entry_a_layer_and_direction():
     model = torch.nn.Sequential(fastrnn.LSTM(7, 24, num_layers=2, bidirectional=True))
-    found = scans(model, torch.randn(5, 3, 7))
-    assert [(s.cell, s.direction) for s in found] == [("lstm", "forward"), ("lstm", "reverse")] * 2
-    assert found[0].sizes == {"T": 5, "N": 3, "I": 7, "H": 24, "R": 24, "steps run": 15}
-    assert found[2].sizes["I"] == 48
-    assert found[0].flop == 2 * 15 * 4 * 24 * (7 + 24)
+    entries = scans(model, torch.randn(5, 3, 7))
+    assert [(s.cell, s.direction) for s in entries] == [
+        ("lstm", "forward"),
+        ("lstm", "reverse"),
+    ] * 2
+    assert entries[0].sizes == {"T": 5, "N": 3, "I": 7, "H": 24, "R": 24, "steps run": 15}
+    assert entries[2].sizes["I"] == 48
+    assert entries[0].flop == 2 * 15 * 4 * 24 * (7 + 24)
 
 
 @pytest.mark.parametrize("options", [{}, {"recompute": True}, {"bias": False}])

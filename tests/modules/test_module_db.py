@@ -64,7 +64,7 @@ def test_sample_input(name, index, training, without_cudnn):
     """The numbers and gradients of torch.nn's module, and its own no-batch reference where it has one."""
     sample = samples(name, training=training)[index]
     construct, call = sample.constructor_input, sample.forward_input
-    found = []
+    by_package = []
     for package in (nn, fastrnn):
         torch.manual_seed(0)
         module = getattr(package, name)(*construct.args, dtype=torch.float64, **construct.kwargs)
@@ -72,11 +72,11 @@ def test_sample_input(name, index, training, without_cudnn):
         results = module(*call.args, **call.kwargs)
         tensors = flatten(results)
         inputs = [t for t in flatten(call.args) if t.requires_grad]
-        found.append(tensors + gradients(tensors, inputs + list(module.parameters())))
+        by_package.append(tensors + gradients(tensors, inputs + list(module.parameters())))
         if package is fastrnn and sample.reference_fn is not None:
             expected = sample.reference_fn(module, *call.args, **call.kwargs)
             assert_all_close(tensors, flatten(expected), torch.float64)
-    assert_all_close(found[1], found[0], torch.float64)
+    assert_all_close(by_package[1], by_package[0], torch.float64)
 
 
 @pytest.mark.parametrize(("name", "index"), ERRORS)

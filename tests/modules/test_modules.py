@@ -345,8 +345,8 @@ def test_only_what_is_needed_is_saved_and_computed(name, monkeypatch):
 def test_func_grad(name):
     reference, fast = make_pair(name)
     x = make_inputs(name, {})[0]
-    found = [torch.func.grad(lambda x, m=m: m(x)[0].sum())(x) for m in (reference, fast)]
-    torch.testing.assert_close(*found)
+    input_gradients = [torch.func.grad(lambda x, m=m: m(x)[0].sum())(x) for m in (reference, fast)]
+    torch.testing.assert_close(*input_gradients)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates in itself

@@ -16,9 +16,9 @@ struct MatrixRegister {
 thread_local MatrixRegister registers[kRegisters];
 
 MatrixRegister& configured(int index) {
-  MatrixRegister& found = registers[index];
-  if (found.rows == 0) __builtin_trap();
-  return found;
+  MatrixRegister& chosen = registers[index];
+  if (chosen.rows == 0) __builtin_trap();
+  return chosen;
 }
 
 void load_configuration(const void* memory) {

@@ -47,14 +47,14 @@ inline std::vector<const cpu::InstructionSet*> instruction_sets() {
 #endif
       &cpu::kPlain,
   };
-  std::vector<const cpu::InstructionSet*> found;
+  std::vector<const cpu::InstructionSet*> runnable;
   for (const auto* set : built) {
     if (set->runs_here())
-      found.push_back(set);
+      runnable.push_back(set);
     else
       std::printf("SKIPPED %s: this machine does not have it\n", std::string(set->name).c_str());
   }
-  return found;
+  return runnable;
 }
 
 }  // namespace fastrnn::test

@@ -47,13 +47,13 @@ int main() {
        "the driver refused a cooperative launch: operation not supported"},
   };
   for (const Row& row : table) {
-    const Plan found = plan({row.gates, 100, row.N, row.H, row.projected}, row.precision, row.direction, row.limits);
-    const std::string refused = refusals(found);
-    const bool right = found.regime == row.regime && found.unit_blocks == row.unit_blocks &&
-                       found.columns == row.columns && found.step_us <= row.most_us && found.step_us > 0 &&
+    const Plan chosen = plan({row.gates, 100, row.N, row.H, row.projected}, row.precision, row.direction, row.limits);
+    const std::string refused = refusals(chosen);
+    const bool right = chosen.regime == row.regime && chosen.unit_blocks == row.unit_blocks &&
+                       chosen.columns == row.columns && chosen.step_us <= row.most_us && chosen.step_us > 0 &&
                        refused.find(row.refused) != std::string::npos;
-    check(right, std::string(name(found.regime)) + " " + std::to_string(found.unit_blocks) + " unit blocks, " +
-                     std::to_string(found.columns) + " columns, " + std::to_string(found.step_us) + " us: gates " +
+    check(right, std::string(name(chosen.regime)) + " " + std::to_string(chosen.unit_blocks) + " unit blocks, " +
+                     std::to_string(chosen.columns) + " columns, " + std::to_string(chosen.step_us) + " us: gates " +
                      std::to_string(row.gates) + " N " + std::to_string(row.N) + " H " + std::to_string(row.H) + "\n" +
                      refused);
   }
@@ -64,17 +64,17 @@ int main() {
         for (const int gates : {1, 3, 4})
           for (const int64_t N : {0, 1, 17, 300})
             for (const int64_t H : {1, 16, 17, 129, 700, 2000}) {
-              const Plan found = plan({gates, 1000, N, H, false}, precision, direction, limits);
-              check(found.step_us > 0 && found.steps >= 1 && found.steps <= 1000, "a plan without time or steps");
-              check(found.shared_bytes <= limits.shared_bytes_per_block, "more shared memory than there is");
-              if (found.regime == kStep) continue;
-              check(found.column_blocks * found.columns >= N, "samples without a block");
-              check(found.unit_blocks * found.units >= H, "units without a block");
-              check(found.regime == kBlock || found.blocks() <= limits.multiprocessors,
+              const Plan chosen = plan({gates, 1000, N, H, false}, precision, direction, limits);
+              check(chosen.step_us > 0 && chosen.steps >= 1 && chosen.steps <= 1000, "a plan without time or steps");
+              check(chosen.shared_bytes <= limits.shared_bytes_per_block, "more shared memory than there is");
+              if (chosen.regime == kStep) continue;
+              check(chosen.column_blocks * chosen.columns >= N, "samples without a block");
+              check(chosen.unit_blocks * chosen.units >= H, "units without a block");
+              check(chosen.regime == kBlock || chosen.blocks() <= limits.multiprocessors,
                     "blocks that cannot be resident");
               const int64_t depth = depth_of(precision, direction, gates, divide_up(H, kGroupUnits));
-              const int tiles = direction == kBackward ? 1 : found.units == 8 ? (gates + 1) / 2 : gates;
-              const int64_t pairs = found.regime == kBlock ? depth / 16 : divide_up(depth / 16, kWarps);
+              const int tiles = direction == kBackward ? 1 : chosen.units == 8 ? (gates + 1) / 2 : gates;
+              const int64_t pairs = chosen.regime == kBlock ? depth / 16 : divide_up(depth / 16, kWarps);
               check(pairs <= pairs_a_warp(precision, tiles), "weights without registers");
             }
   check(plan({4, 10, 16, 768, false}, Precision::kHalf, kForward, kH100, "stepwise").regime == kStep,

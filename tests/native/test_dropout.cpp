@@ -12,7 +12,7 @@ void known_answers() {
   struct Row {
     PhiloxWords counter;
     uint32_t key[2];
-    PhiloxWords want;
+    PhiloxWords expected;
   };
   const Row table[] = {
       {{{0, 0, 0, 0}}, {0, 0}, {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}},
@@ -23,9 +23,9 @@ void known_answers() {
        {0xa4093822, 0x299f31d0},
        {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}},
   };
-  for (const auto& [counter, key, want] : table) {
-    const PhiloxWords found = philox(counter, uint64_t{key[1]} << 32 | key[0]);
-    check(std::equal(found.word, found.word + 4, want.word), "philox4x32 differs from a known answer");
+  for (const auto& [counter, key, expected] : table) {
+    const PhiloxWords actual = philox(counter, uint64_t{key[1]} << 32 | key[0]);
+    check(std::equal(actual.word, actual.word + 4, expected.word), "philox4x32 differs from a known answer");
   }
 }
 

@@ -92,14 +92,14 @@ Values tangents(const std::vector<S>& values) {
   return out;
 }
 
-struct Found {
+struct Results {
   Outputs outputs;
   Values gradients[kTensors];
 };
 
-// What was found, and how it changes along the direction.
-struct FoundDual {
-  Found value, tangent;
+// Results, and how they change along the direction.
+struct DualResults {
+  Results value, tangent;
 };
 
 // The gradients given to y, h_n and c_n.
@@ -117,15 +117,15 @@ Outputs cotangents(const Problem& p) {
 }
 
 template <class S>
-FoundDual run_dual(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
+DualResults run_dual(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
   using A = Accumulate<S>;
   const bool has_c = p.cell == "lstm";
   const int64_t saved = p.cell == "lstm" || p.cell == "gru" ? 4 : 0;
-  std::vector<S> given[kTensors], found[kTensors];
+  std::vector<S> given[kTensors], gradients[kTensors];
   const auto values = tensors(p);
   for (int i = 0; i < kTensors; ++i) {
     given[i] = cast_along<S>(*values[i]);
-    found[i] = std::vector<S>(given[i].size());
+    gradients[i] = std::vector<S>(given[i].size());
   }
   std::vector<S> y(p.T * p.N * p.R), gates(p.T * p.N * saved * p.H), h_n(p.N * p.R), c_n(p.N * p.H);
   std::vector<A> cells(p.T * p.N * p.H);
@@ -169,23 +169,23 @@ FoundDual run_dual(const cpu::InstructionSet& set, const Problem& p, bool recomp
   d.y = sequence(dy.data(), p.R);
   d.h_n = matrix(dh_n.data(), p.R);
   if (has_c) d.c_n = matrix(dc_n.data(), p.H);
-  d.x = sequence(found[0].data(), p.I);
-  d.h_0 = matrix(found[1].data(), p.R);
-  if (has_c) d.c_0 = matrix(found[2].data(), p.H);
-  d.weights = weights(std::type_identity<S>{}, found);
+  d.x = sequence(gradients[0].data(), p.I);
+  d.h_0 = matrix(gradients[1].data(), p.R);
+  if (has_c) d.c_0 = matrix(gradients[2].data(), p.H);
+  d.weights = weights(std::type_identity<S>{}, gradients);
   set.kernels<S>().backward(p.cell, params, d, team);
 
-  FoundDual out{{{uncast(y), uncast(h_n), uncast(c_n)}, {}}, {{tangents(y), tangents(h_n), tangents(c_n)}, {}}};
+  DualResults out{{{uncast(y), uncast(h_n), uncast(c_n)}, {}}, {{tangents(y), tangents(h_n), tangents(c_n)}, {}}};
   if (!has_c) out.value.outputs.c_n = p.c_0;
   for (int i = 0; i < kTensors; ++i) {
-    out.value.gradients[i] = uncast(found[i]);
-    out.tangent.gradients[i] = tangents(found[i]);
+    out.value.gradients[i] = uncast(gradients[i]);
+    out.tangent.gradients[i] = tangents(gradients[i]);
   }
   return out;
 }
 
 template <class S>
-Found run(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
+Results run(const cpu::InstructionSet& set, const Problem& p, bool recompute, const cpu::Team& team) {
   return run_dual<S>(set, p, recompute, team).value;
 }
 
@@ -198,7 +198,7 @@ double largest_error(const Values& a, const Values& b) {
   return error / scale;
 }
 
-bool same(const Found& a, const Found& b) {
+bool same(const Results& a, const Results& b) {
   bool equal = a.outputs.y == b.outputs.y && a.outputs.h_n == b.outputs.h_n && a.outputs.c_n == b.outputs.c_n;
   for (int i = 0; i < kTensors; ++i) equal = equal && a.gradients[i] == b.gradients[i];
   return equal;
@@ -220,7 +220,7 @@ double slope(const Problem& p, int tensor, const Values& direction) {
   return (at(kStep) - at(-kStep)) / (2 * kStep);
 }
 
-void check_gradients(const std::string& name, const Problem& p, const Found& found) {
+void check_gradients(const std::string& name, const Problem& p, const Results& results) {
   std::mt19937 random(13);
   std::normal_distribution<double> normal;
   const auto values = tensors(p);
@@ -228,28 +228,29 @@ void check_gradients(const std::string& name, const Problem& p, const Found& fou
     if (values[i]->empty() || (i == 2 && p.cell != "lstm")) continue;
     Values direction(values[i]->size());
     for (double& v : direction) v = normal(random);
-    const double want = slope(p, i, direction);
-    const double size = std::sqrt(dot(direction, direction) * dot(found.gradients[i], found.gradients[i])) + 1;
-    const double got = dot(found.gradients[i], direction);
-    check(std::abs(got - want) < 1e-7 * size,
-          name + ": slope along " + kTensorNames[i] + " " + std::to_string(got) + ", oracle " + std::to_string(want));
+    const double expected = slope(p, i, direction);
+    const double size = std::sqrt(dot(direction, direction) * dot(results.gradients[i], results.gradients[i])) + 1;
+    const double actual = dot(results.gradients[i], direction);
+    check(std::abs(actual - expected) < 1e-7 * size, name + ": slope along " + kTensorNames[i] + " " +
+                                                         std::to_string(actual) + ", oracle " +
+                                                         std::to_string(expected));
   }
 }
 
-void compare(const std::string& name, const Found& found, const Found& want, double tolerance) {
+void compare(const std::string& name, const Results& actual, const Results& expected, double tolerance) {
   const auto close = [&](const char* what, const Values& a, const Values& b) {
     const double error = largest_error(a, b);
     check(error <= tolerance, name + ": " + what + " is off by " + std::to_string(error));
   };
-  close("y", found.outputs.y, want.outputs.y);
-  close("h_n", found.outputs.h_n, want.outputs.h_n);
-  close("c_n", found.outputs.c_n, want.outputs.c_n);
+  close("y", actual.outputs.y, expected.outputs.y);
+  close("h_n", actual.outputs.h_n, expected.outputs.h_n);
+  close("c_n", actual.outputs.c_n, expected.outputs.c_n);
   for (int i = 0; i < kTensors; ++i)
-    close((std::string("d ") + kTensorNames[i]).c_str(), found.gradients[i], want.gradients[i]);
+    close((std::string("d ") + kTensorNames[i]).c_str(), actual.gradients[i], expected.gradients[i]);
 }
 
 // Results and gradients on dual numbers: their values are the double kernels', their tangents the slopes of those.
-void check_duals(const std::string& name, const cpu::InstructionSet& set, const Problem& p, const Found& exact,
+void check_duals(const std::string& name, const cpu::InstructionSet& set, const Problem& p, const Results& exact,
                  const cpu::Team& team) {
   constexpr double kStep = 1e-6;
   const auto moved = [&](double step) {
@@ -261,21 +262,21 @@ void check_duals(const std::string& name, const cpu::InstructionSet& set, const 
   const auto slope = [](Values& after, const Values& before) {
     for (std::size_t i = 0; i < after.size(); ++i) after[i] = (after[i] - before[i]) / (2 * kStep);
   };
-  Found slopes = moved(kStep);
-  const Found before = moved(-kStep);
+  Results slopes = moved(kStep);
+  const Results before = moved(-kStep);
   slope(slopes.outputs.y, before.outputs.y);
   slope(slopes.outputs.h_n, before.outputs.h_n);
   slope(slopes.outputs.c_n, before.outputs.c_n);
   for (int i = 0; i < kTensors; ++i) slope(slopes.gradients[i], before.gradients[i]);
 
-  FoundDual found = run_dual<Dual<double>>(set, p, false, team);
-  compare(name + " dual", found.value, exact, 1e-12);
-  if (p.cell != "lstm") found.tangent.outputs.c_n = slopes.outputs.c_n;  // there is none
-  compare(name + " tangent", found.tangent, slopes, 1e-6);
-  FoundDual single = run_dual<Dual<float>>(set, p, true, {3, fork_threads});
+  DualResults dual = run_dual<Dual<double>>(set, p, false, team);
+  compare(name + " dual", dual.value, exact, 1e-12);
+  if (p.cell != "lstm") dual.tangent.outputs.c_n = slopes.outputs.c_n;  // there is none
+  compare(name + " tangent", dual.tangent, slopes, 1e-6);
+  DualResults single = run_dual<Dual<float>>(set, p, true, {3, fork_threads});
   if (p.cell != "lstm") single.tangent.outputs.c_n = slopes.outputs.c_n;
   compare(name + " dual float", single.value, exact, 2e-5);
-  compare(name + " tangent float", single.tangent, found.tangent, 1e-4);
+  compare(name + " tangent float", single.tangent, dual.tangent, 1e-4);
 }
 
 // Runtimes that do not bring the threads asked for.
@@ -306,14 +307,14 @@ void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bo
                              " R" + std::to_string(size.R) + (ragged ? " ragged" : "") + (reset ? " reset" : "") +
                              (reverse ? " reverse" : "");
     const cpu::Team alone(1, fork_on_one_thread);
-    const Found exact = run<double>(*set, p, false, alone);
+    const Results exact = run<double>(*set, p, false, alone);
     check(largest_error(exact.outputs.y, expected.y) < 1e-12, name + ": y");
     check(largest_error(exact.outputs.h_n, expected.h_n) < 1e-12, name + ": h_n");
     if (cell == "lstm") check(largest_error(exact.outputs.c_n, expected.c_n) < 1e-12, name + ": c_n");
     check_gradients(name, p, exact);
     if (has_duals(*set)) check_duals(name, *set, p, exact, alone);
 
-    const Found single = run<float>(*set, p, false, alone);
+    const Results single = run<float>(*set, p, false, alone);
     compare(name + " float", single, exact, 2e-5);
     compare(name + " bfloat16", run<BFloat16>(*set, p, false, alone), exact, 6e-2);
     compare(name + " half", run<Half>(*set, p, false, alone), exact, 8e-3);
@@ -345,11 +346,12 @@ int main() {
   {
     const Problem p = make_problem("lstm", {7, 9, 3, 40, 40}, true, false, false);
     const auto sets = instruction_sets();
-    const Found want = run<float>(*sets[0], p, false, {1, fork_threads});
-    check(same(run<float>(*sets[0], p, false, {3, fork_in_turn}), want), "parts in turn change bits");
-    std::vector<Found> found(4);
-    fork_threads(4, [&](int64_t begin, int64_t) { found[begin] = run<float>(*sets[0], p, false, {2, fork_threads}); });
-    for (const Found& each : found) check(same(each, want), "calls at once change bits");
+    const Results expected = run<float>(*sets[0], p, false, {1, fork_threads});
+    check(same(run<float>(*sets[0], p, false, {3, fork_in_turn}), expected), "parts in turn change bits");
+    std::vector<Results> at_once(4);
+    fork_threads(4,
+                 [&](int64_t begin, int64_t) { at_once[begin] = run<float>(*sets[0], p, false, {2, fork_threads}); });
+    for (const Results& each : at_once) check(same(each, expected), "calls at once change bits");
   }
   return finish();
 }

@@ -147,13 +147,13 @@ def test_recomputed_gates_give_the_same_gradients(instruction_set, cell, dtype):
             "lengths": torch.arange(N) % (T + 1),
             "reset": torch.arange(T * N).reshape(T, N) % 5 == 0,
         }
-        found = []
+        runs = []
         for recompute in (False, True):
             x, h, c, weights = make_leaves(cell, sizes, dtype)
             results = present(ops.scan(cell, x, h, c, weights, recompute=recompute, **options))
-            found.append(results + gradients(results, present([x, h, c, *weights])))
+            runs.append(results + gradients(results, present([x, h, c, *weights])))
         exact = dtype in (torch.float32, torch.float64) and sizes[3] > 5
-        for a, b in zip(*found, strict=True):
+        for a, b in zip(*runs, strict=True):
             if exact:
                 assert torch.equal(a, b)
             else:
@@ -189,8 +189,8 @@ def test_error_next_to_torch(name, sizes):
         y = module(x)[0]
         return [y, *gradients([y], [x, *module.parameters()])]
 
-    def rms(found: list[torch.Tensor]) -> list[float]:
-        pairs = zip(found, expected, strict=True)
+    def rms(actual: list[torch.Tensor]) -> list[float]:
+        pairs = zip(actual, expected, strict=True)
         return [(a.double() - b).square().mean().sqrt().item() for a, b in pairs]
 
     expected = run(exact, x.double())

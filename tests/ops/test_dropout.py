@@ -160,15 +160,15 @@ run = lambda: dropout_mask(torch.tensor(1), 0, (300_000,), 0.5, torch.float32)
 expected, started = run(), threads() - before
 pid = os.fork()
 if pid == 0:
-    found = run()
+    actual = run()
     torch.set_num_threads(1)  # for torch's own comparison
-    os._exit(0 if torch.equal(found, expected) else 1)
+    os._exit(0 if torch.equal(actual, expected) else 1)
 print(started, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
-    assert found.stdout == "1 0\n", found.stderr
+    assert process.stdout == "1 0\n", process.stderr
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -243,8 +243,8 @@ def test_vmap_over_any_dimension_and_nested():
     expected = mask(seeds)
     for dim in range(3):
         assert torch.equal(vmap(mask, in_dims=dim)(seeds), expected.movedim(dim, 0))
-    found = vmap(vmap(vmap(mask), in_dims=1), in_dims=2)(seeds)  # of dimensions 2, 1, 0
-    assert torch.equal(found, expected.permute(2, 1, 0, 3, 4))
+    actual = vmap(vmap(vmap(mask), in_dims=1), in_dims=2)(seeds)  # of dimensions 2, 1, 0
+    assert torch.equal(actual, expected.permute(2, 1, 0, 3, 4))
 
 
 def test_derivatives():
@@ -414,13 +414,13 @@ def test_torch_func(name):
     jacobian = [torch.stack(row) for row in zip(*rows, strict=True)]
     plain = {key: value.detach() for key, value in weights.items()}
     x = x.detach()
-    found = grad(lambda weights: loss(weights, x).sum())(plain)
-    assert_all_close([found[k] for k in weights], [j.sum(0) for j in jacobian[:-1]], x.dtype)
-    found = jacrev(loss)(plain, x)
-    assert_all_close([found[k] for k in weights], jacobian[:-1], x.dtype)
+    actual = grad(lambda weights: loss(weights, x).sum())(plain)
+    assert_all_close([actual[k] for k in weights], [j.sum(0) for j in jacobian[:-1]], x.dtype)
+    actual = jacrev(loss)(plain, x)
+    assert_all_close([actual[k] for k in weights], jacobian[:-1], x.dtype)
     u = torch.randn_like(x)
-    found = jvp(lambda x: loss(plain, x), (x,), (u,))[1]
-    assert_all_close([found], [(jacobian[-1] * u).sum(dim=(1, 2, 3))], x.dtype)
+    actual = jvp(lambda x: loss(plain, x), (x,), (u,))[1]
+    assert_all_close([actual], [(jacobian[-1] * u).sum(dim=(1, 2, 3))], x.dtype)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -41,11 +41,11 @@ SMALL = 8 * N * H * 4
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_saved_for_backward(name, recompute):
     torch.manual_seed(0)
-    found = saved_bytes(getattr(fastrnn, name)(I, H, recompute=recompute))
+    ours = saved_bytes(getattr(fastrnn, name)(I, H, recompute=recompute))
     columns = I + H + CELL_STATES[name] + (0 if recompute else GATES[name])
-    assert SEQUENCE * columns <= found <= SEQUENCE * columns + SMALL
+    assert SEQUENCE * columns <= ours <= SEQUENCE * columns + SMALL
     theirs = saved_bytes(getattr(torch.nn, name)(I, H))
-    assert found <= theirs
+    assert ours <= theirs
 
 
 def peak_growth(module: str, sizes: tuple[int, int, int, int]) -> int:
@@ -66,9 +66,9 @@ with torch.no_grad():
     y = module(x)
 print(peak() - before)
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    return int(found.stdout)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return int(process.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

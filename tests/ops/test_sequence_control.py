@@ -323,8 +323,8 @@ def test_nothing_passes_a_reset(cell, stack):
     before, after = (slice(3, 6), slice(0, 3)) if stack else (slice(0, 3), slice(3, 6))
     clean = case.padded()
     final = clean[1:]
-    found = torch.autograd.grad([clean[0][after].sum(), *(t.sum() for t in final)], case.x)[0]
-    assert found[before].eq(0).all() and found[after].ne(0).any()
+    dx = torch.autograd.grad([clean[0][after].sum(), *(t.sum() for t in final)], case.x)[0]
+    assert dx[before].eq(0).all() and dx[after].ne(0).any()
     of_hx = torch.autograd.grad(case.padded()[0].sum(), case.hx)
     assert all(g.ne(0).any() == bool(stack) for g in of_hx)
     with torch.no_grad():
@@ -347,10 +347,11 @@ def assert_is_the_padded_batch(case, results, sequence):
     """
     expected, actual = case.padded(return_all_states=True), flatten(results, sequence)
     assert_equal(actual, expected)
-    found, wanted = gradients(actual, case.leaves()), gradients(expected, case.leaves())
+    actual_gradients = gradients(actual, case.leaves())
+    expected_gradients = gradients(expected, case.leaves())
     weights = len(list(case.module.parameters()))
-    assert_equal(found[:-weights], wanted[:-weights])
-    assert_all_close(found[-weights:], wanted[-weights:], torch.float64)
+    assert_equal(actual_gradients[:-weights], expected_gradients[:-weights])
+    assert_all_close(actual_gradients[-weights:], expected_gradients[-weights:], torch.float64)
 
 
 @EVERY_STACK
@@ -548,8 +549,8 @@ def test_no_steps(cell, stack):
     assert_equal(rest[:count], case.hx)
     assert all(t.size(0) == 0 for t in rest[count:])
     cotangents = [torch.randn_like(t) for t in case.hx]
-    found = torch.autograd.grad(rest[:count], case.hx, cotangents)
-    assert_equal(found, cotangents)
+    state_gradients = torch.autograd.grad(rest[:count], case.hx, cotangents)
+    assert_equal(state_gradients, cotangents)
 
 
 @EVERY_STACK
@@ -559,9 +560,9 @@ def test_no_samples(cell, stack):
     results = case.padded(return_all_states=True)
     assert results[0].shape == (4, 0, case.hx[0].size(-1) * case.directions)
     assert_equal(results[1 : 1 + len(case.hx)], case.hx)
-    found = gradients(results, case.leaves())
-    assert [g.shape for g in found] == [t.shape for t in case.leaves()]
-    assert all(g.eq(0).all() for g in found)
+    leaf_gradients = gradients(results, case.leaves())
+    assert [g.shape for g in leaf_gradients] == [t.shape for t in case.leaves()]
+    assert all(g.eq(0).all() for g in leaf_gradients)
 
 
 @pytest.mark.parametrize("samples", [0, 3])
@@ -638,8 +639,9 @@ def test_states_carried_between_chunks(cell, stack, truncate):
         assert dx[:4].eq(0).all() and dx[4:].ne(0).any()
         assert torch.autograd.grad(carried[0].sum(), case.hx, allow_unused=True)[0] is None
     else:
-        wanted, found = gradients(expected, case.leaves()), gradients(carried, case.leaves())
-        assert_all_close(found, wanted, torch.float64)
+        carried_gradients = gradients(carried, case.leaves())
+        expected_gradients = gradients(expected, case.leaves())
+        assert_all_close(carried_gradients, expected_gradients, torch.float64)
 
 
 def test_detach_state():

@@ -59,9 +59,9 @@ before = len(os.listdir("/proc/self/task"))
 {code}
 print(len(os.listdir("/proc/self/task")) - before)
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    return int(found.stdout)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return int(process.stdout)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
@@ -92,16 +92,16 @@ def threads():
 expected = run()
 pid = os.fork()
 if pid == 0:
-    count, *found = run()
+    count, *actual = run()
     torch.set_num_threads(1)  # for torch's own comparison
-    same = all(torch.equal(a, b) for a, b in zip(found, expected[1:], strict=True))
+    same = all(torch.equal(a, b) for a, b in zip(actual, expected[1:], strict=True))
     os._exit(0 if same and count == 1 < expected[0] else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
-    assert found.stdout == "0\n", found.stderr
+    assert process.stdout == "0\n", process.stderr
 
 
 class Encoded(torch.utils.data.Dataset):

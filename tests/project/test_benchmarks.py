@@ -72,18 +72,18 @@ def test_everyone_computes_the_same(peer, case, training):
         assert str(why)
         return
     try:
-        found = contestant.results(contestant.run())
+        actual = contestant.results(contestant.run())
     except RuntimeError:
         assert peer.name == "torch.nn" and (case.cell, case.transform) in TORCH_REFUSES
         return
     expected = reference(problem, training)
     if case.transform == PER_SAMPLE:
-        assert {name: tensor.shape[0] for name, tensor in found.items()} == dict.fromkeys(
+        assert {name: tensor.shape[0] for name, tensor in actual.items()} == dict.fromkeys(
             problem.weights, 3
         )
-    assert set(found) == (set(expected) if training else {"output"})
+    assert set(actual) == (set(expected) if training else {"output"})
     tolerance = 0.02 if case.dtype == "bfloat16" else 2e-6
-    assert relative_error(found, expected) < tolerance
+    assert relative_error(actual, expected) < tolerance
 
 
 ONCE = Effort(rounds=1, turn=1e-9, most=60)
@@ -93,10 +93,10 @@ ONCE = Effort(rounds=1, turn=1e-9, most=60)
 def test_all_steps_are_another_problem(kind):
     """What lengths cost is measured beside a run over all steps, whose results must differ."""
     case = Case("lengths", "gru", 8, 3, 4, 6, lengths=kind)
-    found = Measurement([], 1, "cpu", ONCE, None).row(case, True)
-    assert set(found.seconds) == {OURS, report.ALL_STEPS}
-    assert set(found.errors) == {OURS} and not found.absent
-    assert report.length_cost(found) > 0
+    measured = Measurement([], 1, "cpu", ONCE, None).row(case, True)
+    assert set(measured.seconds) == {OURS, report.ALL_STEPS}
+    assert set(measured.errors) == {OURS} and not measured.absent
+    assert report.length_cost(measured) > 0
 
 
 def test_flop():
@@ -184,12 +184,12 @@ def test_runs_that_kept_every_time(tmp_path):
 def test_goals_name_what_falls_short():
     nn = "torch.nn"
     run = Run({}, [nn], [row("rnn", 1.0, **{nn: 0.5}), row("lstm", 1.0, **{nn: 2.0})])
-    found = {goal.text: goal for goal in report.goals(run)}
-    best = found["over the best peer, every row: at least 0.97"]
+    goals = {goal.text: goal for goal in report.goals(run)}
+    best = goals["over the best peer, every row: at least 0.97"]
     assert not best.met and "rnn T10 N32 I256 H256 forward 0.5" in best.found
-    assert not found["rnn over torch.nn, mean: at least 5"].met
-    assert found["lstm over torch.nn, mean: at least 1.5"].met
-    share = found["forward, share of the limit where N·H >= 8192: at least 0.85"]
+    assert not goals["rnn over torch.nn, mean: at least 5"].met
+    assert goals["lstm over torch.nn, mean: at least 1.5"].met
+    share = goals["forward, share of the limit where N·H >= 8192: at least 0.85"]
     flop = 2 * 10 * 32 * 256 * 512
     assert share.met == (flop / 1e9 >= 0.85)
     text = report.markdown(run, ["speedup.png"])
@@ -206,8 +206,8 @@ def test_compare(tmp_path, capsys):
     a = Run({}, [], [row("rnn", 1.0), row("gru", 1.0), row("lstm", 1.0), row("rnn", 1.0, T=7)])
     # The machine was half as free in the second run: twice the time is the same speed.
     b = Run({}, [], [row("rnn", 2.0, limit=5e8), row("gru", 0.5), row("lstm", 1.5)])
-    found = {change.before.case.cell: change for change in compare.changes(a, b)}
-    assert {cell: change.verdict for cell, change in found.items()} == {
+    changes = {change.before.case.cell: change for change in compare.changes(a, b)}
+    assert {cell: change.verdict for cell, change in changes.items()} == {
         "rnn": "",
         "gru": "faster",
         "lstm": "slower",
@@ -252,11 +252,11 @@ def test_command_line(tmp_path, run_main):
     code, printed = run_main("--cells", "gru", "--shapes", "6,4,3,5")
     assert code == 0
     assert "FMA loop" in printed and "over torch.nn, mean" in printed
-    found = Run.load(tmp_path / "results.json")
-    assert [(row.case, row.training) for row in found.rows] == [
+    run = Run.load(tmp_path / "results.json")
+    assert [(row.case, row.training) for row in run.rows] == [
         (Case("main", "gru", 6, 4, 3, 5), training) for training in (False, True)
     ]
-    for each in found.rows:
+    for each in run.rows:
         assert set(each.seconds) == {OURS, "torch.nn"} and each.limit > 0
         assert each.errors[OURS] < 1e-6
     assert "gru" in (tmp_path / "report.md").read_text()
@@ -287,11 +287,11 @@ def test_transforms_are_rows_of_their_own(tmp_path, run_main, monkeypatch):
 
 def test_cases_on_a_gpu():
     """Each in the types that are quick there, but for those that are drawn as a line a cell."""
-    found = chosen_cases(parser().parse_args(["--device", "cuda"]))
+    chosen = chosen_cases(parser().parse_args(["--device", "cuda"]))
     dtypes = {"sweep": {"float32"}, "long": {"float32"}, "main": set(GPU_DTYPES)}
     for group, expected in dtypes.items():
-        assert {case.dtype for case in found if case.group == group} == expected
-    assert not {case.transform for case in found} & {DOUBLE, JVP}
+        assert {case.dtype for case in chosen if case.group == group} == expected
+    assert not {case.transform for case in chosen} & {DOUBLE, JVP}
 
 
 def test_published_shapes_come_first_on_a_gpu_and_not_at_all_on_cpu():
@@ -310,10 +310,10 @@ def test_published_shapes_come_first_on_a_gpu_and_not_at_all_on_cpu():
 def test_rows_that_time_does_not_allow_are_told(tmp_path, run_main):
     code, printed = run_main("--cells", "gru", "--shapes", "6,4,3,5", "--minutes", "0")
     assert code == 0
-    found = Run.load(tmp_path / "results.json")
-    assert found.rows == []
-    assert found.left_out == ["gru T6 N4 I3 H5 forward", "gru T6 N4 I3 H5 training"]
-    said = f"left out for lack of time: {'; '.join(found.left_out)}"
+    run = Run.load(tmp_path / "results.json")
+    assert run.rows == []
+    assert run.left_out == ["gru T6 N4 I3 H5 forward", "gru T6 N4 I3 H5 training"]
+    said = f"left out for lack of time: {'; '.join(run.left_out)}"
     assert said in printed
     assert said in (tmp_path / "report.md").read_text()
 
@@ -326,19 +326,19 @@ def test_a_failing_row_of_ours(wrong, tmp_path, run_main, monkeypatch):
         if not wrong:
             raise RuntimeError("[no] such\nkernel")
         contestant = FASTRNN.make(problem, training, threads)
-        return replace(contestant, results=lambda found: {"output": torch.ones(6, 4, 5)})
+        return replace(contestant, results=lambda returned: {"output": torch.ones(6, 4, 5)})
 
     monkeypatch.setattr("benchmarks.measure.FASTRNN", replace(FASTRNN, make=make))
     code, printed = run_main("--cells", "gru", "rnn", "--shapes", "6,4,3,5")
     assert code == 1
-    found = Run.load(tmp_path / "results.json")
-    assert [row.training for row in found.rows] == [False, True] * 2  # the others were measured
-    assert [row.training for row in found.measured] == [False] * 2
-    assert [row.training for row in found.failed] == [True] * 2
-    assert ("error" if wrong else "RuntimeError: [no] such\nkernel") in found.failed[0].failed
+    run = Run.load(tmp_path / "results.json")
+    assert [row.training for row in run.rows] == [False, True] * 2  # the others were measured
+    assert [row.training for row in run.measured] == [False] * 2
+    assert [row.training for row in run.failed] == [True] * 2
+    assert ("error" if wrong else "RuntimeError: [no] such\nkernel") in run.failed[0].failed
     text = (tmp_path / "report.md").read_text()
     assert "## Failed" in text
-    for each in found.failed:
+    for each in run.failed:
         assert f"FAILED {each.label}: {each.failed}" in printed
         assert f"- {each.label}: {each.failed.replace(chr(10), ' ')}" in text
     assert text.count("| 6 | 4 | 3 | 5 | float32 | forward |") == 2

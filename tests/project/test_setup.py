@@ -93,15 +93,15 @@ def test_toolkit(setup, monkeypatch, tmp_path, place):
         monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
         assert setup.Toolkit.find(packages) is None
         return
-    found = setup.Toolkit.find(packages)
-    assert found.root == root
-    assert found.missing() == ["cublas_v2.h", "libcublas"]
+    toolkit = setup.Toolkit.find(packages)
+    assert toolkit.root == root
+    assert toolkit.missing() == ["cublas_v2.h", "libcublas"]
     (wheels / "include/cublas_v2.h").touch()
     (wheels / "lib/libcublas.so.13").touch()
-    assert found.missing() == []
-    assert found.library("cublas") == str(wheels / "lib/libcublas.so.13")
+    assert toolkit.missing() == []
+    assert toolkit.library("cublas") == str(wheels / "lib/libcublas.so.13")
     assert setup.Toolkit.find(packages, CUDA).wheels == [wheels]
-    assert found.architectures() == "7.5;8.0;8.6;9.0+PTX"
+    assert toolkit.architectures() == "7.5;8.0;8.6;9.0+PTX"
     if place != "wheels":  # a torch of CUDA 12 beside wheels of 13, of which it loads nothing
         assert setup.Toolkit.find(packages, "12.8").wheels == []
 

@@ -41,8 +41,10 @@ def test_batch_holds_the_sequences(layout, batch_first, features):
     given = sequences(*features)
     batch = collate(given, layout=layout, batch_first=batch_first)
     assert batch.target is None and batch.lengths.tolist() == LENGTHS
-    for found, wanted in zip(parts_of(batch[0], batch[1], layout, batch_first), given, strict=True):
-        assert torch.equal(found, wanted)
+    for actual, expected in zip(
+        parts_of(batch[0], batch[1], layout, batch_first), given, strict=True
+    ):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "jagged"])

@@ -62,14 +62,14 @@ def train(model, x, lengths, samples):
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     lengths = None if lengths is None else lengths[samples]
-    found = []
+    gradients = []
     for _ in range(2):
         optimizer.zero_grad()
         scores, h_n = model(x[samples], lengths=lengths)
         (scores.square().sum() + h_n.sum()).div(scores.size(0)).backward()
-        found += [p.grad.clone() for p in model.parameters()]
+        gradients += [p.grad.clone() for p in model.parameters()]
         optimizer.step()
-    return found + [p.detach().clone() for p in model.parameters()]
+    return gradients + [p.detach().clone() for p in model.parameters()]
 
 
 def distribute(way, model):
@@ -96,9 +96,9 @@ def run_case(rank, case):
     model, x, lengths = make_problem(name, with_lengths)
     samples = slice(rank * N // WORLD, (rank + 1) * N // WORLD)
     model = distribute(way, model)
-    found = train(model, x, lengths, samples)
-    return [t.full_tensor() if hasattr(t, "full_tensor") else t for t in found], [
-        tuple(t.to_local().shape) if hasattr(t, "to_local") else tuple(t.shape) for t in found
+    tensors = train(model, x, lengths, samples)
+    return [t.full_tensor() if hasattr(t, "full_tensor") else t for t in tensors], [
+        tuple(t.to_local().shape) if hasattr(t, "to_local") else tuple(t.shape) for t in tensors
     ]
 
 

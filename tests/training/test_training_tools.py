@@ -70,16 +70,16 @@ def test_second_derivatives_through_a_checkpoint(name):
     fast = make_pair(name, DROPOUT)[1]
     x, hx = make_inputs(name, DROPOUT)
     call = flat_call(fast)
-    found = []
+    second_derivatives = []
     for wrapped in (call, lambda *tensors: checkpoint(call, *tensors, use_reentrant=False)):
         leaves = [t.clone().requires_grad_() for t in flatten([x, hx])]
         torch.manual_seed(3)
         y = wrapped(*leaves)[0]
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         penalty = sum(gradient.square().sum() for gradient in first)
-        found.append(list(torch.autograd.grad(penalty, [*leaves, *fast.parameters()])))
-    assert all(gradient.any() for gradient in found[0][:2])
-    assert_identical(found[1], found[0])
+        second_derivatives.append(list(torch.autograd.grad(penalty, [*leaves, *fast.parameters()])))
+    assert all(gradient.any() for gradient in second_derivatives[0][:2])
+    assert_identical(second_derivatives[1], second_derivatives[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -88,16 +88,16 @@ def test_checkpoint_keeps_autocast(name):
     fast = make_pair(name, DROPOUT, torch.float32)[1]
     x, hx = make_inputs(name, DROPOUT, torch.float32)
     call = flat_call(fast)
-    found = []
+    runs = []
     for wrapped in (call, lambda *tensors: checkpoint(call, *tensors, use_reentrant=False)):
 
         def under_autocast(*tensors, wrapped=wrapped):
             with torch.autocast("cpu", torch.bfloat16):
                 return wrapped(*tensors)
 
-        found.append(backward(fast, under_autocast, x, hx))
-    assert found[0][0].dtype == torch.bfloat16
-    assert_identical(*found)
+        runs.append(backward(fast, under_autocast, x, hx))
+    assert runs[0][0].dtype == torch.bfloat16
+    assert_identical(*runs)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
@@ -238,10 +238,10 @@ def test_tied_modules(name):
     y, expected = first(x)[0], separate[0](x)[0]
     y, expected = second(y)[0], separate[1](expected)[0]
     assert_all_close([y], [expected], torch.float64)
-    found = gradients([y], list(tied.parameters()))
+    tied_gradients = gradients([y], list(tied.parameters()))
     apart = gradients([expected], [p for layer in separate for p in layer.parameters()])
     assert_all_close(
-        found, [a + b for a, b in zip(apart[:4], apart[4:], strict=True)], torch.float64
+        tied_gradients, [a + b for a, b in zip(apart[:4], apart[4:], strict=True)], torch.float64
     )
 
     clone = copy.deepcopy(tied)
@@ -300,12 +300,14 @@ def test_functional_call(name):
         mixed.load_state_dict(fast.state_dict() | {key: t.detach() for key, t in given.items()})
         results = flatten(torch.func.functional_call(fast, given, (x, hx)))
         expected = flatten(mixed(x, hx))
-        found = gradients(results, [*given.values(), fast.weight_ih_l0])
-        wanted = gradients(expected, [*map(mixed.get_parameter, given), mixed.weight_ih_l0])
+        actual_gradients = gradients(results, [*given.values(), fast.weight_ih_l0])
+        expected_gradients = gradients(
+            expected, [*map(mixed.get_parameter, given), mixed.weight_ih_l0]
+        )
         if keys is not some:
-            assert not found.pop().any()
-            wanted.pop()
-        assert_all_close(results + found, expected + wanted, torch.float64)
+            assert not actual_gradients.pop().any()
+            expected_gradients.pop()
+        assert_all_close(results + actual_gradients, expected + expected_gradients, torch.float64)
 
 
 HALF_TYPES = [torch.bfloat16, torch.float16]
@@ -460,7 +462,7 @@ def test_frozen_weights_train_as_torchs(name, frozen, training):
 )
 @pytest.mark.parametrize("name", LAYERS)
 def test_averaged_model(name, average):
-    found = []
+    averages = []
     for module in make_pair(name, DEEP):
         x, hx = make_inputs(name, DEEP)
         averaged = swa_utils.AveragedModel(module, multi_avg_fn=average)
@@ -468,6 +470,6 @@ def test_averaged_model(name, average):
         for _ in range(4):
             optimizer = train(module, x, 1, optimizer)
             averaged.update_parameters(module)
-        found.append(flatten(averaged(x, hx)) + list(averaged.module.parameters()))
+        averages.append(flatten(averaged(x, hx)) + list(averaged.module.parameters()))
         assert not torch.equal(averaged.module.weight_hh_l0, module.weight_hh_l0)
-    assert_all_close(found[1], found[0], torch.float64)
+    assert_all_close(averages[1], averages[0], torch.float64)

@@ -141,12 +141,12 @@ def test_dropout():
     fast = make_pair("LSTM", options)[1]
     compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
     call = make_call("LSTM", options, SIZES[0], with_lengths=True)
-    found = []
+    runs = []
     for module in (fast, compiled):
         torch.manual_seed(3)
-        found.append(run(module, call))
-    assert_all_close(*reversed(found), torch.float64)
-    assert not torch.equal(found[0][0], fast.eval()(*call[0], **call[1])[0])
+        runs.append(run(module, call))
+    assert_all_close(*reversed(runs), torch.float64)
+    assert not torch.equal(runs[0][0], fast.eval()(*call[0], **call[1])[0])
 
 
 def capture(name, options, sizes, with_lengths, dynamic):
@@ -223,9 +223,9 @@ def test_functional(name):
 
     weights = list(fast.parameters())
     compiled = torch.compile(two_chunks, backend="aot_eager", fullgraph=True, dynamic=True)
-    found = []
+    runs = []
     for call in (compiled, two_chunks, lambda x, hx, *w: function(x, hx, w)):
         results = flatten(call(x, hx, *weights))
-        found.append(results + gradients(results, weights))
-    assert_all_close(found[0], found[1], torch.float64)
-    assert_all_close(found[0], found[2], torch.float64)
+        runs.append(results + gradients(results, weights))
+    assert_all_close(runs[0], runs[1], torch.float64)
+    assert_all_close(runs[0], runs[2], torch.float64)

@@ -63,12 +63,12 @@ def test_other_sizes_and_training(name, strict, options, with_lengths, tmp_path)
     assert weights.keys() == ours.keys()
     for sizes in [EXPORTED, *OTHERS]:
         (x,), keywords = make_call(options, sizes, with_lengths)
-        found = []
+        runs = []
         for module, parameters in ((exported, weights), (fast, ours)):
             leaf = x.clone().requires_grad_()
             results = flatten(module(leaf, **keywords))
-            found.append(results + gradients(results, [leaf, *(parameters[key] for key in ours)]))
-        assert_all_close(*found, torch.float64)
+            runs.append(results + gradients(results, [leaf, *(parameters[key] for key in ours)]))
+        assert_all_close(*runs, torch.float64)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -97,7 +97,7 @@ def test_an_exported_module_trains(name, tmp_path):
     options = OPTIONS["deep"]
     fast = make_pair(name, options)[1]
     exported = saved_and_loaded(export(fast, options, True), tmp_path).module()
-    found = []
+    runs = []
     for module in (exported, fast):
         optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
         losses = []
@@ -109,8 +109,8 @@ def test_an_exported_module_trains(name, tmp_path):
             optimizer.step()
             losses.append(loss.detach())
         trained = dict(module.named_parameters())
-        found.append(losses + [trained[key].detach() for key in dict(fast.named_parameters())])
-    assert_all_close(*found, torch.float64)
+        runs.append(losses + [trained[key].detach() for key in dict(fast.named_parameters())])
+    assert_all_close(*runs, torch.float64)
 
 
 def test_decompositions_keep_the_op():

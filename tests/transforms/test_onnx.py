@@ -119,13 +119,13 @@ def check_values(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    found = [torch.from_numpy(a) for a in session.run(None, feed(model, inputs))]
+    actual = [torch.from_numpy(a) for a in session.run(None, feed(model, inputs))]
     with torch.no_grad():
         expected = tree_leaves(module(**inputs))
-    assert [tuple(a.shape) for a in found] == [tuple(b.shape) for b in expected]
-    assert {a.dtype for a in found} == {dtype}
-    assert_all_close(found, expected, dtype)
-    return found
+    assert [tuple(a.shape) for a in actual] == [tuple(b.shape) for b in expected]
+    assert {a.dtype for a in actual} == {dtype}
+    assert_all_close(actual, expected, dtype)
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ def test_float64(cell: str, tmp_path: Path) -> None:
     }
     inputs = make_inputs(module, 7, 3, hx=True)
     evaluator = onnx.reference.ReferenceEvaluator(model)
-    found = [torch.from_numpy(a) for a in evaluator.run(None, feed(model, inputs))]
+    actual = [torch.from_numpy(a) for a in evaluator.run(None, feed(model, inputs))]
     with torch.no_grad():
-        assert_all_close(found, tree_leaves(module(**inputs)), torch.float64)
+        assert_all_close(actual, tree_leaves(module(**inputs)), torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -107,11 +107,11 @@ def of_all(transform):
 def blocks(transform):
     """Second derivatives, with respect to the input and two weights."""
 
-    def found(loss, tensors):
+    def chosen_blocks(loss, tensors):
         chosen = (0, len(tensors) // 2, 2)
         return [each for row in transform(loss, argnums=chosen)(*tensors) for each in row]
 
-    return found
+    return chosen_blocks
 
 
 def per_sample(loss, tensors):
@@ -226,10 +226,10 @@ def test_vmap_of_a_packed_batch():
     many = torch.stack([packed.data, 2 * packed.data])
 
     def call(data, w):
-        found = ops.scan(
+        results = ops.scan(
             "lstm", data, h, c, weights._replace(weight_hh=w), batch_sizes=packed.batch_sizes
         )
-        return tuple(present(found))
+        return tuple(present(results))
 
     w = torch.stack([weights.weight_hh, -weights.weight_hh])
     for dims, values in (((0, None), (many, weights.weight_hh)), ((0, 0), (many, w))):
@@ -342,13 +342,13 @@ def test_func_on_an_accelerated_model(name):
     report = fastrnn.Report()
     fast = fastrnn.accelerate(copy.deepcopy(model), report=report)
     assert report.replaced == {"rnn": f"fastrnn.{name}"}
-    found = per_sample(fast)
+    sample_gradients = per_sample(fast)
     for n in range(N):
         model.zero_grad()
         model["rnn"](x[:, n])[0].sin().sum().backward()
         for key, parameter in model.named_parameters():
             if parameter.grad is not None:
-                torch.testing.assert_close(found[key][n], parameter.grad)
+                torch.testing.assert_close(sample_gradients[key][n], parameter.grad)
 
 
 def test_gradient_penalty_trains_a_critic():
