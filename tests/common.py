@@ -18,14 +18,15 @@ from fastrnn.ops import ScanWeights
 
 CELLS = tuple(ops.CELLS)
 
-DEVICE = "cpu"  # or what --device says: conftest.py sets it before a test is imported
+# conftest.py sets it to what --device says, before a test is imported.
+DEVICE = "cpu"
 
-# Every instruction set in the build for this architecture; those the machine lacks are listed as skipped.
+# These are the sets of the builds for all architectures; tests of those that the machine lacks are listed as skipped.
 INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "neon", "plain")
 AVAILABLE_INSTRUCTION_SETS = cpu_instruction_sets()
 
-# Largest error, relative to the largest magnitude in a tensor (at least 1). Element by element would ask more of a
-# sum that nearly cancels than its dtype can give.
+# The largest error is relative to the largest magnitude in a tensor (at least 1). Element by element, it would ask
+# more of a sum that nearly cancels than its dtype can give.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -47,7 +48,7 @@ def make_scan(
     bias: bool = True,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None, ScanWeights]:
-    """On the device under test: random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H)."""
+    """Random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H), on the device under test."""
     T, N, I, H = sizes
     generator = torch.Generator().manual_seed(seed)
     R, rows = proj_size or H, ops.CELLS[cell].gates * H
@@ -76,7 +77,7 @@ NO_SCHEDULE: Named = MappingProxyType({})
 
 
 def by_name(cell: str, *tensors: Tensor | None) -> dict[str, Tensor | None]:
-    """input, h_0, c_0, the weights and more, as make_scan returns them, without those the cell lacks."""
+    """Name input, h_0, c_0, the weights and more, given as make_scan returns them; leave out those the cell lacks."""
     names = [info.name for info in ops.CELLS["lstm"].tensors]
     given = dict(zip(names, tensors, strict=False))
     return {info.name: given.get(info.name) for info in ops.CELLS[cell].tensors}
@@ -158,7 +159,7 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 1
 
 @contextlib.contextmanager
 def without_cudnn() -> Generator[None, None, None]:
-    """torch.nn by torch's own kernels: cuDNN's have no gradient in eval mode, and fail from 65,536 steps on."""
+    """Run torch.nn on torch's own kernels: cuDNN's have no gradient in eval mode, and fail from 65,536 steps on."""
     before = torch._C._get_cudnn_enabled()
     torch._C._set_cudnn_enabled(False)  # torch.testing freezes torch.backends.cudnn.enabled
     try:
@@ -180,7 +181,7 @@ class OurMasks(TorchDispatchMode):
     ) -> Any:
         if func is not torch.ops.aten.bernoulli_.float:
             return func(*args, **(kwargs or {}))
-        if self.layer == 0:  # of another call
+        if self.layer == 0:  # the seed so far is another call's
             self.seed = draw_seed(args[0].device)
         mask = dropout_mask(self.seed, self.layer, args[0].shape, self.dropout, args[0].dtype)
         self.layer = (self.layer + 1) % self.masks
@@ -188,7 +189,7 @@ class OurMasks(TorchDispatchMode):
 
 
 def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """The same bits; of cuBLAS, which sums in another order for another number of rows, the same numbers."""
+    """The bits are the same; on a GPU the numbers, as cuBLAS sums in another order for another number of rows."""
     if DEVICE != "cpu":
         return assert_all_close(actual, expected, torch.float64)
     for index, (a, b) in enumerate(zip(actual, expected, strict=True)):

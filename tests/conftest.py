@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("fastrnn: --device cuda runs in one process: leave -n out", returncode=2)
     if common.DEVICE == "cpu":
         # As many workers as cores share the machine. A test about threads asks for them itself.
-        os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that tests start
+        os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it
         torch.set_num_threads(1)
     if common.DEVICE == "cuda":
         if not torch.cuda.is_available():
@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item.get_closest_marker("gpu")]
-    items.sort(key=lambda item: item.get_closest_marker("traps") is not None)  # see pyproject.toml
+    # A test that traps comes last: pyproject.toml says why.
+    items.sort(key=lambda item: item.get_closest_marker("traps") is not None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -84,7 +85,7 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def two_threads() -> Generator[None, None, None]:
-    """For a whole test: scans that are large enough run on both."""
+    """torch has two threads for a whole test, and scans that are large enough run on both."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -93,7 +94,7 @@ def two_threads() -> Generator[None, None, None]:
 
 @pytest.fixture
 def without_cudnn() -> Generator[None, None, None]:
-    """For a whole test."""
+    """torch.nn uses no cuDNN for a whole test."""
     with common.without_cudnn():
         yield
 

@@ -54,13 +54,13 @@ def sentinels(sim: Simulator, n: int) -> DeviceArray:
 @dataclass
 class Case:
     kernel: str
-    kind: str  # of the finding
+    kind: str  # the finding is of this kind
     grid: int
     block: int
     arguments: Callable[[Simulator], list]
     shared: int = 0
     cooperative: bool = False
-    error: int = 0  # what the launch of the wrong one returns
+    error: int = 0  # the launch of the wrong twin returns it
 
 
 CASES = [
@@ -146,7 +146,7 @@ def test_torn_poll_gives_wrong_numbers(sim: Simulator) -> None:
 
 
 def test_store_buffer_shows_a_missing_fence(sim: Simulator) -> None:
-    """In the numbers, with the race checker off."""
+    """It shows in the numbers, with the race checker off."""
 
     def is_right(twin: str, seed: int) -> bool:
         flag, data, out = (
@@ -208,7 +208,7 @@ def test_results_of_right_kernels(sim: Simulator) -> None:
 
 @pytest.fixture
 def small_device(sim: Simulator) -> Iterator[int]:
-    """Yields how many blocks of 1024 threads it holds."""
+    """Yields how many blocks of 1024 threads the device holds."""
     sim.set_device("sm_75")
     yield 40
     sim.set_device("sm_90")
@@ -270,7 +270,7 @@ def test_bank_conflicts_and_sectors(sim: Simulator, stride: int, conflicts: int)
     with sim.watch() as report:
         assert sim.launch("strided", 1, 64, x, i32(stride), shared=256 * stride) == 0
     total = report.launches[0].total
-    assert total["shared_requests"] == 4  # two warps, a store and a load
+    assert total["shared_requests"] == 4  # two warps have a store and a load each
     assert total["shared_conflicts"] == 4 * conflicts
     assert total["shared_wavefronts"] == 4 * (1 + conflicts)
     assert total["global_load_bytes"] == total["global_store_bytes"] == 64 * 4
@@ -336,7 +336,7 @@ def test_occupancy_and_attributes(sim: Simulator, host: ctypes.CDLL) -> None:
         sim.set_device(architecture)
         assert host.host_properties(ctypes.byref(sms), ctypes.byref(shared)) == 0
         assert (sms.value, shared.value) == (count, kilobytes * 1024)
-        assert host.host_attribute(16) == count  # cudaDevAttrMultiProcessorCount
+        assert host.host_attribute(16) == count  # 16 is cudaDevAttrMultiProcessorCount
         assert occupancy(256, kilobytes * 1024) == 1
         assert occupancy(256, kilobytes * 1024 + 1) == -1
     assert occupancy(1024, 0) == 2
@@ -426,7 +426,7 @@ def test_gemm(
     def operand(rows: int, columns: int, op: str) -> tuple[DeviceArray, np.ndarray, int]:
         shape = (rows, columns) if op == "N" else (columns, rows)
         ld = shape[0] + 3
-        stored = encode(rng.standard_normal((batch, shape[1], ld)), kind)  # column-major
+        stored = encode(rng.standard_normal((batch, shape[1], ld)), kind)  # it is column-major
         value = decode(stored, kind)[:, :, : shape[0]].transpose(0, 2, 1)
         if compute == COMPUTE_TF32:
             value = round_tf32(value)

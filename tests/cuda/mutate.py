@@ -45,8 +45,8 @@ LAUNCH = [*PASSES, "cuda/gemm.h", "cuda/launch.cuh", "cuda/plan.h"]
 CELLS = [f"cells/{name}.h" for name in ("elman", "gru", "lstm")]
 FILES = [*KERNELS, *LAUNCH, *CELLS]
 
-# What of test_scan.py is run, one after the other until something fails: the unit of csrc/cuda that the
-# tests need, the cells, and the tests' names. Quick ones come first. A unit is compiled for these cells
+# These parts of test_scan.py are run one after the other until something fails. A row is the unit of csrc/cuda that
+# the tests need, the cells, and the tests' names. Quick ones come first. A unit is compiled for these cells
 # alone, and where a mutant leaves its code as it is, the stage is left out.
 ELMAN, GRU, LSTM = "Elman<Tanh>, Elman<Relu>", "Gru", "Lstm"
 HALF = "(float16 and not bfloat16 or without or padding)"
@@ -62,9 +62,9 @@ STAGES = (
     ("half", ELMAN, f"rnn and {HALF}"),
     ("bfloat16", GRU, "gru and every_regime and forward and bfloat16"),
 )  # fmt: skip
-SECONDS = 600  # of a stage
+SECONDS = 600  # a stage may take so many
 
-# Survivors: the operator, and why no test can see it. The line above such a place says "// mutant: NAME".
+# A survivor has its operator, and why no test can see it. The line above such a place says "// mutant: NAME".
 ZERO_OUT, BUFFER, GUARD = "drop a canonicalisation", "shrink a buffer", "drop a guard"
 SURVIVORS = {
     "without c": (ZERO_OUT, "cells without c never read what is there"),
@@ -88,7 +88,7 @@ ANCHOR = re.compile(r"\s*// mutant: (.+)")
 class Mutant:
     operator: str
     file: str
-    start: int  # what is replaced, in the file's text
+    start: int  # the file's text from start to end is replaced
     end: int
     text: str
 
@@ -151,7 +151,7 @@ def arguments(source: str, at: int) -> list[tuple[int, int]]:
 
 # --- operators -----------------------------------------------------------------------------------
 #
-# Each yields (start, end, replacement) of a source without comments.
+# Each yields (start, end, replacement) for its sites in a source without comments.
 
 Site = tuple[int, int, str]
 
@@ -172,7 +172,7 @@ def weaken_order(source: str) -> Iterator[Site]:
         yield *m.span(), ""
 
 
-# Functions whose argument of that number is an index.
+# The argument of that number is an index in a call of these functions.
 INDEXED = {"word_index": 0, "vector_index": 0, "hh": 0, "reset": 0, "slot": 0, "part": 0, "to": 0, "d_initial": 0,
            "matrix": 0, "at": 1, "row_of": 1}  # fmt: skip
 POINTERS = r"\b(words|slot|parts|exchange|chunk\.gx|sums|h|d_gates|\w+\.data|data)\s\+\s"
@@ -207,7 +207,7 @@ def shift_index(source: str) -> Iterator[Site]:
 
 
 def shrink_buffer(source: str) -> Iterator[Site]:
-    """Half of a buffer, or of what of it is cleared or filled; a row less of a shared array."""
+    """A buffer is halved, or what is cleared or filled of it; a shared array loses a row."""
     for m in re.finditer(r"\b(?:arena\.take<\w+>|clear|for_each|cudaMemsetAsync)(\()", source):
         places = arguments(source, m.start(1))
         which = 2 if "Memset" in m[0] else 0 if "take" in m[0] else 1
@@ -227,7 +227,7 @@ def shrink_buffer(source: str) -> Iterator[Site]:
 
 
 def swap_gates(source: str) -> Iterator[Site]:
-    """The second and the third in a loop over gates; neighbours where a cell names them."""
+    """The second and the third gate change places in a loop; neighbours do where a cell names them."""
     for m in re.finditer(r"\bgate\b", source):
         line = source[source.rfind("\n", 0, m.start()) + 1 : source.find("\n", m.start())]
         if re.search(r"for \(|int gate\b(?! =)", line) or re.match(r"\s*=[^=]", source[m.end() :]):
@@ -289,7 +289,7 @@ OPERATORS = {
 
 
 def mutants() -> list[Mutant]:
-    """All of them, in the order of operators and sources."""
+    """All mutants, in the order of operators and sources."""
     all_mutants = []
     for operator, (sites, files) in OPERATORS.items():
         for file in files:
@@ -305,8 +305,8 @@ def mutants() -> list[Mutant]:
 class Outcome:
     mutant: str
     operator: str
-    result: str  # caught, survived, same code, not compiled
-    by: str = ""  # the test that failed
+    result: str  # it says caught, survived, same code or not compiled
+    by: str = ""  # this test failed
 
 
 def narrowed(csrc: Path, cells: str, folder: Path) -> Path:
@@ -321,7 +321,7 @@ def narrowed(csrc: Path, cells: str, folder: Path) -> Path:
 
 
 def code(csrc: Path, unit: str) -> str:
-    """A unit's PTX without places in sources. Megabytes, which are kept of the sources as they are alone."""
+    """A unit's PTX without places in sources. It has megabytes, so only that of the unchanged sources is kept."""
     text = ptx.__wrapped__(unit, csrc)
     text = re.sub(r"^\s*\.section\s+\.debug_\w+\s*\{.*?\n\s*\}\n", "", text, flags=re.M | re.S)
     return re.sub(r"^\s*\.(loc|file)\b.*\n|//.*", "", text, flags=re.M)
@@ -350,7 +350,7 @@ def run(mutant: Mutant | None) -> Outcome:
             changed.write_text(source[: mutant.start] + mutant.text + source[mutant.end :])
         for i, (unit, cells, tests) in enumerate(STAGES):
             if mutant and mutant.file in RESIDENT and unit == "double":
-                continue  # which has no resident kernels
+                continue  # double has no resident kernels
             stage = narrowed(csrc, cells, Path(folder) / str(i))
             environment = {
                 "FASTRNN_SIMULATOR_KERNELS": str(stage if kernels else CSRC),
@@ -383,7 +383,7 @@ class Server:
         )
 
     def run(self, arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        """Exit status, of a signal the negative number, and what it said."""
+        """The exit status, which is negative for a signal, and what was said."""
         assert self.process.stdin and self.process.stdout
         with tempfile.NamedTemporaryFile("r") as output:
             request = {"arguments": arguments, "environment": environment,
@@ -393,7 +393,7 @@ class Server:
             return int(self.process.stdout.readline()), output.read()
 
 
-MINE = threading.local()  # server: of a worker
+MINE = threading.local()  # its `server` is the worker's own
 
 
 @contextlib.contextmanager
@@ -408,7 +408,7 @@ def workers(count: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         for server in servers:
-            with server.process:  # closes its input, and waits for its end
+            with server.process:  # it closes its input, and waits for its end
                 pass
 
 

@@ -18,7 +18,7 @@ from common import assert_all_close, gradients, leaf, make_scan, present
 from fastrnn.ops import ScanWeights, scan
 
 ROOT = Path(__file__).resolve().parents[2]
-# Ignores SIGTERM, as does the process that it starts; prints both numbers.
+# It ignores SIGTERM, as does the process that it starts; both print their numbers.
 HANG = (
     f'{sys.executable} -c "import os, signal, time; signal.signal(15, signal.SIG_IGN); '
     "os.fork(); print('waits', os.getpid(), flush=True); time.sleep(60)\""
@@ -157,7 +157,7 @@ def test_a_case_that_raises_leaves_the_others_but_for_a_lost_context(
 
 
 def test_relu_is_differentiated_for_the_units_that_were_active():
-    """As the op is for its own; another set of units has other gradients."""
+    """The tool's relu agrees with the op on the op's own active units; another set of units has other gradients."""
     smoke = load_tool("smoke")
     input, h_0, c_0, weights = make_scan("rnn_relu", (3, 9, 5, 33))
     leaves = [leaf(tensor, torch.float64) for tensor in (input, h_0, c_0, *weights)]
@@ -183,7 +183,7 @@ def test_verbs_share_a_report_and_no_part_runs_out_of_time(tmp_path):
 
 
 def test_a_network_is_not_needed(tmp_path):
-    """In a namespace without one, where the machine allows that."""
+    """The parts run in a namespace without one, where the machine allows that."""
     inside = ["unshare", "--net", "--map-root-user"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("this machine makes no network namespaces")

@@ -1,4 +1,4 @@
-"""That the operators of mutate.py find all their sites, and that a sample of their mutants is caught."""
+"""The operators of mutate.py find all their sites, and a sample of their mutants is caught."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_changes_its_file() -> None:
 
 
 def test_every_explanation_has_a_place_in_the_sources() -> None:
-    """And every place that is marked has an explanation for one of its mutants."""
+    """Every place that is marked has an explanation for one of its mutants, too."""
     used = Counter(m.anchor((CSRC / m.file).read_text()) for m in mutants())
     assert set(used) - {None} == set(SURVIVORS)
     marked = Counter(ANCHOR.findall(text_with_comments(*{m.file for m in mutants()})))

@@ -26,7 +26,7 @@ from simulator import SimulatorFinding
 from tools.simulated.case import KINDS, TOLERANCE, WEIGHTS, Case
 from tools.simulated.scan import INPUTS, Refused, scratch_bytes
 
-# Else of some tests a part of the cases, chosen by their parameters.
+# Without it some tests run a part of their cases, chosen by the parameters.
 FULL = bool(os.environ.get("FASTRNN_SIMULATOR_FULL"))
 
 
@@ -45,7 +45,7 @@ def assert_close(case: Case, actual: dict[str, Tensor]) -> None:
         errors[name] = (tensor.double() - reference).norm().item() / scale
     tolerance = TOLERANCE[case.kind]
     if case.cell == "rnn_relu" and case.kind not in ("float32", "float64"):
-        # A value that rounding moves across 0 takes its gradient along, which is that much of all alone.
+        # A value that rounding moves across 0 takes its gradient along, and one gradient alone is that share of all.
         tolerance = 8 * tolerance + actual["y"].numel() ** -0.5
     worst = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not worst, f"relative errors {worst}, tolerance {tolerance}"
@@ -61,7 +61,7 @@ def regimes(kind: str, R: int = 0) -> tuple[str, ...]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_regime(cell: str, kind: str, reverse: bool) -> None:
-    """Lengths with zeros, resets to a state, chunks, sizes that divide nothing."""
+    """The case has lengths with zeros, resets to a state, chunks, and sizes that divide nothing."""
     for regime in regimes(kind):
         case = Case(cell, kind, T=5, N=11, H=21, lengths=[5, 0, 3, 5, 1, 2, 4, 5, 0, 5, 3],
                     resets=True, reset_state=True, reverse=reverse)  # fmt: skip
@@ -70,8 +70,8 @@ def test_every_regime(cell: str, kind: str, reverse: bool) -> None:
         assert_close(case, results)
 
 
-# Sizes that divide nothing, one of each in turn: all of H, N and T beside every cell and type would take days.
-SHAPES = [(9, 1, 1), (1, 17, 5), (2, 3, 83), (9, 3, 129), (2, 17, 260)]  # T, N, H
+# T, N, H divide nothing, and take turns: all of them beside every cell and type would take days.
+SHAPES = [(9, 1, 1), (1, 17, 5), (2, 3, 83), (9, 3, 129), (2, 17, 260)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -248,7 +248,7 @@ def test_a_refused_cooperative_launch_goes_stepwise(error: int) -> None:
 
 
 def test_cuda_is_asked_once() -> None:
-    """About a device and a kernel: planning is a part of every call."""
+    """It is asked once about a device and a kernel, for planning is a part of every call."""
     case = Case("lstm", "float16", T=2, N=3, H=40)
     _, first = case.run("grid-resident", multiprocessors=77)
     assert all(each.report.queries > 0 for each in first)
@@ -269,7 +269,7 @@ def test_projection_of_rows(layout: str) -> None:
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_chunks_of_rows(layout: str, regime: str, recompute: bool) -> None:
-    """A step a chunk: no bit of a sample's own differs from those of a single chunk."""
+    """With few steps a chunk, no bit of a sample's own differs from those of a single chunk."""
     case = Case("lstm", "float16", T=4, N=4, H=18, recompute=recompute, **LAYOUTS[layout])
     whole, _ = case.run(regime)
     for steps in (1, 3):
@@ -285,7 +285,7 @@ def test_chunks_of_rows(layout: str, regime: str, recompute: bool) -> None:
 def test_scratch_memory_does_not_grow_with_the_sequence(layout: str, backward: bool) -> None:
     sizes = {"T": 0, "N": 8, "I": 64, "H": 768, "R": 768, "groups": 1, "steps": 0}
     pointers = ["x", "c_0", "lengths", layout]
-    if backward:  # gates were not saved: more buffers than in any other case
+    if backward:  # gates were not saved, which takes more buffers than any other case
         pointers += [f"d_{name}" for name in ("x", *WEIGHTS) if name != "weight_hr"]
     short, long = (
         scratch_bytes("lstm", torch.float16, {**sizes, "T": T}, pointers, backward)
@@ -298,7 +298,7 @@ def test_scratch_memory_does_not_grow_with_the_sequence(layout: str, backward: b
 @pytest.mark.parametrize("regime", ["block-resident", "grid-resident", "stepwise"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows(layout: str, regime: str, reverse: bool) -> None:
-    """Rows that follow each other without padding; with holes, which are nobody's and hold NaN."""
+    """Rows follow each other without padding, or with holes, which are nobody's and hold NaN."""
     case = Case("gru", "float32", T=4, N=4, H=18, reverse=reverse, **LAYOUTS[layout])
     for tensor in (case.inputs["x"], case.grads["d_y"]):
         tensor[case.padding()] = torch.nan
@@ -310,7 +310,7 @@ def test_rows(layout: str, regime: str, reverse: bool) -> None:
 @pytest.mark.parametrize("kind", ["float16", "float32", "tf32"])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_nonfinite_values_stay_in_their_sample(cell: str, kind: str, regime: str) -> None:
-    """NaN, infinities and the exchange's own bit pattern, in x and h_0: no hang, and no other sample
+    """NaN, infinities and the exchange's own bit pattern, in x and h_0, hang nothing, and no other sample
     sees them. NaN in padding is not seen at all."""
     case = Case(cell, kind, T=3, N=6, H=17, lengths=[3, 3, 3, 3, 2, 3])
     clean, _ = case.run(regime)
@@ -318,8 +318,8 @@ def test_nonfinite_values_stay_in_their_sample(cell: str, kind: str, regime: str
     assert x is not None and h_0 is not None
     x[1, 0], h_0[1], x[0, 2], h_0[3, 5] = torch.nan, torch.inf, -torch.inf, torch.nan
     bits = torch.int16 if case.dtype.itemsize == 2 else torch.int32
-    h_0.view(bits)[3] = -1  # all ones
-    x[2, 4] = torch.nan  # past its length
+    h_0.view(bits)[3] = -1  # all its bits are ones
+    x[2, 4] = torch.nan  # it lies past its sample's length
     results, _ = case.run(regime)
     for name in ("y", "d_x"):
         for n in (4, 5):

@@ -22,7 +22,7 @@ class UsersLSTM(nn.LSTM):
 
 
 class Model(nn.Module):
-    """Nested, with a list, a cell, a tied module and a user's subclass."""
+    """A nested model with a list, a cell, a tied module and a user's subclass."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,8 @@ def test_nested_model():
     actual = model(x)
     torch.testing.assert_close(actual, expected)
     actual.sum().backward()
-    optimizer.step()  # made before: it moves the weights the replacement computes with
+    # The optimizer was made before, and moves the weights that the replacement computes with.
+    optimizer.step()
     assert not torch.equal(model(x), actual)
 
     back = fastrnn.Report()
@@ -165,9 +166,10 @@ def test_what_has_no_kernel_is_left(monkeypatch):
 def test_the_build_decides_which_devices_have_a_kernel(monkeypatch, without_cudnn, built_with_cuda):
     module = importlib.import_module("fastrnn.accelerate")
     monkeypatch.setattr(module, "DEVICES", ("cpu", "meta") + ("cuda",) * built_with_cuda)
-    monkeypatch.setattr(nn.init, "uniform_", lambda tensor, *_: tensor)  # would draw on the GPU
+    # nn.init.uniform_ would draw on the GPU.
+    monkeypatch.setattr(nn.init, "uniform_", lambda tensor, *_: tensor)
     report = fastrnn.Report()
-    with FakeTensorMode():  # needs no GPU
+    with FakeTensorMode():  # it needs no GPU
         model = nn.Sequential(nn.LSTM(2, 3, device="cuda"), nn.GRUCell(2, 3, device="cuda"))
     fastrnn.accelerate(model, report=report)
     if built_with_cuda:
@@ -179,7 +181,7 @@ def test_the_build_decides_which_devices_have_a_kernel(monkeypatch, without_cudn
 
 @pytest.mark.gpu
 def test_on_the_device():
-    """What accelerate replaced runs there, and backward, as torch.nn's did."""
+    """What accelerate replaced runs on the device, forward and backward, as torch.nn's did."""
     torch.manual_seed(0)
     original = nn.Sequential(nn.LSTM(3, 4, num_layers=2)).double()
     fast, x = copy.deepcopy(original), torch.randn(5, 2, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""fastrnn.explain tells what ran: beside what is known of the machine, the case and the saved tensors."""
+"""fastrnn.explain tells what ran, as is known otherwise of the machine, the case and the saved tensors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_saved_bytes_are_those_autograd_holds(name, options):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(x)
-    states = 4 * 40 * 4 * (2 if name == "LSTM" else 1)  # h_0 and c_0, [1, 4, 40]
+    # h_0 and c_0 are (1, 4, 40).
+    states = 4 * 40 * 4 * (2 if name == "LSTM" else 1)
     (scan,) = scans(module, x)
     assert scan.saved_bytes == sum(held.values()) - states
     assert any("recompute=True" in reason for reason in scan.reasons) == (

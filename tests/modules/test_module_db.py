@@ -53,7 +53,7 @@ ERRORS = [
 
 
 def test_database_has_what_we_expect():
-    """So that a torch whose database is empty or renamed does not pass by running nothing."""
+    """A torch whose database is empty or renamed must not pass by running nothing."""
     assert all(samples(name) for name in NAMES)
     assert len(ERRORS) >= (30 if TorchVersion(torch.__version__) >= (2, 13) else 10)
 
@@ -61,7 +61,7 @@ def test_database_has_what_we_expect():
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "index", "training"), SAMPLES)
 def test_sample_input(name, index, training, without_cudnn):
-    """The numbers and gradients of torch.nn's module, and its own no-batch reference where it has one."""
+    """Ours gives the numbers and gradients of torch.nn's module, and those of its no-batch reference where it has one."""
     sample = samples(name, training=training)[index]
     construct, call = sample.constructor_input, sample.forward_input
     by_package = []

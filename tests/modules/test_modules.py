@@ -36,7 +36,7 @@ CASE_IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}" for nam
 
 
 def known_dropout(options):
-    """cuDNN drops what nobody can foresee."""
+    """Leave dropout out on a GPU: what cuDNN drops cannot be foreseen."""
     return options if DEVICE == "cpu" else {k: v for k, v in options.items() if k != "dropout"}
 
 
@@ -44,7 +44,7 @@ def known_dropout(options):
 @pytest.mark.parametrize("with_state", [False, True], ids=["no hx", "hx"])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
 def test_matches_torch(name, options, with_state):
-    """Also with dropout, once torch.nn's module drops the same elements."""
+    """Dropout gives the same numbers, too, once torch.nn's module drops the same elements."""
     options = known_dropout(options)
     reference, fast = make_pair(name, options)
     x, hx = make_inputs(name, options)
@@ -230,7 +230,7 @@ def test_cells(name, options, dtype, batched):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_cells_take_any_integers(name):
-    """As torch.nn's: numpy's sizes, and no input at all."""
+    """Sizes may be numpy's, and the input may have no features, as torch.nn's cells allow."""
     for sizes in ((np.int64(3), np.int64(4)), (0, 4)):
         reference, fast = make_pair(name, size=sizes)
         x = torch.randn(2, int(sizes[0]), dtype=torch.float64)
@@ -312,7 +312,7 @@ def test_nothing_is_saved_for_inference(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_only_what_is_needed_is_saved_and_computed(name, monkeypatch):
-    """What the op is asked to save and to differentiate, whatever autograd would drop afterwards."""
+    """The op itself is asked for no more: nothing is left to autograd to drop afterwards."""
     asked = []
     real = torch.ops.fastrnn
 
@@ -349,11 +349,11 @@ def test_func_grad(name):
     torch.testing.assert_close(*input_gradients)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates in itself
+@pytest.mark.filterwarnings("ignore")  # torch warns of what it deprecates in itself
 @pytest.mark.parametrize("way", ["compile", "export"])
 @pytest.mark.parametrize(("name", "options"), [("GRU", {}), ("LSTM", OPTIONS["bidirectional"])])
 def test_traced_modules_train(name, options, way):
-    """One graph, and the gradients of eager mode: also of an exported module."""
+    """A compiled or exported module is one graph, and has the gradients of eager mode."""
     reference, fast = make_pair(name, options)
     x = make_inputs(name, options)[0]
     torch._dynamo.reset()

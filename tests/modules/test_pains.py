@@ -110,7 +110,7 @@ def test_pain_01_compile_in_one_graph(name):
     """I compile my model with fullgraph=True and dynamic sizes: one graph, never compiled again, same numbers."""
     theirs, ours = make_pair(name, num_layers=2)
     torch._dynamo.reset()
-    # #91439, #158007: dynamo takes no RNN, GRU or LSTM; #141184: nor what follows it in the model.
+    # #91439, #158007: dynamo takes no RNN, GRU or LSTM; #141184: nor does it take what follows one in the model.
     with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU"):
         torch.compile(theirs, backend="eager", fullgraph=True)(normal(T, N, I))
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True, dynamic=True)
@@ -141,7 +141,7 @@ def traced_nodes(module: nn.Module, steps: int) -> int:
 def test_pain_01_graph_does_not_grow_with_the_sequence(name):
     """A longer sequence costs no longer compilation."""
     theirs, ours = make_pair(name)
-    # #158007: 19 s to compile 32 steps, #185135: 80 s for six layers. Where dynamo is told to let an RNN in
+    # #158007: 32 steps take 19 s to compile; #185135: six layers take 80 s. Where dynamo is told to let an RNN in
     # (allow_rnn), it is unrolled.
     assert traced_nodes(theirs, 16) > 2.5 * traced_nodes(theirs, 4)
     assert traced_nodes(ours, 16) == traced_nodes(ours, 4) < 30
@@ -192,7 +192,7 @@ def test_pain_03_double_backward(objective, name):
     """Gradient penalties and meta-learning train through my recurrent layer."""
     # #2691, #5261: cuDNN's layers have no second derivative. torch's CPU layers do, and give the values.
     theirs, ours = make_pair(name)
-    if DEVICE == "cuda":  # nor have ours there yet
+    if DEVICE == "cuda":  # ours have no second derivative there yet
         for module, why in ((theirs, "_cudnn_rnn_backward"), (ours, "have kernels for CPU alone")):
             with pytest.raises(RuntimeError, match=why):
                 torch.autograd.grad(objective(module, normal(T, N, I)), module.weight_hh_l0)
@@ -220,7 +220,7 @@ def test_pain_04_packed_costs_what_padded_costs(name):
         )
 
     # #149194: packed is 5 to 110 times slower, for ATen walks over the steps.
-    # Time: python -m benchmarks --shapes lengths
+    # `python -m benchmarks --shapes lengths` measures the time.
     short, long = (len(operations(theirs, packed(factor))) for factor in (1, 3))
     assert long > 2 * short > 2 * 40
     short, long = (operations(ours, packed(factor)) for factor in (1, 3))
@@ -286,7 +286,7 @@ def test_pain_06_zero_length_sequences(name):
     theirs, ours = make_pair(name)
     x, hx = normal(T, N, I), make_state(name, 1, N, H)
     lengths = torch.tensor([0, T, 2])
-    # #4582, #11514, #149227: an empty sample cannot be packed; #80605: nor from a list.
+    # #4582, #11514, #149227: an empty sample cannot be packed; #80605: nor can one of a list.
     with pytest.raises(RuntimeError, match="has to be greater than 0"):
         pack_padded_sequence(x, lengths, enforce_sorted=False)
     with pytest.raises(RuntimeError, match="has to be greater than 0"):
@@ -351,7 +351,7 @@ def test_pain_08_cell_states_of_all_steps():
     cell = nn.LSTMCell(I, H, dtype=DOUBLE)
     cell.load_state_dict({k.removesuffix("_l0"): v for k, v in theirs.state_dict().items()})
     # #31423, #8938: torch.nn returns the last c alone, and a loop over cells, at an operation and more a step, is 15
-    # to 30 times slower. Time: python -m benchmarks --shapes main step
+    # to 30 times slower. `python -m benchmarks --shapes main step` measures the time.
     assert theirs(normal(T, N, I))[1][1].shape == (1, N, H)
     assert len(operations(loop_over_cells, cell, normal(40, N, I))) > 40
 
@@ -375,7 +375,7 @@ def test_pain_09_vmap(name):
     """I map a function with a recurrent layer in it over a dimension of its input."""
     theirs, ours = make_pair(name)
     x = normal(2, T, N, I)
-    # #134606: no batching rule for aten::gru.input; #112459: a slow one for the cells.
+    # #134606: aten::gru.input has no batching rule; #112459: the cells have a slow one.
     with pytest.raises(RuntimeError, match=NO_RULE):
         vmap(lambda x: theirs(x)[0])(x)
     actual = vmap(lambda x: ours(x)[0])(x)
@@ -393,8 +393,9 @@ def test_pain_09_per_sample_gradients(name):
         loss = grad(lambda w, x: functional_call(module, w, (x[:, None],))[0].sin().sum())
         return vmap(loss, in_dims=(None, 1))(weights, x)
 
-    # opacus#783: not through torch.nn's layers. In float64 all three fail in in-place additions of their own; the
-    # float32 LSTM alone works, by a loop over the samples, and warns of it. Time: python -m benchmarks --shapes transforms
+    # opacus#783: torch.nn's layers give no gradients per sample. In float64 all three fail in in-place additions of
+    # their own; the float32 LSTM alone works, by a loop over the samples, and warns of it.
+    # `python -m benchmarks --shapes transforms` measures the time.
     with pytest.raises(RuntimeError, match=NO_RULE):
         per_sample(theirs)
     actual = list(per_sample(ours).values())
@@ -419,7 +420,7 @@ def test_pain_09_ensembles(name):
         return models, lambda: vmap(lambda w: functional_call(base, w, (x,))[0])(weights)
 
     models, call = together(theirs)
-    # #105982: no batching rule for aten::lstm.input.
+    # #105982: aten::lstm.input has no batching rule.
     with pytest.raises(RuntimeError, match=NO_RULE):
         call()
     actual = together(ours)[1]()
@@ -451,8 +452,8 @@ def loaded_library() -> str:
 def test_pain_11_one_library_for_every_torch():
     """The wheel I install serves my Python and my torch, whichever I have or change to."""
 
-    # haste#14, sru#195, xlstm#44, flashrnn#6: kernels compiled, or failing to, on the user's machine for one torch.
-    # Here nothing of Python's, and of torch's only the functions of its stable ABI.
+    # haste#14, sru#195, xlstm#44, flashrnn#6: kernels are compiled, or fail to be, on the user's machine for one torch.
+    # Ours use nothing of Python's, and of torch's only the functions of its stable ABI.
     def lines_of(*command):
         return subprocess.check_output([*command, loaded_library()], text=True).splitlines()
 
@@ -490,8 +491,8 @@ def test_pain_11_no_compiler_is_one_line():
 @every_layer
 def test_pain_12_bfloat16_is_a_first_class_type(name):
     """In bfloat16 I get all results and gradients, and smaller errors than from torch.nn."""
-    # #116763, #164411: missing or slow on GPUs. torch's CPU layers round after every operation, or are oneDNN's.
-    # Time: python -m benchmarks --shapes bfloat16
+    # #116763, #164411: bfloat16 is missing or slow on GPUs. torch's CPU layers round after every operation, or are
+    # oneDNN's. `python -m benchmarks --shapes bfloat16` measures the time.
     theirs, ours = make_pair(name, torch.bfloat16, (32, 64))
     x = normal(60, 8, 32, dtype=torch.bfloat16)
     exact = with_gradients(copy.deepcopy(theirs).double(), x.double())
@@ -536,8 +537,8 @@ def test_pain_13_dropout_is_reproducible(name):
 def test_pain_14_one_operation_a_layer_on_cpu(name):
     """My CPU runs one kernel for each layer and direction, not several operations for each step."""
     theirs, ours = make_pair(name, num_layers=2, bidirectional=True)
-    # #94457, #4703, #81634: slow on CPU. Only the float32 LSTM has a fused kernel there, oneDNN's.
-    # Time: python -m benchmarks --shapes main
+    # #94457, #4703, #81634: torch.nn is slow on CPU. Only the float32 LSTM has a fused kernel there, oneDNN's.
+    # `python -m benchmarks --shapes main` measures the time.
     short, long = (len(operations(theirs, normal(steps, N, I))) for steps in (8, 32))
     assert long > 3 * short > 3 * 4 * 8
     short, long = (operations(ours, normal(steps, N, I)) for steps in (8, 32))
@@ -563,8 +564,9 @@ def cast_dtypes(package) -> set[torch.dtype]:
 
 def test_pain_15_one_rule_under_autocast():
     """Under autocast every layer and cell casts its inputs and returns the autocast type."""
-    # #45048, #43322: errors over dtypes. On CPU none is raised any more where oneDNN has bfloat16, but there GRU, both
-    # gated cells and a packed LSTM return float32, the others bfloat16. Without AVX-512, the LSTM still raises one.
+    # #45048, #43322: autocast raises errors over dtypes. On CPU it raises none any more where oneDNN has bfloat16, but
+    # there GRU, both gated cells and a packed LSTM return float32, the others bfloat16. Without AVX-512, the LSTM still
+    # raises one.
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert cast_dtypes(nn) == {torch.float32, torch.bfloat16}
     else:
@@ -639,12 +641,12 @@ def test_pain_16_onnx_of_any_length_and_batch(tmp_path):
     theirs, ours = make_pair("GRU", torch.float32)
     x, y = normal(T, N, I, dtype=torch.float32), normal(9, 2, I, dtype=torch.float32)
     path, sizes = tmp_path / "gru.onnx", {0: Dim("T"), 1: Dim("N")}
-    # #24235: no export at all. Now there is one, but with a dynamic time axis it still reshapes to the length seen.
+    # #24235: there was no export at all. Now there is one, but with a dynamic time axis it still reshapes to the length seen.
     export(theirs, path, {"input": x}, {"input": sizes})
     assert_all_close(run_onnx(path, {"input": x})[:1], [theirs(x)[0]], torch.float32)
     with pytest.raises(Exception, match=r"cannot be reshaped|Got invalid dimensions"):
         run_onnx(path, {"input": y})
-    # #41774, onnx#3182: with lengths wrong values at other sizes. Now no export at all.
+    # #41774, onnx#3182: with lengths, values were wrong at other sizes. Now there is no export at all.
     lengths = torch.tensor([5, 3, 2])
     shapes = {"input": sizes, "lengths": {0: sizes[1]}}
     with pytest.raises(torch.onnx.errors.OnnxExporterError):
@@ -716,7 +718,7 @@ def test_pain_19_recompute_saves_memory(name):
     frugal = getattr(fastrnn, name)(64, 64, recompute=True)
     frugal.load_state_dict(ours.state_dict())
     # #599, pytorch/rl#3752: an LSTM kept many times its output, for gates and workspace.
-    sequence = x.nbytes  # as large as the output, and as the cell states
+    sequence = x.nbytes  # the output is as large, and so are the cell states
     kept = saved_bytes(frugal, x)
     assert kept <= (3.2 if name == "LSTM" else 2.2) * sequence
     assert kept <= saved_bytes(ours, x) <= saved_bytes(theirs, x)
@@ -745,7 +747,7 @@ def test_pain_20_any_strides_and_sizes(hidden_size, name):
     assert hidden_size == 1 or not flatten(hx)[0].is_contiguous()
     assert_all_close(with_gradients(ours, x, hx), with_gradients(theirs, x, hx), DOUBLE)
     assert_all_close(sliced(ours, x, hx), sliced(theirs, x, hx), DOUBLE)
-    # One state for the whole batch: torch.nn wants a copy a sample.
+    # One state serves the whole batch, where torch.nn wants a copy a sample.
     shared = make_state(name, 1, 1, hidden_size)
     with pytest.raises(RuntimeError, match="Expected hidden"):
         theirs(x, shared)
@@ -762,7 +764,7 @@ def test_pain_21_forward_mode(name):
     theirs, ours = make_pair(name, torch.float32)
     x, direction = (normal(T, N, I, dtype=torch.float32, seed=seed) for seed in (1, 2))
     if name == "LSTM" and torch.backends.mkldnn.is_available():
-        # #174355: not for the GRU on CUDA. On CPU it is the float32 LSTM, oneDNN's, that has none.
+        # #174355: the GRU has no forward mode on CUDA. On CPU it is the float32 LSTM, oneDNN's, that has none.
         with pytest.raises(NotImplementedError, match="forward AD with mkldnn_rnn_layer"):
             jvp(lambda x: theirs(x)[0], (x,), (direction,))
     actual = jvp(lambda x: ours(x)[0], (x,), (direction,))
@@ -774,7 +776,7 @@ def test_pain_21_forward_mode(name):
 # --- 22 which kernel ran --------------------------------------------------------------------------
 
 
-# Those that multiply float32.
+# amx and avx512_bf16 multiply bfloat16, the others float32.
 INSTRUCTION_SETS = [name for name in AVAILABLE_INSTRUCTION_SETS if name not in ("amx", "avx512_bf16")]  # fmt: skip
 
 

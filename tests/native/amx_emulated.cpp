@@ -1,5 +1,5 @@
-// The kernels of the instruction set amx on a machine without matrix registers: the same source, over registers in
-// software. Linked in place of csrc/cpu/isa_amx.cpp. Intel's manual tells what the instructions do.
+// The kernels of the instruction set amx run on a machine without matrix registers: the source is the same, over
+// registers in software, and is linked in place of csrc/cpu/isa_amx.cpp. Intel's manual tells what the instructions do.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -10,7 +10,7 @@ constexpr int kRegisters = 8;
 constexpr int kMaxRows = 16;
 
 struct MatrixRegister {
-  int rows = 0, row_bytes = 0;  // 0: not configured, any use is an error
+  int rows = 0, row_bytes = 0;  // 0 rows are not configured, and any use is an error
   uint8_t bytes[kMaxRows][64];
 };
 thread_local MatrixRegister registers[kRegisters];
@@ -23,7 +23,7 @@ MatrixRegister& configured(int index) {
 
 void load_configuration(const void* memory) {
   const auto* bytes = static_cast<const uint8_t*>(memory);
-  if (bytes[0] != 1) __builtin_trap();  // the one palette there is
+  if (bytes[0] != 1) __builtin_trap();  // there is no other palette
   for (int i = 0; i < kRegisters; ++i) {
     uint16_t row_bytes;
     std::memcpy(&row_bytes, bytes + 16 + 2 * i, sizeof row_bytes);
@@ -55,7 +55,7 @@ void store_register(int index, void* memory, int64_t stride) {
     std::memcpy(static_cast<uint8_t*>(memory) + r * stride, from.bytes[r], from.row_bytes);
 }
 
-// Element i of a row, a bfloat16.
+// Element i of a row is a bfloat16.
 float element(const uint8_t* row, int i) {
   uint16_t half;
   std::memcpy(&half, row + 2 * i, sizeof half);
@@ -65,7 +65,7 @@ float element(const uint8_t* row, int i) {
   return value;
 }
 
-// sums[m][n] += sum over the pairs k of a[m][k] . b[k][n]
+// The instruction adds the sum over the pairs k of a[m][k] . b[k][n] to sums[m][n].
 void multiply_pairs(int sums, int a, int b) {
   MatrixRegister& out = configured(sums);
   const MatrixRegister &left = configured(a), &right = configured(b);

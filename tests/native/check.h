@@ -1,4 +1,4 @@
-// What the native tests share: counted checks, threads made by hand, the instruction sets of this machine.
+// The native tests share counted checks, threads made by hand and the instruction sets of this machine.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ inline int finish() {
   return failures == 0 ? 0 : 1;
 }
 
-// A thread for every part.
+// Every part has a thread.
 inline void fork_threads(int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
   std::vector<std::thread> threads;
   for (int64_t i = 1; i < parts; ++i) threads.emplace_back(body, i, i + 1);

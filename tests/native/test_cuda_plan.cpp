@@ -1,4 +1,5 @@
-// Plans of every GPU generation, as a table: the regime, its cut, its modelled time, and why a faster one was refused.
+// A table holds plans for every GPU generation: the regime, its cut, its modelled time, and why a faster one was
+// refused.
 #include "check.h"
 #include "cuda/plan.h"
 
@@ -20,7 +21,7 @@ int main() {
     Regime regime;
     int unit_blocks, columns;
     double most_us;
-    const char* refused;  // part of what was said of another regime
+    const char* refused;  // the refusals of other regimes contain it
   };
   const Row table[] = {
       {kH100, Precision::kHalf, kForward, 4, 8, 128, false, kGrid, 16, 8, 1.2, ""},
@@ -57,7 +58,7 @@ int main() {
                      std::to_string(row.gates) + " N " + std::to_string(row.N) + " H " + std::to_string(row.H) + "\n" +
                      refused);
   }
-  // What every plan must keep to.
+  // Every plan must keep to these limits.
   for (const DeviceLimits& limits : {kT4, kA100, kRtx4090, kH100})
     for (const auto precision : {Precision::kHalf, Precision::kTf32, Precision::kFloat, Precision::kDouble})
       for (const auto direction : {kForward, kBackward})

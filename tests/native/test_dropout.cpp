@@ -1,4 +1,5 @@
-// Dropout's bits: Philox against the known answers of Random123, the masks of every instruction set against Philox.
+// Dropout's bits: Philox is compared with the known answers of Random123, the masks of every instruction set with
+// Philox.
 #include <algorithm>
 
 #include "check.h"
@@ -7,7 +8,7 @@
 namespace fastrnn::test {
 namespace {
 
-// From Random123's tests/kat_vectors (github.com/DEShawResearch/random123): philox4x32, 10 rounds.
+// They come from Random123's tests/kat_vectors (github.com/DEShawResearch/random123): philox4x32 has 10 rounds there.
 void known_answers() {
   struct Row {
     PhiloxWords counter;
@@ -50,7 +51,7 @@ void rules() {
   }
 }
 
-// Whole units and a tail, also where the counter needs more than 32 bits.
+// Masks have whole units and a tail; some need more than 32 bits of the counter.
 template <class U>
 void masks(const cpu::InstructionSet& set, cpu::MaskKernels::Kernel<U> kernel) {
   const uint64_t seed = 0x299f31d0a4093822;

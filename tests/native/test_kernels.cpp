@@ -15,7 +15,7 @@
 namespace fastrnn::test {
 namespace {
 
-constexpr int kTensors = 8;  // x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_hr
+constexpr int kTensors = 8;
 constexpr const char* kTensorNames[kTensors] = {"x", "h_0", "c_0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
 
 template <class P>
@@ -52,10 +52,10 @@ Problem make_problem(const std::string& cell, Sizes size, bool ragged, bool rese
   return p;
 }
 
-// The direction that dual numbers differentiate along, of the i-th value of every tensor.
+// Dual numbers differentiate along this direction; the i-th value of every tensor has the same.
 double direction(std::size_t i) { return std::cos(static_cast<double>(i + 1)); }
 
-// Values of a storage type, and the way there and back.
+// cast() makes values of a storage type, and uncast() doubles of them.
 template <class S>
 std::vector<S> cast(const Values& values) {
   std::vector<S> out;
@@ -97,12 +97,12 @@ struct Results {
   Values gradients[kTensors];
 };
 
-// Results, and how they change along the direction.
+// The tangent tells how results change along the direction.
 struct DualResults {
   Results value, tangent;
 };
 
-// The gradients given to y, h_n and c_n.
+// They are the gradients that y, h_n and c_n are given.
 Outputs cotangents(const Problem& p) {
   std::mt19937 random(11);
   std::normal_distribution<double> normal;
@@ -206,7 +206,7 @@ bool same(const Results& a, const Results& b) {
 
 double dot(const Values& a, const Values& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
 
-// The slope of <cotangents, outputs> along a direction of one tensor, by central differences of the oracle.
+// Central differences of the oracle give the slope of <cotangents, outputs> along a direction of one tensor.
 double slope(const Problem& p, int tensor, const Values& direction) {
   constexpr double kStep = 1e-5;
   const Outputs d = cotangents(p);
@@ -249,7 +249,7 @@ void compare(const std::string& name, const Results& actual, const Results& expe
     close((std::string("d ") + kTensorNames[i]).c_str(), actual.gradients[i], expected.gradients[i]);
 }
 
-// Results and gradients on dual numbers: their values are the double kernels', their tangents the slopes of those.
+// On dual numbers, values of results and gradients are the double kernels', and their tangents the slopes of those.
 void check_duals(const std::string& name, const cpu::InstructionSet& set, const Problem& p, const Results& exact,
                  const cpu::Team& team) {
   constexpr double kStep = 1e-6;
@@ -271,7 +271,7 @@ void check_duals(const std::string& name, const cpu::InstructionSet& set, const 
 
   DualResults dual = run_dual<Dual<double>>(set, p, false, team);
   compare(name + " dual", dual.value, exact, 1e-12);
-  if (p.cell != "lstm") dual.tangent.outputs.c_n = slopes.outputs.c_n;  // there is none
+  if (p.cell != "lstm") dual.tangent.outputs.c_n = slopes.outputs.c_n;  // no other cell has a c_n
   compare(name + " tangent", dual.tangent, slopes, 1e-6);
   DualResults single = run_dual<Dual<float>>(set, p, true, {3, fork_threads});
   if (p.cell != "lstm") single.tangent.outputs.c_n = slopes.outputs.c_n;
@@ -279,7 +279,7 @@ void check_duals(const std::string& name, const cpu::InstructionSet& set, const 
   compare(name + " tangent float", single.tangent, dual.tangent, 1e-4);
 }
 
-// Runtimes that do not bring the threads asked for.
+// These runtimes do not bring the threads asked for.
 void fork_on_one_thread(int64_t parts, const std::function<void(int64_t, int64_t)>& body) { body(0, parts); }
 
 void fork_in_turn(int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
@@ -292,7 +292,7 @@ void fork_too_few(int64_t parts, const std::function<void(int64_t, int64_t)>& bo
   other.join();
 }
 
-// A build under a sanitizer leaves them out.
+// A build under a sanitizer leaves duals out.
 bool has_duals(const cpu::InstructionSet& set) {
   return set.provides<Dual<double>>() || (set.rest && set.rest->provides<Dual<double>>());
 }
@@ -337,12 +337,12 @@ int main() {
     check_case(cell, {7, 5, 3, 9, 9}, false, false, false);
     check_case(cell, {7, 5, 3, 9, 9}, true, true, true);
     check_case(cell, {5, 3, 19, 83, 83}, true, true, false);
-    check_case(cell, {6, 33, 2, 3, 3}, true, true, false);  // samples in the lanes
+    check_case(cell, {6, 33, 2, 3, 3}, true, true, false);  // samples lie in the lanes
     check_case(cell, {6, 33, 2, 3, 3}, false, false, true);
-    check_case(cell, {2, 2, 140, 40, 40}, false, true, true);  // deeper than one slice
+    check_case(cell, {2, 2, 140, 40, 40}, false, true, true);  // products are deeper than one slice
     check_case(cell, {9, 1, 1, 1, 1}, false, false, false);
   }
-  check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // a projection
+  check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // R < H is a projection
   {
     const Problem p = make_problem("lstm", {7, 9, 3, 40, 40}, true, false, false);
     const auto sets = instruction_sets();

@@ -24,8 +24,8 @@ from fastrnn.ops import ScanWeights
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-# T, N, I, H: rows split among threads, then units, samples in the lanes, several chunks, one sample, one step of few
-# samples (whose weights are not packed ahead) and of many.
+# T, N, I, H are such that rows are split among threads, then units, samples lie in the lanes, there are several chunks,
+# one sample, one step of few samples (whose weights are not packed ahead) and of many.
 SHAPES = [(7, 70, 20, 64), (9, 3, 5, 300), (40, 9, 24, 40), (11, 90, 3, 5), (130, 16, 8, 70), (60, 1, 16, 130), (1, 20, 9, 33), (1, 70, 140, 40)]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def make_leaves(cell, sizes, dtype, proj_size=0):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_same_bits_for_every_thread_count(cell, dtype, sizes):
-    """Results and all gradients, those of the weights too."""
+    """Results and all gradients, the weights' too, have the same bits."""
     x, h, c, weights = make_leaves(cell, sizes, dtype)
     before, runs = torch.get_num_threads(), []
     try:
@@ -108,7 +108,7 @@ def select(tensors, index, length=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_sample_does_not_depend_on_its_batch(instruction_set, cell, dtype, sizes):
-    """Alone, in the batch, padded and packed: y, states, dx, dh_0 and dc_0 are the same bits."""
+    """Alone, in the batch, padded and packed, y, states, dx, dh_0 and dc_0 have the same bits."""
     T, N = sizes[:2]
     x, h, c, weights = make_leaves(cell, sizes, dtype)
     batch = per_sample(cell, x, h, c, weights)
@@ -140,7 +140,7 @@ def test_sample_does_not_depend_on_its_batch(instruction_set, cell, dtype, sizes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_recomputed_gates_give_the_same_gradients(instruction_set, cell, dtype):
-    """To the bit where h is saved as it was computed; a half type saves it rounded."""
+    """They are the same to the bit where h is saved as it was computed; a half type saves it rounded."""
     for sizes in [(5, 3, 4, 17), (37, 14, 3, 33), (6, 75, 3, 5)]:
         T, N = sizes[:2]
         options = {
@@ -161,7 +161,7 @@ def test_recomputed_gates_give_the_same_gradients(instruction_set, cell, dtype):
                 assert (a - b).abs().max() <= 8 * eps * max(1, b.abs().max())
 
 
-# T, N, I, H: where one long chain of additions would lose to torch.nn's blocked sums, and a plain batch.
+# T, N, I, H are such that one long chain of additions would lose to torch.nn's blocked sums; some are a plain batch.
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
@@ -176,7 +176,7 @@ def test_recomputed_gates_give_the_same_gradients(instruction_set, cell, dtype):
     ids=str,
 )
 def test_error_next_to_torch(name, sizes):
-    """RMS error against float64 at most 1.2 times torch.nn's, in results and gradients."""
+    """The RMS error against float64 is at most 1.2 times torch.nn's, in results and gradients."""
     T, N, I, H = sizes
     torch.manual_seed(0)
     reference = getattr(torch.nn, name)(I, H)

@@ -25,7 +25,7 @@ T, N, I, H = 6, 3, 4, 5
 
 # --- the mask, element by element -----------------------------------------------------------------
 
-# counter, key, result of philox4x32 with 10 rounds, from Random123's tests/kat_vectors
+# A row is counter, key and result of philox4x32 with 10 rounds; they come from Random123's tests/kat_vectors.
 KNOWN_ANSWERS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -50,7 +50,7 @@ def words(number: int, count: int) -> list[int]:
 
 
 def oracle_mask(seed: int, stream: int, size: int, p: float) -> torch.Tensor:
-    """float64, of one dimension."""
+    """The mask, float64, of one dimension."""
     blocks = [words(block, 2) + words(stream, 2) for block in range((size + 3) // 4)]
     bits = philox(np.array(blocks, dtype=np.uint64), np.array(words(seed, 2), dtype=np.uint64))
     kept = bits.reshape(-1)[:size] >= round(p * 2**32)
@@ -95,7 +95,8 @@ def test_dtypes_share_their_zeros(dtype):
 
 @pytest.mark.gpu
 def test_a_mask_for_each_seed():
-    seeds = torch.arange(24).view(2, 3, 4).transpose(0, 2)[::2]  # (2, 3, 2)
+    # They are (2, 3, 2), and not contiguous.
+    seeds = torch.arange(24).view(2, 3, 4).transpose(0, 2)[::2]
     masks = dropout_mask(seeds, 2, (5, 7), 0.5, torch.float32)
     assert masks.shape == (2, 3, 2, 5, 7)
     for index in np.ndindex(2, 3, 2):
@@ -161,7 +162,7 @@ expected, started = run(), threads() - before
 pid = os.fork()
 if pid == 0:
     actual = run()
-    torch.set_num_threads(1)  # for torch's own comparison
+    torch.set_num_threads(1)  # torch.equal would wait for the parent's pool
     os._exit(0 if torch.equal(actual, expected) else 1)
 print(started, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
@@ -243,7 +244,8 @@ def test_vmap_over_any_dimension_and_nested():
     expected = mask(seeds)
     for dim in range(3):
         assert torch.equal(vmap(mask, in_dims=dim)(seeds), expected.movedim(dim, 0))
-    actual = vmap(vmap(vmap(mask), in_dims=1), in_dims=2)(seeds)  # of dimensions 2, 1, 0
+    # The maps go over dimensions 2, 1, 0.
+    actual = vmap(vmap(vmap(mask), in_dims=1), in_dims=2)(seeds)
     assert torch.equal(actual, expected.permute(2, 1, 0, 3, 4))
 
 
@@ -353,7 +355,7 @@ def test_nothing_is_drawn_where_nothing_is_dropped():
         after = torch.get_rng_state()
         torch.manual_seed(1)
         if draws:
-            draw_seed(x.device)  # one for all layers
+            draw_seed(x.device)  # all layers share one
         assert torch.equal(after, torch.get_rng_state()), what
 
 
@@ -379,7 +381,7 @@ def test_checkpoint(name, reentrant):
     results = []
     for run in (module, lambda x: checkpoint(module, x, use_reentrant=reentrant)):
         y = seeded(run, x)[0]
-        torch.rand(3)  # other draws between forward and backward
+        torch.rand(3)  # backward must not depend on later draws
         for tensor in inputs:
             tensor.grad = None
         y.square().sum().backward()
@@ -466,7 +468,8 @@ def test_compile(name):
             y = seeded(run, x)[0]
             results.append([y, *gradients([y], [x, *module.parameters()])])
         assert_all_close(*results, x.dtype)
-        assert not torch.equal(compiled(x)[0], compiled(x)[0])  # a seed a call, not a graph
+        # A call has a seed of its own, not a graph.
+        assert not torch.equal(compiled(x)[0], compiled(x)[0])
 
 
 @pytest.mark.parametrize("strict", [False, True])

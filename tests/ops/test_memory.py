@@ -11,7 +11,7 @@ import torch
 import fastrnn
 
 T, N, I, H = 32, 8, 48, 64
-SEQUENCE = T * N * 4  # bytes of one float32 column
+SEQUENCE = T * N * 4  # a float32 column has so many bytes
 
 
 def saved_bytes(module: torch.nn.Module) -> int:
@@ -31,7 +31,8 @@ def saved_bytes(module: torch.nn.Module) -> int:
     return sum(kept.values())
 
 
-# Columns beside input and output: gates, cell states. The states before the first and after the last step are small.
+# Gates and cell states are the columns beside input and output. The states before the first and after the last step
+# are small.
 GATES = {"RNN": 0, "GRU": 4 * H, "LSTM": 4 * H}
 CELL_STATES = {"RNN": 0, "GRU": 0, "LSTM": H}
 SMALL = 8 * N * H * 4

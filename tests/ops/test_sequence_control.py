@@ -40,7 +40,7 @@ STACKS = {
 EVERY_STACK = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
 DEEP = STACKS["two bidirectional"]
 
-# T, N, I, H: odd sizes; few units on many samples, which take another kernel; units past one vector.
+# T, N, I, H are no round numbers; few units on many samples take another kernel; the units of some go past one vector.
 SIZES = [(7, 4, 3, 9), (6, 40, 3, 5), (5, 3, 4, 20), (4, 19, 2, 33)]
 
 EVERYTHING = ("lengths", "reset", "reset_state")
@@ -79,9 +79,8 @@ class Case:
             self.x[torch.arange(T)[:, None] >= self.lengths] = float("nan")
         if "reset" in control:
             self.reset = torch.rand(T, N) < 0.4
-            if (
-                N > 1 and T > 0
-            ):  # one that starts anew at once and at the end, and one that never does
+            # One sample starts anew at once and at the end, and one never does.
+            if N > 1 and T > 0:
                 self.reset[[0, T - 1], 1] = True
                 self.reset[:, N - 1] = False
         self.require_gradients()
@@ -102,7 +101,7 @@ class Case:
         return [self.x, *self.hx, *self.reset_state, *self.module.parameters()]
 
     def copy(self, values=torch.float64, dtype=torch.float64, **options):
-        """On leaves of its own, rounded to the dtype `values`, in another dtype or with other options."""
+        """A copy on leaves of its own, rounded to the dtype `values`, in another dtype or with other options."""
         case = copy.copy(self)
         sizes = self.module.input_size, self.module.hidden_size
         case.options = self.options | options
@@ -116,7 +115,7 @@ class Case:
         return case
 
     def turn(self, sequence):
-        """(T, N, ...) as the module has it; of a batch also back."""
+        """Turn (T, N, ...) into the module's layout; for a batch, back, too."""
         if sequence is None:
             return None
         if not self.batched:
@@ -137,7 +136,7 @@ class Case:
         return self.module(input, self.state(self.hx), **(control | options))
 
     def padded(self, **options):
-        """The same as one list of tensors, sequences time first."""
+        """The results of run() as one list of tensors, sequences time first."""
         return flatten(self.run(**options), self.turn if self.batched else lambda y: y)
 
     def rows(self):
@@ -178,13 +177,13 @@ def torch_layers(case):
 def walk(layer, x, state, marks, replacement, backwards, stepwise):
     """One sample (steps, I) through one layer: h and c of its steps, and the final state.
 
-    Segment by segment, or step by step, which is how torch.nn tells every c.
+    It goes segment by segment, or step by step, which is how torch.nn tells every c.
     """
     cuts = [t for t in range(len(x)) if t == 0 or stepwise or marks[t]] + [len(x)]
     pieces = list(itertools.pairwise(cuts))
     hs, cs = [], []
     for first, end in reversed(pieces) if backwards else pieces:
-        # The mark between this piece and the one walked before.
+        # The mark stands between this piece and the one walked before.
         mark = end if backwards else first
         if mark < len(x) and marks[mark]:
             state = replacement
@@ -309,14 +308,14 @@ def test_every_dtype(cell, dtype):
     assert all(t.dtype == dtype for t in actual)
     assert_all_close(actual, expected, dtype)
     if cell == "RNN_RELU" and dtype.itemsize == 2:
-        return  # A sum near zero may round to the other side of the kink, where the gradient jumps.
+        return  # a sum near zero may round to the other side of the kink, where the gradient jumps
     assert_all_close(gradients(actual, fast.leaves()), gradients(expected, leaves), dtype)
 
 
 @pytest.mark.parametrize("stack", [{}, {"reverse": True}], ids=["forward", "reverse"])
 @EVERY_CELL
 def test_nothing_passes_a_reset(cell, stack):
-    """Neither a value, NaN and infinity among them, nor a gradient; the first mark cuts off hx in one direction."""
+    """No value passes, be it NaN or infinity, and no gradient; the first mark cuts off hx in one direction."""
     case = Case(cell, (6, 2, 3, 5), stack, ("reset",))
     case.reset[:] = False
     case.reset[[0, 3]] = True
@@ -341,7 +340,7 @@ def test_nothing_passes_a_reset(cell, stack):
 
 
 def assert_is_the_padded_batch(case, results, sequence):
-    """The padded batch's bits, in results and in gradients of input and states; weights to rounding, as samples lie in another order.
+    """Results and gradients of input and states have the padded batch's bits; those of weights differ by rounding, as samples lie in another order.
 
     `sequence` makes (T, N, C) of a sequence of the results.
     """
@@ -357,7 +356,7 @@ def assert_is_the_padded_batch(case, results, sequence):
 @EVERY_STACK
 @EVERY_CELL
 def test_packed_is_padded(cell, stack):
-    """Also in no order of lengths; reset and states are in the order of the caller's samples."""
+    """Lengths need no order; reset and states are in the order of the caller's samples."""
     case = Case(cell, stack=stack, control=EVERYTHING, least=1)
     T = len(case.x)
     packed = pack_padded_sequence(case.x, case.lengths.cpu(), enforce_sorted=False)
@@ -403,7 +402,7 @@ def nested_by_narrow(case):
 @EVERY_STACK
 @EVERY_CELL
 def test_jagged_is_padded(cell, stack, make):
-    """In and out; reset is (N, T) of the longest sample, whatever batch_first; results go with tensors of the input's shape."""
+    """Input and results are jagged; reset is (N, T) of the longest sample, whatever batch_first; results go with tensors of the input's shape."""
     case = Case(cell, stack=stack, control=EVERYTHING)
     input = make(case)
     assert (input.lengths() is None) == (make is nested)
@@ -507,7 +506,7 @@ def test_inner_states_are_those_before_dropout(cell):
 @pytest.mark.parametrize("stack", [{}, DEEP], ids=["one layer", "two bidirectional"])
 @EVERY_CELL
 def test_states_that_all_samples_share(cell, stack):
-    """(L * D, 1, H), of parameters: the bits of the repeated states, and the sum of their gradients."""
+    """Parameters (L * D, 1, H) give the bits of the repeated states, and get the sum of their gradients."""
     case = Case(cell, stack=stack, control=EVERYTHING)
     N = case.x.size(1)
     shared = [nn.Parameter(t[:, :1].detach().clone()) for t in (*case.hx, *case.reset_state)]
@@ -541,7 +540,7 @@ def test_a_learnable_initial_state_is_trained(cell):
 @EVERY_STACK
 @EVERY_CELL
 def test_no_steps(cell, stack):
-    """T = 0: an empty output; the final states are the initial ones, and so are the gradients."""
+    """With T = 0 the output is empty; the final states are the initial ones, and so are the gradients."""
     case = Case(cell, (0, 3, 3, 5), stack, EVERYTHING)
     output, *rest = case.padded(return_all_states=True)
     count = len(case.hx)
@@ -583,7 +582,7 @@ def test_no_rows_in_a_jagged_batch(cell, samples):
 
 @EVERY_CELL
 def test_seventy_thousand_steps(cell, without_cudnn):
-    """More than 65,535: torch.nn's results, and the gradients of ten calls one after another."""
+    """More than 65,535 steps give torch.nn's results, and the gradients of ten calls one after another."""
     case = Case(cell, (70_000, 1, 1, 4))
     with torch.no_grad():
         (layer,) = torch_layers(case)
@@ -599,7 +598,7 @@ def test_seventy_thousand_steps(cell, without_cudnn):
 @EVERY_STACK
 @EVERY_CELL
 def test_recompute(cell, stack):
-    """The same bits in results; gradients to rounding."""
+    """Results have the same bits; gradients differ by rounding."""
     case = Case(cell, stack=stack, control=EVERYTHING)
     again = case.copy(recompute=True)
     assert again.module.recompute
@@ -616,9 +615,9 @@ def test_recompute(cell, stack):
 )
 @EVERY_CELL
 def test_states_carried_between_chunks(cell, stack, truncate):
-    """One call's bits; detached, no gradient passes from one chunk to the one before."""
+    """The results have one call's bits; detached, no gradient passes from one chunk to the one before."""
     case = Case(cell, stack=stack, control=("reset", "reset_state"))
-    case.reset[1:, 0] = False  # of this sample, gradients would pass
+    case.reset[1:, 0] = False  # this sample's gradients would pass
     time = 1 if case.module.batch_first else 0
     cuts = [3, 1, 3]
     inputs = case.turn(case.x).split(cuts, time)
@@ -645,7 +644,7 @@ def test_states_carried_between_chunks(cell, stack, truncate):
 
 
 def test_detach_state():
-    """Any nest of tuples and lists, named ones too, of the same kind as before."""
+    """Any nest of tuples and lists, named tuples too, stays of its kind."""
     h = torch.ones(2, requires_grad=True) * 2
     assert detach_state(None) is None
     assert not detach_state(h).requires_grad

@@ -70,7 +70,8 @@ def test_set_num_threads_rules(threads):
     code = "with torch.no_grad(): fastrnn.LSTM(64, 256)(torch.randn(30, 64, 64))"
     assert threads_used(code, threads) == threads - 1
     tiny = "with torch.no_grad(): fastrnn.LSTM(2, 3)(torch.randn(2, 1, 2))"
-    assert threads_used(tiny, threads) == 0  # a fork and join would cost more than the work
+    # A fork and join would cost more than the work.
+    assert threads_used(tiny, threads) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -93,7 +94,7 @@ expected = run()
 pid = os.fork()
 if pid == 0:
     count, *actual = run()
-    torch.set_num_threads(1)  # for torch's own comparison
+    torch.set_num_threads(1)  # torch.equal would wait for the parent's pool
     same = all(torch.equal(a, b) for a, b in zip(actual, expected[1:], strict=True))
     os._exit(0 if same and count == 1 < expected[0] else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -123,7 +124,8 @@ class Encoded(torch.utils.data.Dataset):
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_data_loader_workers(two_threads, start):
     data = Encoded()
-    expected = torch.stack([data[i] for i in range(len(data))])  # the parent's pool is running
+    # From here on the parent's pool is running.
+    expected = torch.stack([data[i] for i in range(len(data))])
     loader = torch.utils.data.DataLoader(
         data, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=60
     )

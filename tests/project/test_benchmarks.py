@@ -48,11 +48,11 @@ SMALL = [
         for each in TRANSFORMS
     ),
 ]
-# What torch.nn raises for; a later version may not.
+# torch.nn raises for these; a later version may not.
 TORCH_REFUSES = {("rnn", PER_SAMPLE), ("gru", PER_SAMPLE), ("lstm", JVP)}
 
 
-@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.filterwarnings("ignore")  # peers warn of things of their own
 @pytest.mark.parametrize(
     ("case", "training"),
     [(case, training) for case in SMALL for training in case.modes],
@@ -131,7 +131,7 @@ def test_turns_are_fair():
     runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     rates = iter(range(100))
     seconds, rate = take_turns(runs, lambda: next(rates), Effort(rounds=3, turn=1e-9, most=60))
-    # An untimed call and a timed one each, and everybody is first once.
+    # Each has an untimed call and a timed one, and everybody is first once.
     assert "".join(calls) == "aabbcc" + "bbccaa" + "ccaabb"
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
     assert rate == 4
@@ -264,7 +264,7 @@ def test_command_line(tmp_path, run_main):
     assert json.loads((tmp_path / "results.json").read_text())["environment"]["CPU"]
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's, of its slow vmap
+@pytest.mark.filterwarnings("ignore")  # torch warns of its slow vmap
 def test_transforms_are_rows_of_their_own(tmp_path, run_main, monkeypatch):
     small = [case for case in SMALL if case.group == "transforms"]
     monkeypatch.setattr("benchmarks.__main__.all_cases", lambda: small)
@@ -279,14 +279,15 @@ def test_transforms_are_rows_of_their_own(tmp_path, run_main, monkeypatch):
         peers = {"torch.nn", loop if each.mode == PER_SAMPLE else plain}
         assert {*each.seconds, *each.absent} == {OURS, *peers}
         assert set(each.absent) <= {"torch.nn", plain}
-        for name, why in each.absent.items():  # said, wherever the report is read
+        # A peer's absence is told wherever the report is read.
+        for name, why in each.absent.items():
             assert f"- {name} (" in text and why in text and f"- {name} (" in printed
     assert f"| {JVP} |" in text and f"× {loop}" in text
     assert (tmp_path / "transforms.png").stat().st_size > 10_000
 
 
 def test_cases_on_a_gpu():
-    """Each in the types that are quick there, but for those that are drawn as a line a cell."""
+    """Each comes in the types that are quick there, but for those that are drawn as a line a cell."""
     chosen = chosen_cases(parser().parse_args(["--device", "cuda"]))
     dtypes = {"sweep": {"float32"}, "long": {"float32"}, "main": set(GPU_DTYPES)}
     for group, expected in dtypes.items():

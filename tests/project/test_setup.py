@@ -16,7 +16,8 @@ def setup(monkeypatch):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     spec = importlib.util.spec_from_file_location("setup", Path(__file__).parents[2] / "setup.py")
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "setup", module)  # where its dataclass looks for itself
+    # A dataclass looks for its module there.
+    monkeypatch.setitem(sys.modules, "setup", module)
     spec.loader.exec_module(module)
     return module
 
@@ -66,7 +67,7 @@ def test_parts_of_the_toolkit_demanded_in_vain(setup):
 
 @pytest.mark.parametrize("place", ["CUDA_HOME", "PATH", "wrapper", "wheels", "nowhere"])
 def test_toolkit(setup, monkeypatch, tmp_path, place):
-    """nvcc in its own folder, or behind a script elsewhere; it tells where it is."""
+    """nvcc lies in its own folder, or behind a script elsewhere; it tells where it is."""
     packages = tmp_path / "site-packages"
     root = packages / "nvidia/cu13" if place == "wheels" else tmp_path / "cuda"
     wheels = packages / "nvidia/cu13"
@@ -102,7 +103,8 @@ def test_toolkit(setup, monkeypatch, tmp_path, place):
     assert toolkit.library("cublas") == str(wheels / "lib/libcublas.so.13")
     assert setup.Toolkit.find(packages, CUDA).wheels == [wheels]
     assert toolkit.architectures() == "7.5;8.0;8.6;9.0+PTX"
-    if place != "wheels":  # a torch of CUDA 12 beside wheels of 13, of which it loads nothing
+    # A torch of CUDA 12 loads nothing of wheels of 13 beside it.
+    if place != "wheels":
         assert setup.Toolkit.find(packages, "12.8").wheels == []
 
 

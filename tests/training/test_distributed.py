@@ -17,7 +17,8 @@ from torch import nn
 import fastrnn
 
 WORLD = 2
-TIMEOUT = 240  # seconds, of a machine with much else to do
+# It is in seconds, for a machine that may have much else to do.
+TIMEOUT = 240
 T, N, I, H = 9, 6, 5, 8
 LENGTHS = [9, 1, 4, 7, 0, 5]
 LAYERS = {
@@ -73,7 +74,7 @@ def train(model, x, lengths, samples):
 
 
 def distribute(way, model):
-    # Here, for the parent has no use for them, and importing takes long.
+    # They are imported here, for the parent has no use for them, and importing takes long.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
@@ -107,7 +108,7 @@ def worker(rank, folder):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks for the host by its name
     torch.distributed.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/rendezvous",  # no port to be found free
+        init_method=f"file://{folder}/rendezvous",  # a file needs no free port
         rank=rank,
         world_size=WORLD,
         timeout=timedelta(seconds=TIMEOUT),

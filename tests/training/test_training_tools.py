@@ -165,7 +165,7 @@ PARAMETRIZATIONS = {
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_parametrizations(name, parametrization):
-    """Results of torch.nn's module with the weights that the parametrization gives; the gradient, chained by hand."""
+    """Results are those of torch.nn's module with the weights that the parametrization gives; the gradient is chained by hand."""
     reference, fast = make_pair(name, DEEP)
     x, hx = make_inputs(name, DEEP)
     weights = ["weight_hh_l0", "weight_ih_l1_reverse"]
@@ -175,7 +175,7 @@ def test_parametrizations(name, parametrization):
     for weight in weights:
         fast.parametrizations[weight].register_forward_hook(lambda *_: computed.append(1))
 
-    # A power iteration and a dropout mask are drawn once a call: by this copy the ones of the call below.
+    # A power iteration and a dropout mask are drawn once a call: this copy draws those of the call below.
     clone = copy.deepcopy(fast)
     torch.manual_seed(3)
     effective = {weight: getattr(clone, weight) for weight in weights}
@@ -334,7 +334,7 @@ def test_autocast(name, dtype):
         torch.float32
     ] * inputs
     exact = make_pair(name, dtype=torch.float32)[0].double()
-    # The form whose gradient is taken, rounded as it is in the results' dtype.
+    # The form whose gradient is taken is rounded as it is in the results' dtype.
     expected = backward_of(exact, x, hx, dtype)
     assert_all_close(results, expected, dtype)
     assert_all_close(backward_in_autocast(fast, x, hx, dtype), results, torch.float64)
@@ -350,7 +350,7 @@ def backward_of(module, x, hx, dtype):
 
 
 def backward_in_autocast(module, x, hx, dtype):
-    """backward() called inside the autocast region: the same."""
+    """The same with backward() called inside the autocast region."""
     with torch.autocast("cpu", dtype):
         return backward(module, flat_call(module), x, hx)
 
@@ -385,7 +385,7 @@ def test_cell_state_is_float32(under_autocast, dtype):
     with torch.no_grad():
         for weight in fast.parameters():
             weight.zero_()
-        # i, f, g, o: sigmoid(30) is 1 in float32.
+        # The order is i, f, g, o; sigmoid(30) is 1 in float32.
         fast.bias_ih_l0.copy_(torch.tensor([30.0, 30.0, math.atanh(increment), 0.0]))
     if not under_autocast:
         fast = fast.to(dtype)
@@ -398,7 +398,7 @@ def test_cell_state_is_float32(under_autocast, dtype):
         stalled += increment
     assert stalled <= 4 < 8 * (1 - torch.finfo(dtype).eps)
     assert c_n.item() == pytest.approx(8, rel=torch.finfo(dtype).eps)
-    # h_t = tanh(c_t) / 2, on the way.
+    # On the way h_t is tanh(c_t) / 2.
     c_t = torch.arange(1, steps + 1) * increment
     torch.testing.assert_close(y.flatten().float(), c_t.tanh() / 2, atol=2e-3, rtol=0)
 
@@ -417,7 +417,7 @@ def test_gradient_accumulation(name):
     fast.zero_grad()
     for _ in range(2):
         fast(x)[0].square().sum().backward()
-    assert_identical(once, summed)  # not written to by later calls
+    assert_identical(once, summed)  # later calls do not write to it
     twice = [p.grad.clone() for p in fast.parameters()]
     fast.zero_grad()
     fast(x)[0].square().sum().backward()
@@ -437,7 +437,7 @@ FROZEN = {
 @pytest.mark.parametrize("frozen", FROZEN)
 @pytest.mark.parametrize("name", LAYERS)
 def test_frozen_weights_train_as_torchs(name, frozen, training):
-    """Also in eval mode, where dropout is off and backward is not."""
+    """They do so in eval mode, too, where dropout is off and backward is not."""
     pair = make_pair(name, DROPOUT)
     x = make_inputs(name, DROPOUT)[0]
     for module in pair:

@@ -18,7 +18,7 @@ OPTIONS = {
     "plain": {},
     "deep": {"num_layers": 2, "bidirectional": True, "batch_first": True},
 }
-# Backend, layer, options, whether lengths= is given.
+# A case is a backend, a layer, options and whether lengths= is given.
 CASES = [
     ("aot_eager", name, options, with_lengths)
     for name in LAYERS
@@ -29,8 +29,8 @@ CASES += [
     pytest.param("inductor", *case, marks=pytest.mark.slow)
     for case in (*((name, "deep", True) for name in LAYERS), ("RNN", "plain", False))
 ]
-# First, T and N that are different from each other, from I, H and the states' rows: sizes that are equal in the first
-# call are taken to stay so.
+# The first T and N differ from each other, from I, H and the states' rows: sizes that are equal in the first call are
+# taken to stay so.
 SIZES = [(7, 6), (11, 3), (8, 8), (3, 2)]
 
 
@@ -77,7 +77,7 @@ def count_graphs(counter):
 
 @pytest.mark.parametrize(("backend", "name", "options", "with_lengths"), CASES)
 def test_one_graph_for_all_sizes(backend, name, options, with_lengths):
-    """fullgraph, dynamic: compiled once, the numbers of eager mode, forward and backward, for every T and N."""
+    """Compiled once, with fullgraph and dynamic, it gives the numbers of eager mode, forward and backward, for every T and N."""
     options = OPTIONS[options]
     fast = make_pair(name, options)[1]
     counter = CompileCounterWithBackend(backend)

@@ -21,7 +21,7 @@ OPTIONS = {
 EXPORTED, OTHERS = (7, 4), [(11, 3), (3, 6), (1, 2), (2, 1)]
 NATIVE = Path(__file__).parents[1] / "native"
 
-# torch's own: of a class that it deprecates and goes on using.
+# torch warns of a class that it deprecates and goes on using.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\):FutureWarning")
 
 

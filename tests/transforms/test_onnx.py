@@ -23,7 +23,7 @@ ir = pytest.importorskip("onnxscript").ir
 pytest.importorskip("onnx.reference")
 
 pytestmark = [
-    # Said by torch.export inside copyreg, and by torch.onnx where two inputs share a dimension.
+    # torch.export says the first inside copyreg, and torch.onnx the second where two inputs share a dimension.
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name. N will not be used:UserWarning"),
 ]
@@ -36,7 +36,8 @@ CELLS = {
     "lstm": lambda **options: fastrnn.LSTM(I, H, **options),
 }
 NODES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
-EXPORTED_SIZES = (4, 2)  # T, N
+# The sizes are T, N.
+EXPORTED_SIZES = (4, 2)
 OTHER_SIZES = ((7, 3), (1, 1), (9, 6))
 
 
@@ -115,7 +116,7 @@ def feed(model: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Any]:
 def check_values(
     module: nn.Module, model: onnx.ModelProto, inputs: dict[str, Any], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Compare ONNX Runtime with eager; its results."""
+    """Compare ONNX Runtime with eager; returns its results."""
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -158,7 +159,7 @@ def test_nodes_and_values(
     assert [attributes_of(node)["direction"].decode() for node in nodes] == (
         [*directions] * module.num_layers
     )
-    for node in nodes:  # X, W, R, B, sequence_lens, initial_h
+    for node in nodes:  # its inputs are X, W, R, B, sequence_lens, initial_h
         assert bool(node.input[3]) == module.bias
         assert bool(node.input[4]) == ("lengths" in inputs)
 
@@ -214,7 +215,7 @@ def test_float16(cell: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_float64(cell: str, tmp_path: Path) -> None:
-    """In ONNX's own evaluator, which knows neither relu nor lengths: ONNX Runtime has no kernels."""
+    """ONNX's own evaluator runs it, which knows neither relu nor lengths: ONNX Runtime has no kernels."""
     module = make_module(cell).double()
     inputs = make_inputs(module, *EXPORTED_SIZES, hx=True)
     model = export(module, tmp_path, inputs, dynamic_shapes(module, inputs))

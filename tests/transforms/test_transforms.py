@@ -60,7 +60,7 @@ def make_case(cell, kind, proj_size=0, sizes=(T, N, I, H)):
 
 
 def loss_of(call, scan):
-    """A number from all results, none of them linearly."""
+    """A function that makes a number of all results, of none linearly."""
 
     def loss(*tensors):
         return sum(
@@ -382,7 +382,7 @@ COMPILED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates in itself
+@pytest.mark.filterwarnings("ignore")  # torch warns of what it deprecates in itself
 @pytest.mark.parametrize("name", ["GRU", "LSTM"])
 @pytest.mark.parametrize("transform", COMPILED)
 def test_transforms_inside_compile(transform, name):
