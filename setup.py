@@ -11,8 +11,9 @@ Environment:
     CUDA_HOME             a CUDA toolkit; unset: that of nvcc on PATH or of NVIDIA's wheels
     TORCH_CUDA_ARCH_LIST  GPU architectures to compile for
     FASTRNN_SANITIZE      sanitizers to compile in, for instance address,undefined
-    FASTRNN_ONLY          build the float32 kernels of one instruction set alone, which takes a
-                          tenth of the time: avx512, avx2, neon or plain, or best, this machine's
+    FASTRNN_ONLY          build the kernels of one instruction set alone: avx512, avx2, neon or
+                          plain, or best, this machine's; best,float32: of float32 alone, which
+                          takes a tenth of the time
 """
 
 from __future__ import annotations
@@ -89,16 +90,33 @@ def only_instruction_set(wanted: str, cpuinfo: str) -> str:
     return wanted
 
 
-def cpu_sources(only: str | None = None, duals: bool = True) -> list[str]:
-    """What the CPU kernels are compiled from: of all instruction sets, or of a quick build's one.
+# What a build with every dtype has on top of an instruction set, as csrc/cpu/kernels.h names it.
+EXTENSIONS = {"avx512": {"amx": "kAmx", "avx512_bf16": "kAvx512Bf16"}}
+
+
+def cpu_sources(
+    only: str | None = None, float32_alone: bool = False, duals: bool = True
+) -> list[str]:
+    """What the CPU kernels are compiled from: of all instruction sets, or of one.
 
     A file takes the compiler up to half a minute, so there is one an instruction set and dtype.
     """
     kernels = set(glob("csrc/cpu/isa_*.cpp"))
     shared = set(glob("csrc/cpu/*.cpp")) - kernels
-    if only:
+    if only and float32_alone:
         kernels = {f"csrc/cpu/isa_{only}.cpp", f"csrc/cpu/isa_{only}_float32.cpp"}
+    elif only:
+        extensions = {f"csrc/cpu/isa_{name}.cpp" for name in EXTENSIONS.get(only, {})}
+        kernels = set(glob(f"csrc/cpu/isa_{only}*.cpp")) | extensions
     return [path for path in shared | kernels if duals or not path.endswith("_duals.cpp")]
+
+
+def only_macros(only: str, float32_alone: bool) -> list[tuple[str, str | None]]:
+    """What tells csrc/ which kernels a build has: FASTRNN_ONLY is a list of sets, best first."""
+    extensions = [] if float32_alone else list(EXTENSIONS.get(only, {}).values())
+    sets = ",".join(f"&{name}" for name in [*extensions, f"k{only.capitalize()}"])
+    macros: list[tuple[str, str | None]] = [("FASTRNN_ONLY", sets)]
+    return macros + [("FASTRNN_FLOAT32_ALONE", None)] * float32_alone
 
 
 @dataclass
@@ -220,19 +238,23 @@ def library() -> dict:
         # Python's own compile flags bring -fwrapv, which hides signed overflow.
         # Lines are enough for a report: to track variables takes the compiler twice as long.
         sanitize += ["-fno-wrapv", "-fno-omit-frame-pointer", "-g1", "-O1"]
+        # What the address sanitizer reports anyway, and scopes of locals, would take the compiler
+        # three times as long.
+        sanitize += ["-fno-sanitize=null,object-size", "-fno-sanitize-address-use-after-scope"]
         sanitize += ["-DFASTRNN_WITHOUT_DUALS"]
     system = [
         f"-isystem{path}" for path in cpp_extension.include_paths()
     ]  # no warnings about others' headers
 
     cpuinfo = Path("/proc/cpuinfo")
-    only = os.environ.get("FASTRNN_ONLY")
+    only, _, dtype = os.environ.get("FASTRNN_ONLY", "").partition(",")
+    if dtype not in ("", "float32"):
+        raise SystemExit(f"fastrnn: FASTRNN_ONLY asks for {dtype!r}, expected float32 or nothing")
     only = only and only_instruction_set(only, cpuinfo.read_text() if cpuinfo.exists() else "")
-    macros: list[tuple[str, str | None]] = []
-    if only:
-        macros += [("FASTRNN_ONLY", f"k{only.capitalize()}"), ("FASTRNN_FLOAT32_ALONE", None)]
+    float32_alone = bool(dtype)
+    macros = only_macros(only, float32_alone) if only else []
     on_every_device = set(glob("csrc/torch/*.cpp")) - set(glob("csrc/torch/cuda_*.cpp"))
-    sources = [*on_every_device, *cpu_sources(only, duals=not sanitize)]
+    sources = [*on_every_device, *cpu_sources(only, float32_alone, duals=not sanitize)]
     libraries, link, nvcc_flags = [], [], NVCC_FLAGS.split()
     if toolkit and not no_cuda:
         sources += cuda_sources
@@ -259,7 +281,7 @@ def library() -> dict:
             super().finalize_options()
             # One folder per torch that outlives the build, which editable installs do not give:
             # ninja then compiles what changed, headers included, however the build is started.
-            kind = "sanitize-" if sanitize else f"quick-{only}-" if only else ""
+            kind = "sanitize-" if sanitize else f"{only}{dtype}-" if only else ""
             self.build_temp = f"build/{kind}torch-{torch.__version__}"
 
         def run(self) -> None:

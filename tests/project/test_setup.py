@@ -143,13 +143,23 @@ def test_only_an_unknown_instruction_set(setup):
         setup.only_instruction_set("mmx", AVX2)
 
 
+def test_macros_of_one_instruction_set(setup):
+    assert setup.only_macros("avx512", False) == [("FASTRNN_ONLY", "&kAmx,&kAvx512Bf16,&kAvx512")]
+    assert setup.only_macros("neon", True) == [
+        ("FASTRNN_ONLY", "&kNeon"),
+        ("FASTRNN_FLOAT32_ALONE", None),
+    ]
+
+
 def test_sources_of_the_kernels(setup, monkeypatch):
-    """A quick build compiles one file of scans; no build compiles a file twice."""
+    """A quick build compiles one file of scans, and no build compiles a file twice."""
     monkeypatch.chdir(Path(setup.__file__).parent)
     every = setup.cpu_sources()
     assert len(every) == len(set(every)) == len(list(Path("csrc/cpu").glob("*.cpp")))
-    scans = [path for path in setup.cpu_sources("avx2") if "isa_" in path]
+    scans = [path for path in setup.cpu_sources("avx2", float32_alone=True) if "isa_" in path]
     assert sorted(scans) == ["csrc/cpu/isa_avx2.cpp", "csrc/cpu/isa_avx2_float32.cpp"]
+    scans = [path for path in setup.cpu_sources("avx512") if "isa_" in path]
+    assert set(scans) == {*map(str, Path("csrc/cpu").glob("isa_avx512*")), "csrc/cpu/isa_amx.cpp"}
     left_out = set(every) - set(setup.cpu_sources(duals=False))
     assert left_out == set(map(str, Path("csrc/cpu").glob("isa_*_duals.cpp")))
 
