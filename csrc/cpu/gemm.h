@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "cpu/micro_kernel.h"
@@ -75,6 +76,37 @@ class PackedWeights {
     return data_.get() + offset(panel + 1 < panels.end ? panel + 1 : panels.begin) * depth_;
   }
 
+  bool ahead() const { return ahead_; }
+
+  // Calls f(row of the weight, units from there on, column of the panel) for every vector of a panel's row.
+  template <class F>
+  void for_vecs(int64_t panel, F&& f) const {
+    for (int64_t g = 0; g < gates_; ++g)
+      for (int64_t v = 0; v < unit_vecs(panel); ++v) {
+        const int64_t first = unit(panel) + v * Vec<A>::kWidth;
+        f(g * units_ + first, std::min<int64_t>(Vec<A>::kWidth, units_ - first),
+          (g * unit_vecs(panel) + v) * Vec<A>::kWidth);
+      }
+  }
+
+  // Blocks of `units` rows from `row` on and `columns` depths from k on, as a vector of units for each depth. Those
+  // that fill their vectors and lie side by side are loaded without a branch, and stay in registers.
+  using Block = Vec<A>[Vec<A>::kWidth];
+
+  bool is_whole(int64_t units, int64_t columns) const {
+    return weight_.col_stride == 1 && units == Vec<A>::kWidth && columns == Vec<A>::kWidth;
+  }
+  FASTRNN_FN void load_whole_block(int64_t row, int64_t k, Block& block) const {
+#pragma GCC unroll 16
+    for (int j = 0; j < Vec<A>::kWidth; ++j) block[j] = load_as_vec(&weight_(row + j, k), Vec<A>::kWidth);
+    transpose(block);
+  }
+  void load_block(int64_t row, int64_t units, int64_t k, int64_t columns, Block& block) const {
+    for (int j = 0; j < Vec<A>::kWidth; ++j)
+      block[j] = j < units ? load_strided(&weight_(row + j, k), weight_.col_stride, columns) : Vec<A>(A(0));
+    transpose(block);
+  }
+
   void pack(Range panels) {
     for (int64_t p = panels.begin; ahead_ && p < panels.end; ++p)
       pack(p, {0, depth_}, data_.get() + offset(p) * depth_);
@@ -93,17 +125,6 @@ class PackedWeights {
  private:
   int64_t vecs() const { return round_up_to_vec<A>(units_) / Vec<A>::kWidth; }
   int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
-
-  // Calls f(row of the weight, units from there on, column of the panel) for every vector of a panel's row
-  template <class F>
-  void for_vecs(int64_t panel, F&& f) const {
-    for (int64_t g = 0; g < gates_; ++g)
-      for (int64_t v = 0; v < unit_vecs(panel); ++v) {
-        const int64_t first = unit(panel) + v * Vec<A>::kWidth;
-        f(g * units_ + first, std::min<int64_t>(Vec<A>::kWidth, units_ - first),
-          (g * unit_vecs(panel) + v) * Vec<A>::kWidth);
-      }
-  }
 
   void pack(int64_t panel, Range depths, E* out) const {
     for_vecs(panel, [&](int64_t row, int64_t units, int64_t column) {
@@ -124,11 +145,15 @@ class PackedWeights {
       return;
     }
     Vec<A> block[kWidth];
-    for (int64_t k = depths.begin; k < depths.end; k += kWidth) {
+    int64_t k = depths.begin;
+    for (; k + kWidth <= depths.end && is_whole(units, kWidth); k += kWidth) {
+      load_whole_block(row, k, block);
+#pragma GCC unroll 16
+      for (int j = 0; j < kWidth; ++j, out += out_row) block[j].store(out);
+    }
+    for (; k < depths.end; k += kWidth) {
       const int64_t columns = std::min<int64_t>(kWidth, depths.end - k);
-      for (int j = 0; j < kWidth; ++j)
-        block[j] = j < units ? load_strided(&weight_(row + j, k), weight_.col_stride, columns) : Vec<A>(A(0));
-      transpose(block);
+      load_block(row, units, k, columns, block);
       for (int64_t j = 0; j < columns; ++j, out += out_row) block[j].store(out);
     }
   }
@@ -166,6 +191,46 @@ class PackedWeights {
   Buffer<E> data_;
 };
 
+// Computes out = init + a W^T for one row and a panel, from the weights as they lie: a step of one sample takes each
+// of them once. The sums are those of the micro-kernel.
+template <class S, int kVecs>
+[[gnu::noinline]] void multiply_row(const Accumulate<S>* a, const PackedWeights<S>& w, int64_t panel,
+                                    const Accumulate<S>* init, Accumulate<S>* out) {
+  using A = Accumulate<S>;
+  using V = Vec<A>;
+  int64_t rows[kVecs], units[kVecs];
+  w.for_vecs(panel, [&](int64_t row, int64_t count, int64_t column) {
+    rows[column / V::kWidth] = row;
+    units[column / V::kWidth] = count;
+  });
+  V total[kVecs];
+  int64_t k = 0;
+  do {  // a depth of 0 takes one turn, too: the product is then init
+    const bool first = k == 0;
+    V sum[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) sum[v] = init && first ? V::load(init + v * V::kWidth) : V(A(0));
+    for (const int64_t end = std::min(k + kSumDepth<A>, w.depth()); k < end; k += V::kWidth) {
+      const int64_t columns = std::min<int64_t>(V::kWidth, end - k);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        typename PackedWeights<S>::Block block;
+        if (w.is_whole(units[v], columns)) {
+          w.load_whole_block(rows[v], k, block);
+#pragma GCC unroll 16
+          for (int j = 0; j < V::kWidth; ++j) sum[v] = mul_add(V(a[k + j]), block[j], sum[v]);
+        } else {
+          w.load_block(rows[v], units[v], k, columns, block);
+          for (int64_t j = 0; j < columns; ++j) sum[v] = mul_add(V(a[k + j]), block[j], sum[v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) total[v] = first ? sum[v] : total[v] + sum[v];
+  } while (k < w.depth());
+  for (int v = 0; v < kVecs; ++v) total[v].store(out + v * V::kWidth);
+}
+
 // Computes out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
 template <class S>
 void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, int64_t panel,
@@ -174,6 +239,13 @@ void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
   alignas(64) typename PackedWeights<S>::Slice scratch;
   const int64_t vecs = w.gates() * w.unit_vecs(panel);
   const int64_t columns = vecs * Vec<Accumulate<S>>::kWidth;
+  if constexpr (!kPaired<E> && !kDual<E>)
+    if (rows == 1 && !w.ahead()) {
+      static constexpr std::array kTable{multiply_row<S, 1>, multiply_row<S, 2>, multiply_row<S, 3>,
+                                         multiply_row<S, 4>};
+      static_assert(kTable.size() == kMaxVecs);
+      return kTable[vecs - 1](a, w, panel, init, out);
+    }
   int64_t k = 0;
   do {  // a depth of 0 takes one turn, too: the product is then init
     const int64_t depth = std::min(kSumDepth<E>, w.depth() - k);

@@ -54,8 +54,11 @@ class Team {
   // Runs body(const Member&) on every thread that comes. It must not throw: the others would wait forever.
   template <class Body>
   void run(Body&& body) const {
+    if (threads_ == 1) {
+      Barrier barriers[2];  // the team's and its one group's, at which nobody waits
+      return body(Member{0, 1, barriers});
+    }
     const auto barriers = std::make_unique<Barrier[]>(threads_ + 1);
-    if (threads_ == 1) return body(Member{0, 1, barriers.get()});
     Entrance entrance(threads_);
     fork_(threads_, [&](int64_t begin, int64_t end) noexcept {
       if (const std::optional<int64_t> index = entrance.enter(end - begin))
