@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -33,6 +33,8 @@ class Case:
         ""  # "padded": uniform in T/4..T with lengths=; "packed": the same as a PackedSequence
     )
     transform: str = ""  # of TRANSFORMS, instead of forward and training
+    unit: str = "layer"  # or "cell": a cell that a Python loop calls for each step
+    state: bool = False  # whether an initial state is given
 
     @property
     def label(self) -> str:
@@ -44,7 +46,11 @@ class Case:
             self.transform,
         ]
         return " ".join(
-            [self.cell, f"T{self.T} N{self.N} I{self.I} H{self.H}", *filter(None, extras)]
+            [
+                self.cell + " cell" * (self.unit == "cell"),
+                f"T{self.T} N{self.N} I{self.I} H{self.H}",
+                *filter(None, extras),
+            ]
         )
 
     @property
@@ -61,6 +67,10 @@ class Case:
         torch.manual_seed(0)
         make = getattr(package, MODULES[self.cell])
         module = make(self.I, self.H, num_layers=self.layers, bidirectional=self.bidirectional)
+        if self.unit == "cell":
+            layer, module = module, getattr(package, f"{MODULES[self.cell]}Cell")(self.I, self.H)
+            state = {name.removesuffix("_l0"): w for name, w in layer.state_dict().items()}
+            module.load_state_dict(state)
         return module.to(dtype or self.torch_dtype)
 
     def flop(self, training: bool) -> int:
@@ -105,7 +115,7 @@ class Problem:
     weights: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        state = self.case.module(torch.nn).state_dict()
+        state = replace(self.case, unit="layer").module(torch.nn).state_dict()
         object.__setattr__(self, "weights", {name: w.double() for name, w in state.items()})
 
     @cached_property
@@ -115,6 +125,17 @@ class Problem:
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(case.T, case.N, case.I, generator=generator)
         return (x.to(case.torch_dtype) * self.mask).double()
+
+    @cached_property
+    def states(self) -> list[Tensor]:
+        """h_0 and, of an LSTM, c_0, (layers * directions, N, H); none where none is given."""
+        case = self.case
+        generator = torch.Generator().manual_seed(4)
+        shape = (case.layers * (1 + case.bidirectional), case.N, case.H)
+        return [
+            torch.randn(shape, generator=generator).to(case.torch_dtype).double()
+            for _ in range(case.state * (1 + (case.cell == "lstm")))
+        ]
 
     @cached_property
     def dy(self) -> Tensor:
@@ -189,6 +210,16 @@ PUBLISHED = (
     Published("gru", 64, 512, "bfloat16"),
     Published("lstm", 32, 1024, "tf32"),
 )
+# Sizes (N, I, H) of a single step: an agent's, a decoder's, a stream's, and odd ones.
+STEPS = (
+    (1, 16, 16),
+    (1, 64, 64),
+    (1, 256, 256),
+    (1, 512, 512),
+    (16, 64, 128),
+    (64, 256, 256),
+    (5, 83, 83),
+)
 LONG = (10_000, 100_000, 1_000_000)
 LARGE = tuple(shape for shape in SHAPES if shape[1] * shape[3] >= 8192)
 
@@ -204,7 +235,17 @@ def all_cases() -> list[Case]:
         for kind in ("padded", "packed")
     ]
     cases += [Case("odd", cell, 100, 7, 19, 83) for cell in cells]
-    cases += [Case("step", cell, 1, N, 256, 256) for cell in cells for N in (1, 64)]
+    cases += [
+        Case("step", cell, T, *sizes, unit=unit, state=True)
+        for cell in cells
+        for T, unit in ((1, "layer"), (1, "cell"), (10, "layer"))
+        for sizes in STEPS
+    ]
+    cases += [
+        Case("decoder", cell, 30, *sizes, unit="cell", state=True)
+        for cell in cells
+        for sizes in ((1, 128, 128), (16, 128, 128), (64, 256, 256))
+    ]
     cases += [Case("stacked", cell, 100, 32, 64, 128, layers=2) for cell in cells]
     cases += [Case("stacked", cell, 100, 32, 64, 128, bidirectional=True) for cell in cells]
     cases += [

@@ -74,6 +74,9 @@ def torch_module(
     module = case.module(package, chosen).to(problem.device)
     x = problem.x.to(problem.device, chosen, copy=True)
     dy = problem.dy.to(problem.device, chosen)
+    states = tuple(state.to(problem.device, chosen) for state in problem.states)
+    if case.unit == "cell":
+        return cell_loop(module, x, dy, [state[0] for state in states], training)
     if case.transform:
         transform = transform or transforms.RUNS[case.transform]
         tangents = {
@@ -89,12 +92,13 @@ def torch_module(
         dy = pack_padded_sequence(dy, problem.lengths, enforce_sorted=False).data
     names = [name for name, _ in module.named_parameters()]
     inputs = [x, *module.parameters()]
+    hx = None if not states else states if len(states) == 2 else states[0]
 
     def run() -> Any:
         if not training:
             with torch.no_grad():
-                return module(given, **options)[0], ()
-        output = module(given, **options)[0]
+                return module(given, hx, **options)[0], ()
+        output = module(given, hx, **options)[0]
         y = output.data if isinstance(output, PackedSequence) else output
         # Packing is not timed: users do it once, so gradients stop at the packed data.
         leaf = given.data if isinstance(given, PackedSequence) else x
@@ -112,6 +116,34 @@ def torch_module(
     if isinstance(given, PackedSequence):
         # A leaf of its own, so that autograd stops at the packed data.
         given = given._replace(data=given.data.detach().requires_grad_(training))
+    return Contestant(run, results)
+
+
+def cell_loop(
+    cell: torch.nn.Module, x: Tensor, dy: Tensor, states: list[Tensor], training: bool
+) -> Contestant:
+    """A cell called for each step of x, as a decoder calls it."""
+    steps = [step.clone().requires_grad_(training) for step in x]
+    first = tuple(states) if len(states) == 2 else states[0]
+    names = [f"{name}_l0" for name, _ in cell.named_parameters()]
+
+    def run() -> Any:
+        state, outputs = first, []
+        with torch.set_grad_enabled(training):
+            for step in steps:
+                state = cell(step, state)
+                outputs.append(state[0] if isinstance(state, tuple) else state)
+        if not training:
+            return outputs, ()
+        return outputs, torch.autograd.grad(outputs, [*steps, *cell.parameters()], list(dy))
+
+    def results(returned: Any) -> Results:
+        outputs, gradients = returned
+        of_steps, of_weights = gradients[: len(steps)], gradients[len(steps) :]
+        inputs = {"input": torch.stack(of_steps)} if training else {}
+        output = torch.stack(outputs).detach()
+        return {"output": output, **inputs, **dict(zip(names, of_weights, strict=False))}
+
     return Contestant(run, results)
 
 
@@ -198,6 +230,7 @@ def opacus(problem: Problem, training: bool, threads: int) -> Contestant:
 
 # --- ONNX Runtime and OpenVINO: one ONNX model ----------------------------------------------------
 
+STATE_NAMES = ("h_0", "c_0")  # of the model's inputs
 # torch's gates in the order ONNX wants them.
 ONNX_GATES = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
 
@@ -210,6 +243,11 @@ def onnx_model(problem: Problem) -> bytes:
     case = problem.case
     if case.dtype != "float32" or problem.device != "cpu":
         raise Unsupported(f"no {case.dtype} here on a {problem.device.upper()}")
+    if case.unit == "cell" and case.T > 1:
+        raise Unsupported("has layers alone, whose steps no Python loop calls")
+    # Layers are stacked, and each would take its own part of the state.
+    if case.state and case.layers > 1:
+        raise Unsupported("written for the state of one layer")
     directions = 1 + case.bidirectional
     order = ONNX_GATES[case.cell]
     nodes, tensors = [], []
@@ -235,6 +273,7 @@ def onnx_model(problem: Problem) -> bytes:
             add(f"r{layer}", weight("weight_hh", layer)),
             add(f"b{layer}", bias),
             "lengths" if case.lengths else "",
+            *STATE_NAMES[: len(problem.states)],
         ]
         options: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
         nodes.append(
@@ -254,6 +293,11 @@ def onnx_model(problem: Problem) -> bytes:
     given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [case.T, case.N, case.I])]
     if case.lengths:
         given.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [case.N]))
+    states = zip(STATE_NAMES, problem.states, strict=False)
+    given += [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(state.shape))
+        for name, state in states
+    ]
     output = helper.make_tensor_value_info(
         "y", TensorProto.FLOAT, [case.T, case.N, directions * case.H]
     )
@@ -267,7 +311,8 @@ def onnx_inputs(problem: Problem) -> dict[str, np.ndarray]:
     inputs = {"x": problem.x.float().numpy()}
     if problem.case.lengths:
         inputs["lengths"] = problem.lengths.int().numpy()
-    return inputs
+    states = zip(STATE_NAMES, problem.states, strict=False)
+    return inputs | {name: state.float().numpy() for name, state in states}
 
 
 def onnx_results(output: np.ndarray) -> Results:
@@ -316,6 +361,7 @@ def openvino(problem: Problem, training: bool, threads: int) -> Contestant:
 def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
     case = problem.case
     one = case.layers == 1 and not case.bidirectional and not case.lengths
+    one = one and (case.unit == "layer" or case.T == 1)
     if case.dtype != "float32" or not one or problem.device != "cpu":
         raise Unsupported("written for one float32 layer and direction without lengths on a CPU")
     os.environ.setdefault("NPROC", str(threads))  # the size of its pool, read when it starts
@@ -345,7 +391,8 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
     def layer(x: Any, weights: Any) -> Any:
         gx = x @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]
         w, b = weights["weight_hh_l0"], weights["bias_hh_l0"]
-        start = (jnp.zeros((x.shape[1], H)), jnp.zeros((x.shape[1], H)))
+        zeros = jnp.zeros((x.shape[1], H))
+        start = (*(put(state[0]) for state in problem.states), zeros, zeros)[:2]
         return jax.lax.scan(lambda state, g: step(state, g, w, b), start, gx)[1]
 
     def forward(x: Any, weights: Any) -> Any:
