@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -215,8 +214,8 @@ def _cpu_reasons(
 ) -> list[str]:
     reasons = []
     chosen, dtype = facts["instruction_set"], arguments["input"].dtype
-    if os.environ.get("FASTRNN_CPU_ISA"):
-        reasons.append(f"FASTRNN_CPU_ISA asks for {os.environ['FASTRNN_CPU_ISA']}")
+    if facts["asked_for"]:
+        reasons.append(f"FASTRNN_CPU_ISA or a program asks for {facts['asked_for']}")
     elif facts["unavailable"]:
         reasons.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
     if chosen == "avx512" and dtype != torch.bfloat16:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import ops
+from fastrnn import eager, ops
 from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.ops import ScanWeights
 
@@ -52,6 +52,13 @@ def run_stack(
     """
     # One seed serves all layers. Without dropout none is drawn, so the generator does not advance.
     seed = draw_seed(input.device) if dropout > 0 and len(weights) > directions else None
+    if seed is None and not all_states:
+        schedule = (lengths, batch_sizes, offsets, reset)
+        results = eager.run_stack(
+            cell, input, states, reset_states, weights, directions, schedule, reverse
+        )
+        if results is not None:
+            return *results, [], []
     finals: list[tuple[Tensor, ...]] = []
     all_h: list[Tensor] = []
     all_c: list[Tensor] = []

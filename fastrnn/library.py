@@ -63,6 +63,8 @@ class CellFacts(NamedTuple):
     results: tuple[TensorInfo, ...]
     differentiable: tuple[TensorInfo, ...]  # the results that may have a gradient
     saved_results: tuple[TensorInfo, ...]  # the results that backward reads
+    differentiable_at: tuple[int, ...]  # their indices among the results
+    saved_at: tuple[int, ...]
 
 
 def _read_table(text: str) -> tuple[TensorInfo, ...]:
@@ -73,14 +75,18 @@ def _read_table(text: str) -> tuple[TensorInfo, ...]:
 def _cell_facts(cell: str) -> CellFacts:
     gates, saved, has_cell_state = torch.ops.fastrnn.cell_facts(cell)
     tensors, results = map(_read_table, torch.ops.fastrnn.cell_tensors(cell))
+    differentiable_at = tuple(i for i, result in enumerate(results) if result.differentiable)
+    saved_at = tuple(i for i, result in enumerate(results) if result.role == "sequence")
     return CellFacts(
         gates=gates,
         saved=saved,
         has_cell_state=has_cell_state,
         tensors=tensors,
         results=results,
-        differentiable=tuple(result for result in results if result.differentiable),
-        saved_results=tuple(result for result in results if result.role == "sequence"),
+        differentiable=tuple(results[i] for i in differentiable_at),
+        saved_results=tuple(results[i] for i in saved_at),
+        differentiable_at=differentiable_at,
+        saved_at=saved_at,
     )
 
 
@@ -95,10 +101,9 @@ def named(table: Sequence[TensorInfo], values: Iterable[Any]) -> dict[str, Any]:
     return {info.name: value for info, value in zip(table, values, strict=True)}
 
 
-def chosen(facts: CellFacts, results: Iterable[Any], choice: Sequence[TensorInfo]) -> list[Any]:
-    """The results of a scan that are in a choice of the cell's results."""
-    by_name = named(facts.results, results)
-    return [by_name[info.name] for info in choice]
+def chosen(results: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    """The results of a scan at these indices, which :class:`CellFacts` has."""
+    return [results[index] for index in indices]
 
 
 class ScanWeights(NamedTuple):
@@ -120,9 +125,19 @@ DEVICES = ("cpu", "meta") + ("cuda",) * torch._C._dispatch_has_kernel_for_dispat
 def cpu_instruction_sets() -> list[str]:
     """Instruction sets the CPU kernels can use on this machine, best first.
 
-    The first is used unless the environment variable ``FASTRNN_CPU_ISA`` names another.
+    The first is used unless the environment variable ``FASTRNN_CPU_ISA`` names another before the
+    first call, or :func:`use_cpu_instruction_set` does later.
     """
     return torch.ops.fastrnn.cpu_instruction_sets().split(",")
+
+
+def use_cpu_instruction_set(name: str | None) -> None:
+    """Run the kernels of this instruction set from now on; None: as the environment says.
+
+    Raises:
+        RuntimeError: this machine or this build does not have it.
+    """
+    torch.ops.fastrnn.use_cpu_instruction_set(name or "")
 
 
 def _check_one_device(input: Tensor, tensors: Iterable[Tensor | None]) -> None:
@@ -191,11 +206,26 @@ def _scan_backward_fake(  # type: ignore[no-untyped-def]
 def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     """Keep what differentiates a scan; inputs are the op's arguments."""
     cell, tensors, present, *schedule, reverse, save, _, all_states, groups, tf32 = inputs
-    facts = CELLS[cell]
-    saved = chosen(facts, output, facts.saved_results)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*with_absent(facts.tensors, tensors, present), *schedule, *saved)
+    kept = [*with_absent(CELLS[cell].tensors, tensors, present), *schedule]
     ctx.present = present
+    keep_for_backward(ctx, kept, cell, reverse, save, all_states, groups, tf32, output)
+
+
+def keep_for_backward(
+    ctx: Any,
+    kept: Sequence[Tensor | None],
+    cell: str,
+    reverse: bool,
+    save: bool,
+    all_states: bool,
+    groups: int,
+    tf32: bool,
+    output: Sequence[Tensor],
+) -> None:
+    """Keep what :func:`scan_backward_arguments` takes: kept are all tensors and the schedule."""
+    facts = CELLS[cell]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*kept, *chosen(output, facts.saved_at))
     ctx.cell, ctx.reverse, ctx.save, ctx.groups, ctx.tf32 = cell, reverse, save, groups, tf32
     ctx.all_states = all_states and facts.has_cell_state
 
@@ -209,10 +239,9 @@ def scan_backward_arguments(
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
     facts = CELLS[ctx.cell]
     tensors, schedule, saved = split(ctx.saved_tensors, len(facts.tensors), len(SCHEDULE))
-    by_name = named(facts.results, grads)
-    if not ctx.all_states:
-        by_name["cells"] = None
-    of_results = [by_name[result.name] for result in facts.differentiable]
+    of_results = chosen(grads, facts.differentiable_at)
+    if facts.has_cell_state and not ctx.all_states:
+        of_results[-1] = None  # of the cell states, which the caller does not see
     return (
         ctx.cell, of_results, *without_absent(tensors), *schedule, ctx.reverse, list(saved),
         list(needs), ctx.groups, ctx.tf32,

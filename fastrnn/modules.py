@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, functional, ops
+from fastrnn import checks, eager, functional, ops
 from fastrnn.ops import ScanWeights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -24,6 +24,10 @@ def _reset_uniform(module: nn.Module, hidden_size: int) -> None:
     bound = 1.0 / math.sqrt(hidden_size)
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -bound, bound)
+
+
+# Names by what decides them: to write them out takes longer than a step.
+_FLAT_NAMES: dict[tuple[Any, ...], list[str]] = {}
 
 
 def weight_names(module: Any) -> list[list[str]]:
@@ -135,8 +139,29 @@ class RecurrentModule(nn.Module):
 
     def _weights(self) -> list[Tensor]:
         # This is a method because a property would report a missing weight as itself missing.
-        parameters, names = self._parameters, flat_weight_names(self)
+        parameters = self._parameters
+        if torch.compiler.is_compiling():
+            names = flat_weight_names(self)
+        else:
+            key = (self.bias, self.proj_size > 0, self.bidirectional, self.num_layers)
+            names = _FLAT_NAMES.get(key) or _FLAT_NAMES.setdefault(key, flat_weight_names(self))
         return [parameters[n] if n in parameters else getattr(self, n) for n in names]  # type: ignore[misc]
+
+    def _run_eagerly(self, input: Any, hx: Any, weights: list[Tensor]) -> Any:
+        """The results of a call without other arguments, or None: take the long way."""
+        if self.training and self.dropout:
+            return None
+        return eager.run_layers(
+            self._cell,
+            input,
+            hx,
+            weights,
+            num_layers=self.num_layers,
+            directions=1 + self.bidirectional,
+            batch_first=self.batch_first,
+            reverse=self.reverse,
+            recompute=self.recompute,
+        )
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
@@ -263,10 +288,15 @@ class RNN(RecurrentModule):
         return_all_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.rnn`."""
+        weights = self._weights()
+        if lengths is None and reset is None and reset_state is None and not return_all_states:
+            results = self._run_eagerly(input, hx, weights)
+            if results is not None:
+                return results
         return functional.rnn(
             input,
             hx,
-            self._weights(),
+            weights,
             nonlinearity=self._cell.removeprefix("rnn_"),
             lengths=lengths,
             reset=reset,
@@ -345,10 +375,15 @@ class GRU(RecurrentModule):
         return_all_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.gru`."""
+        weights = self._weights()
+        if lengths is None and reset is None and reset_state is None and not return_all_states:
+            results = self._run_eagerly(input, hx, weights)
+            if results is not None:
+                return results
         return functional.gru(
             input,
             hx,
-            self._weights(),
+            weights,
             lengths=lengths,
             reset=reset,
             reset_state=reset_state,
@@ -433,10 +468,15 @@ class LSTM(RecurrentModule):
         return_all_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`."""
+        weights = self._weights()
+        if lengths is None and reset is None and reset_state is None and not return_all_states:
+            results = self._run_eagerly(input, hx, weights)
+            if results is not None:
+                return results
         return functional.lstm(
             input,
             hx,
-            self._weights(),
+            weights,
             projection=self.proj_size > 0,
             lengths=lengths,
             reset=reset,
@@ -484,10 +524,13 @@ class _RecurrentCell(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
-    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...]) -> Sequence[Tensor]:
         name = type(self).__name__
         parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         weights = [weight for weight in parameters if weight is not None]
+        results = eager.run_cell(cell, input, states, weights)
+        if results is not None:
+            return results
         input, *rest = functional.autocast([input, *states, *weights], input.device)
         states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         checks.check_cell_input(

@@ -33,6 +33,7 @@ from fastrnn.library import (
     accumulate_dtype,
     chosen,
     cpu_instruction_sets,
+    keep_for_backward,
     named,
     scan_backward_arguments,
     setup_scan,
@@ -197,6 +198,10 @@ def _sum_groups(
     ]
 
 
+_scan_op = torch.ops.fastrnn.scan.default
+_scan_backward_op = torch.ops.fastrnn.scan_backward.default
+
+
 def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
     """Call an op whose gradient is not the op's affair: the way through its own formulas takes as
     long as a short scan."""
@@ -229,13 +234,15 @@ class _Scan(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         setup_scan(ctx, _Scan.op_arguments(inputs), output)
         ctx.save_for_forward(*inputs[1 : 1 + len(CELLS[ctx.cell].tensors) + len(SCHEDULE)])
-        ctx.mark_non_differentiable(
-            *(
-                tensor
-                for result, tensor in zip(CELLS[ctx.cell].results, output, strict=True)
-                if not result.differentiable or (result.name == "cells" and not ctx.all_states)
-            )
-        )
+        _Scan.mark_constants(ctx, output)
+
+    @staticmethod
+    def mark_constants(ctx: Any, results: tuple[Tensor, ...]) -> None:
+        facts = CELLS[ctx.cell]
+        seen = facts.differentiable_at
+        if facts.has_cell_state and not ctx.all_states:
+            seen = seen[:-1]  # the cell states are the last
+        ctx.mark_non_differentiable(*[r for i, r in enumerate(results) if i not in seen])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -263,6 +270,29 @@ class _Scan(torch.autograd.Function):
         return tuple(by_name.get(result.name) for result in facts.results)
 
     vmap: Any  # set below, as it calls the Function
+
+
+class _EagerScan(torch.autograd.Function):
+    """_Scan outside of every transform, in torch's older style: a Function with setup_context looks
+    up its signature at each call, which takes longer than a step."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        cell, *kept, reverse, save, _, all_states, groups, tf32 = args
+        results = tuple(_below_autograd(_scan_op, *_Scan.op_arguments(args)))
+        keep_for_backward(ctx, kept, cell, reverse, save, all_states, groups, tf32, results)
+        _Scan.mark_constants(ctx, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # With create_graph the gradient is a node of the graph; is_grads_batched is a vmap.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
+            return _Scan.backward(ctx, *grads)
+        needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.cell].tensors))
+        arguments = scan_backward_arguments(ctx, grads, needs)
+        gradients = _below_autograd(_scan_backward_op, *arguments)
+        return (None, *where_needed(gradients, needs), *(None,) * len(others))
 
 
 class _ScanBackward(torch.autograd.Function):
@@ -364,7 +394,7 @@ class _ScanTangent(torch.autograd.Function):
             groups,
         )
         return _tangents(
-            chosen(facts, results, facts.differentiable), _result_dtypes(facts, tensors[0])
+            chosen(results, facts.differentiable_at), _result_dtypes(facts, tensors[0])
         )
 
     @staticmethod
@@ -385,7 +415,7 @@ class _ScanTangent(torch.autograd.Function):
         )
         of_tangents = _ScanBackward.apply(
             ctx.cell, *grads, *tensors, *schedule, ctx.reverse,
-            *chosen(facts, results, facts.saved_results), tuple(needs_tangents), ctx.groups, False,
+            *chosen(results, facts.saved_at), tuple(needs_tangents), ctx.groups, False,
         )  # fmt: skip
         of_tensors = _SecondOrder.apply(
             ctx.cell, *grads, *(None,) * len(grads), *tensors, *tangents, *schedule, ctx.reverse,
@@ -423,13 +453,13 @@ class _SecondOrder(torch.autograd.Function):
         )
         gradients = torch.ops.fastrnn.scan_backward(
             cell, _duals(grads, grad_tangents), *duals, *schedule, reverse,
-            chosen(facts, results, facts.saved_results), list(needs), groups,
+            chosen(results, facts.saved_at), list(needs), groups,
         )  # fmt: skip
         dtype = tensors[0].dtype
         return (
             *_tangents(gradients, [dtype] * count),
             *_tangents(
-                chosen(facts, results, facts.differentiable),
+                chosen(results, facts.differentiable_at),
                 _result_dtypes(facts, tensors[0]),
             ),
         )
@@ -607,11 +637,35 @@ def scan(
         if transforms.count(kind.Jvp) > 1:
             _refuse_nested_forward_mode()
         results = _Scan.apply(*function_arguments(grad or kind.Grad in transforms))
-    elif torch.autograd.forward_ad._current_level >= 0 or (
-        grad and any(t is not None and t.requires_grad for t in tensors)
-    ):
+    elif torch.autograd.forward_ad._current_level >= 0:
         results = _Scan.apply(*function_arguments(grad))
+    elif grad and any(t is not None and t.requires_grad for t in tensors):
+        results = _EagerScan.apply(*function_arguments(True))
     else:
         results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
     of = named(facts.results, results)
     return of["y"], of["h_n"], of.get("c_n"), of["cells"] if all_states else None
+
+
+def scan_flat(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    reverse: bool,
+    recompute: bool,
+) -> list[Tensor]:
+    """:func:`scan` without a question, where gradients are needed and nothing transforms the call.
+
+    Weights are those that are there, in torch's order. Returns y, h_n and, of an LSTM, c_n.
+    """
+    has_c = CELLS[cell].has_cell_state
+    biases = weights[2:4] if len(weights) >= 4 else (None, None)
+    projection = (weights[-1] if len(weights) % 2 else None,) * has_c
+    # reset_h, reset_c and the schedule are absent.
+    absent = (None,) * (1 + has_c + len(SCHEDULE))
+    results = _EagerScan.apply(
+        cell, input, *states, *weights[:2], *biases, *projection, *absent, reverse, True, recompute,
+        False, 0, False,
+    )  # fmt: skip
+    return results[: 2 + has_c]

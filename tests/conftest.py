@@ -16,6 +16,8 @@ import pytest
 import torch
 from common import AVAILABLE_INSTRUCTION_SETS, INSTRUCTION_SETS
 
+from fastrnn.library import use_cpu_instruction_set
+
 REGIMES = ("automatic", "block-resident", "grid-resident", "stepwise")
 
 
@@ -79,7 +81,8 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return request.param
     if request.param not in AVAILABLE_INSTRUCTION_SETS:
         pytest.skip(f"this machine cannot run {request.param}")
-    monkeypatch.setenv("FASTRNN_CPU_ISA", request.param)
+    use_cpu_instruction_set(request.param)
+    request.addfinalizer(lambda: use_cpu_instruction_set(None))
     return request.param
 
 

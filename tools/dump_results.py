@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the fastrnn beside this file, whichever one is installed
 
 from fastrnn import cpu_instruction_sets, ops  # noqa: E402
+from fastrnn.library import use_cpu_instruction_set  # noqa: E402
 from fastrnn.ops import CELLS, ScanWeights  # noqa: E402
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -221,7 +221,7 @@ def dump(path: Path, only: re.Pattern[str]) -> None:
     torch.set_num_threads(THREADS)
     results: dict[str, list[Tensor]] = {}
     for instruction_set in cpu_instruction_sets():
-        os.environ["FASTRNN_CPU_ISA"] = instruction_set
+        use_cpu_instruction_set(instruction_set)
         for cell, kind, sizes, dtype, function in cases():
             shape = "-".join(f"{name}{size}" for name, size in sizes._asdict().items())
             words = (instruction_set, cell, str(dtype).removeprefix("torch."), kind, shape)

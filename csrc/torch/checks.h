@@ -145,11 +145,13 @@ inline int64_t check_jagged(const ScanInputs& in, int64_t N) {
   return longest;
 }
 
-inline ScanSizes check_sizes(const ScanInputs& in) {
-  const bool rows_input = in.rows_input();
-  STD_TORCH_CHECK(in.input->dim() == (rows_input ? 2 : 3), "fastrnn: input has ", in.input->dim(),
-                  " dimensions, expected ", rows_input ? 2 : 3);
-  STD_TORCH_CHECK(in.h_0->dim() == 2, "fastrnn: h_0 has ", in.h_0->dim(), " dimensions, expected 2");
+inline void check_input_rank(const ScanInputs& in) {
+  const int64_t rank = in.rows_input() ? 2 : 3;
+  STD_TORCH_CHECK(in.input->dim() == rank, "fastrnn: input has ", in.input->dim(), " dimensions, expected ", rank);
+}
+
+// The sizes of a scan over N samples, from an input of the right rank.
+inline ScanSizes check_sizes(const ScanInputs& in, int64_t N) {
   const int64_t most = in.groups > 0 ? 3 : 2;
   for (const Tensor* weight : {&*in.weight_ih, &*in.weight_hh})
     STD_TORCH_CHECK(2 <= weight->dim() && weight->dim() <= most,
@@ -159,7 +161,6 @@ inline ScanSizes check_sizes(const ScanInputs& in) {
                   " rows, expected a positive multiple of ", in.facts.gates);
   STD_TORCH_CHECK(!(in.batch_sizes && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
   if (in.batch_sizes) STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
-  const int64_t N = rows_input ? in.h_0->size(0) : in.input->size(1);
   STD_TORCH_CHECK(in.groups >= 0 && (in.groups == 0 || N % in.groups == 0), "fastrnn: ", N,
                   " samples are no multiple of ", in.groups, " groups");
   return {
@@ -172,6 +173,12 @@ inline ScanSizes check_sizes(const ScanInputs& in) {
       .R = in.weight_hh->size(-1),
       .cell = in.facts,
   };
+}
+
+inline ScanSizes check_sizes(const ScanInputs& in) {
+  check_input_rank(in);
+  STD_TORCH_CHECK(in.h_0->dim() == 2, "fastrnn: h_0 has ", in.h_0->dim(), " dimensions, expected 2");
+  return check_sizes(in, in.rows_input() ? in.h_0->size(0) : in.input->size(1));
 }
 
 // Expanded tensors make any size free, and buffers hold a few rows of each size: below these bounds no product of sizes
@@ -189,17 +196,29 @@ inline void check_bounds(const ScanSizes& sizes) {
                   kMaxSize);
 }
 
-inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
-  check_bounds(sizes);
+inline void check_tensor(const TensorInfo& info, const Tensor& tensor, const ScanInputs& in, const ScanSizes& sizes) {
+  check_like(tensor, info.name, in.input->scalar_type(), *in.input);
+  const bool grouped = info.is_weight() && in.groups > 0 && tensor.dim() == info.weight_rank() + 1;
+  check_shape(tensor, info.name, shape_of(info, in, sizes, grouped));
+}
+
+inline void check_weights(const ScanInputs& in, const ScanSizes& sizes) {
   STD_TORCH_CHECK(sizes.R > 0, "fastrnn: weight_hh has no columns");
   STD_TORCH_CHECK(in.weight_hr || sizes.R == sizes.H, "fastrnn: weight_hh has ", sizes.R,
                   " columns, expected hidden_size = ", sizes.H);
   for_each_tensor(
       [&](const TensorInfo& info, const OptionalTensor& tensor) {
-        if (!tensor) return;
-        check_like(*tensor, info.name, in.input->scalar_type(), *in.input);
-        const bool grouped = info.is_weight() && in.groups > 0 && tensor->dim() == info.weight_rank() + 1;
-        check_shape(*tensor, info.name, shape_of(info, in, sizes, grouped));
+        if (tensor && info.is_weight()) check_tensor(info, *tensor, in, sizes);
+      },
+      in);
+}
+
+inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+  check_bounds(sizes);
+  check_weights(in, sizes);
+  for_each_tensor(
+      [&](const TensorInfo& info, const OptionalTensor& tensor) {
+        if (tensor && !info.is_weight()) check_tensor(info, *tensor, in, sizes);
       },
       in);
   if (in.reset) {

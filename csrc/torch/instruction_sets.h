@@ -14,8 +14,14 @@ namespace fastrnn::cpu {
 // "avx512,avx2,plain": what this machine can run, or what it cannot, best first.
 std::string instruction_sets(bool here);
 
-// The best set this machine runs, or the one FASTRNN_CPU_ISA names.
+// The best set this machine runs, or the one that FASTRNN_CPU_ISA named at the first call.
 const InstructionSet& instruction_set();
+
+// Whether somebody chose it.
+bool instruction_set_was_asked_for();
+
+// Takes the set of that name from now on; an empty name stands for what the environment says.
+void use_instruction_set(std::string name);
 
 // That set's kernels for a storage type.
 template <class S>

@@ -56,8 +56,20 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "scan_choice(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
       "Tensor? reset, "
       "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) -> str");
+  // Layers over each other and directions side by side, without gradients. `states` are h_0 [layers * directions, N, R]
+  // and, of cells that have it, c_0; an empty list is zeros, and N = 1 is a state that all samples share. `weights` has
+  // for each layer and direction weight_ih, weight_hh, then both biases if there are any, then weight_hr if there is
+  // one. Returns the last layer's output and the final states.
+  m.def(
+      "stack(str cell, Tensor input, Tensor[] states, Tensor[] reset_states, Tensor[] weights, int layers, "
+      "int directions, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? reset, bool reverse) "
+      "-> Tensor[]");
+  // A cell's step, without gradients: input [N, I] or [I], states as in `stack` but [N, R] or [R]. Returns the next
+  // ones.
+  m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
   m.def("dropout_mask(Tensor seed, int stream, SymInt[] shape, float p, ScalarType dtype) -> Tensor");
   m.def("cpu_instruction_sets() -> str");
+  m.def("use_cpu_instruction_set(str name) -> ()");
   m.def("cells() -> str");
   m.def("cell_facts(str cell) -> (int gates, int saved, bool has_cell_state)");
   m.def("cell_tensors(str cell) -> (str tensors, str results)");

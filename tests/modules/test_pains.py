@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
+from fastrnn.library import use_cpu_instruction_set
 
 LAYERS = ("RNN", "GRU", "LSTM")
 T, N, I, H = 5, 3, 4, 7
@@ -781,7 +782,7 @@ INSTRUCTION_SETS = [name for name in AVAILABLE_INSTRUCTION_SETS if name not in (
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
-def test_pain_22_which_kernel_ran(instructions, monkeypatch):
+def test_pain_22_which_kernel_ran(instructions, request):
     """I ask which kernel my layer runs and am told."""
     # discuss.pytorch.org/t/117410: modules that print alike run different kernels, as only a profiler shows.
     single, double = (nn.LSTM(I, H, dtype=dtype) for dtype in (torch.float32, DOUBLE))
@@ -791,7 +792,8 @@ def test_pain_22_which_kernel_ran(instructions, monkeypatch):
         assert "aten::mkldnn_rnn_layer" in operations(single, x.float())
         assert "aten::mkldnn_rnn_layer" not in operations(double, x)
 
-    monkeypatch.setenv("FASTRNN_CPU_ISA", instructions)
+    use_cpu_instruction_set(instructions)
+    request.addfinalizer(lambda: use_cpu_instruction_set(None))
     explanation = fastrnn.explain(fastrnn.LSTM(I, H), x.float())
     assert re.search(rf"kernel: .*\b{instructions}\b", str(explanation))
     (scan,) = explanation.as_dict()["scans"]

@@ -43,6 +43,11 @@ SMALL = [
     *(Case("stacked", cell, 5, 3, 4, 6, layers=2, bidirectional=True) for cell in GATES),
     Case("bfloat16", "lstm", 5, 3, 4, 6, dtype="bfloat16"),
     *(
+        Case("step", cell, T, 3, 4, 6, unit=unit, state=True)
+        for cell in GATES
+        for T, unit in ((5, "layer"), (1, "cell"), (5, "cell"))
+    ),
+    *(
         Case("transforms", cell, 5, 3, 4, 6, transform=each)
         for cell in GATES
         for each in TRANSFORMS

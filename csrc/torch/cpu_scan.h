@@ -1,0 +1,131 @@
+// What the ops on CPU share: the walk over a batch, the threads it is worth, and its sequences.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "torch/instruction_sets.h"
+#include "torch/op.h"
+
+namespace fastrnn::cpu {
+
+// Below this a fork and join costs more than it saves: a core does so much in 20 to 50 microseconds.
+constexpr double kMinFlopPerThread = 1e6;
+
+inline Team team_of(int64_t threads) {
+  return {threads, [](int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+            torch::stable::parallel_for(0, parts, 1, body);
+          }};
+}
+
+// `rows` is the number of steps that all samples run together.
+inline Team team_for(const ScanSizes& sizes, int64_t rows) {
+  const double flop = 2.0 * rows * sizes.cell.gates * sizes.H * (sizes.I + sizes.R);
+  const int64_t useful = std::max<int64_t>(1, static_cast<int64_t>(flop / kMinFlopPerThread));
+  return team_of(std::min(most_threads(), useful));
+}
+
+// Samples first, first + step, ... of a batch: all of them, or those of a group.
+struct Samples {
+  int64_t step = 1, first = 0;
+
+  int64_t count(int64_t rows) const { return std::max<int64_t>(0, (rows - first + step - 1) / step); }
+};
+
+// Sorts some samples by length, longest first, and owns the arrays that their Schedule points to.
+struct HostSchedule {
+  std::vector<int64_t> order, active;
+  Schedule schedule;
+  int64_t rows;  // steps run by all of them
+
+  HostSchedule(const ScanInputs& in, const ScanSizes& sizes, Samples samples) {
+    const Matrix<const uint8_t> reset = matrix<const uint8_t>(in.reset);
+    schedule.T = sizes.T;
+    schedule.N = samples.count(sizes.N);
+    schedule.reverse = in.reverse;
+    schedule.reset = reset.transposed().every(samples.step, samples.first).transposed();
+    rows = schedule.T * schedule.N;
+    if (in.batch_sizes) {
+      const int64_t* batch_sizes = in.batch_sizes->const_data_ptr<int64_t>();
+      active.resize(sizes.T);
+      std::transform(batch_sizes, batch_sizes + sizes.T, active.begin(), [&](int64_t n) { return samples.count(n); });
+      schedule.active = active.data();
+      rows = std::reduce(active.begin(), active.end());
+    } else if ((in.lengths || in.offsets) && schedule.N > 0) {
+      std::vector<int64_t> lengths(schedule.N);
+      for (int64_t i = 0; i < schedule.N; ++i) {
+        const int64_t n = samples.first + i * samples.step;
+        lengths[i] = in.offsets ? jagged_length(in, n) : in.lengths->const_data_ptr<int64_t>()[n];
+      }
+      sort_by_length(lengths);
+    }
+  }
+  HostSchedule(const HostSchedule&) = delete;
+
+ private:
+  void sort_by_length(const std::vector<int64_t>& lengths) {
+    order.resize(schedule.N);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    active.reserve(schedule.T);
+    for (int64_t t = 0, running = schedule.N; t < schedule.T; ++t) {
+      while (running > 0 && lengths[order[running - 1]] <= t) --running;
+      active.push_back(running);
+    }
+    rows = std::reduce(active.begin(), active.end());
+    schedule.order = order.data();
+    schedule.active = active.data();
+  }
+};
+
+// Returns the row at which each step of a packed input starts.
+inline std::vector<int64_t> step_starts(const ScanInputs& in) {
+  std::vector<int64_t> starts;
+  if (!in.batch_sizes) return starts;
+  const int64_t* active = in.batch_sizes->const_data_ptr<int64_t>();
+  starts.resize(in.batch_sizes->size(0));
+  std::exclusive_scan(active, active + starts.size(), starts.begin(), int64_t{0});
+  return starts;
+}
+
+inline RowStarts row_starts(const ScanInputs& in, const std::vector<int64_t>& of_steps) {
+  return {in.batch_sizes ? of_steps.data() : nullptr, in.offsets ? in.offsets->const_data_ptr<int64_t>() : nullptr};
+}
+
+// A fresh sequence of small pages takes 256 faults a MB, which would cost as much as the arithmetic.
+inline Tensor with_huge_pages(Tensor tensor) {
+  if (tensor.numel() > 0) prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
+constexpr int64_t kClearedAtOnce = int64_t{1} << 20;  // bytes of a sequence that are worth a thread
+
+// Clears the rows of a padded sequence that lie past a sample's length. Clearing all of it would touch every page
+// twice.
+inline void clear_padding(Tensor& padded, const int64_t* lengths) {
+  const int64_t T = padded.size(0), N = padded.size(1);
+  const int64_t row = padded.size(2) * padded.element_size();
+  char* data = static_cast<char*>(padded.mutable_data_ptr());
+  for_ranges(T, std::max<int64_t>(1, kClearedAtOnce / std::max<int64_t>(1, N * row)), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t n = 0; n < N; ++n)
+        if (t >= lengths[n]) std::memset(data + (t * N + n) * row, 0, row);
+  });
+}
+
+inline Tensor new_sequence(const ScanInputs& in, const Shape& shape, ScalarType dtype, bool seen) {
+  if (seen && has_holes(in)) return torch::stable::new_zeros(*in.input, shape.ref(), dtype);
+  Tensor sequence = with_huge_pages(empty(*in.input, shape, dtype));
+  const bool padded = in.lengths && !in.offsets && sequence.numel() > 0;
+  if (seen && padded) clear_padding(sequence, in.lengths->const_data_ptr<int64_t>());
+  return sequence;
+}
+
+}  // namespace fastrnn::cpu

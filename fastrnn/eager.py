@@ -1,0 +1,193 @@
+"""The short way of a call in eager mode on plain tensors, for which the op checks all there is.
+
+Half of all calls run a single step, whose arithmetic takes a few microseconds. This way asks only
+whether it may be taken; what does not fit, and every error, is left to the long way, which has the
+words for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
+
+__all__ = ["run_cell", "run_layers", "run_stack"]
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+_stack = torch.ops.fastrnn.stack.default
+_step = torch.ops.fastrnn.step.default
+
+
+def _is_eager() -> bool:
+    """Whether no tracer, transform or mode looks at this call."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def _has_kernel(input: Tensor) -> bool:
+    """Complex tensors, which the op takes for dual numbers, have none."""
+    return input.is_cpu and input.dtype in DTYPES
+
+
+def _plain_states(hx: Any, has_cell_state: bool) -> tuple[Tensor, ...] | None:
+    """hx as a tuple, empty if it is None; None if it is anything but plain tensors."""
+    if hx is None:
+        return ()
+    if not has_cell_state:
+        return (hx,) if type(hx) in _PLAIN else None
+    if type(hx) in (tuple, list) and len(hx) == 2 and _PLAIN.issuperset(map(type, hx)):
+        return tuple(hx)
+    return None
+
+
+def run_layers(
+    cell: str,
+    input: Any,
+    hx: Any,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int,
+    directions: int,
+    batch_first: bool,
+    reverse: bool,
+    recompute: bool,
+) -> tuple[Tensor, Any] | None:
+    """What :func:`fastrnn.functional._run` returns for these arguments, or None: take that."""
+    if not (_is_eager() and type(input) in _PLAIN and _PLAIN.issuperset(map(type, weights))):
+        return None
+    facts = CELLS[cell]
+    states = _plain_states(hx, facts.has_cell_state)
+    rank = input.dim()
+    if states is None or rank not in (2, 3) or input.is_nested or not _has_kernel(input):
+        return None
+    entries = num_layers * directions
+    if any(state.dim() != rank or state.size(0) != entries for state in states):
+        return None
+    if rank == 2:
+        input = input.unsqueeze(1)
+        states = tuple(state.unsqueeze(1) for state in states)
+    elif batch_first:
+        input = input.transpose(0, 1)
+    try:
+        if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
+            output, *finals = _differentiably(
+                cell, input, states, weights, num_layers, directions, reverse, recompute
+            )
+        else:
+            output, *finals = _stack(
+                cell, input, states, (), weights, num_layers, directions, None, None, None, None,
+                reverse,
+            )  # fmt: skip
+    except RuntimeError:
+        return None
+    if rank == 2:
+        output = output.squeeze(1)
+        finals = [final.squeeze(1) for final in finals]
+    elif batch_first:
+        output = output.transpose(0, 1)
+    return output, tuple(finals) if facts.has_cell_state else finals[0]
+
+
+def run_stack(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    reset_states: Sequence[Tensor],
+    weights: Sequence[ScanWeights],
+    directions: int,
+    schedule: Sequence[Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """Output and final states of all layers by one op, whatever the schedule; None where the layers
+    are called one by one: with gradients, or where something looks at the call."""
+    flat = [weight for each in weights for weight in each if weight is not None]
+    tensors = (input, *states, *reset_states, *flat)
+    if not (_is_eager() and _PLAIN.issuperset(map(type, tensors)) and _has_kernel(input)):
+        return None
+    if torch.is_grad_enabled() and _needs_grad(*tensors):
+        return None
+    output, *finals = _stack(
+        cell, input, states, reset_states, flat, len(weights) // directions, directions, *schedule,
+        reverse,
+    )  # fmt: skip
+    return output, tuple(finals)
+
+
+def _needs_grad(*tensors: Tensor) -> bool:
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+def _differentiably(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    num_layers: int,
+    directions: int,
+    reverse: bool,
+    recompute: bool,
+) -> list[Tensor]:
+    """What the op `stack` returns, a node of the graph for each layer and direction."""
+    count = 1 + CELLS[cell].has_cell_state
+    entries = num_layers * directions
+    each = len(weights) // entries
+    if not states:
+        rows, R = weights[1].shape
+        sizes = (R, rows // CELLS[cell].gates)[:count]
+        states = [input.new_zeros(entries, input.size(1), size) for size in sizes]
+    finals: list[list[Tensor]] = []
+    for index in range(entries):
+        if index % directions == 0:
+            layer_input, outputs = input, []
+        y, *final = scan_flat(
+            cell,
+            layer_input,
+            [state[index] for state in states],
+            weights[index * each : (index + 1) * each],
+            reverse or index % directions == 1,
+            recompute,
+        )
+        outputs.append(y)
+        finals.append(final)
+        if index % directions == directions - 1:
+            input = y if directions == 1 else torch.cat(outputs, dim=-1)
+    if entries == 1:
+        return [input, *(final.unsqueeze(0) for final in finals[0])]
+    return [input, *map(torch.stack, zip(*finals, strict=True))]
+
+
+def run_cell(
+    cell: str, input: Any, states: Sequence[Any], weights: Sequence[Tensor]
+) -> Sequence[Tensor] | None:
+    """h' and, of an LSTM, c' of one step, or None: take the long way."""
+    if not (_is_eager() and _PLAIN.issuperset(map(type, (input, *states, *weights)))):
+        return None
+    if not _has_kernel(input):
+        return None
+    try:
+        if not (torch.is_grad_enabled() and _needs_grad(input, *states, *weights)):
+            return _step(cell, input, states, weights)
+        batched = input.dim() == 2
+        if any(state.shape[:-1] != input.shape[:-1] for state in states):
+            return None
+        if not batched:
+            input, states = input.unsqueeze(0), [state.unsqueeze(0) for state in states]
+        if not states:
+            zeros = input.new_zeros(input.size(0), weights[1].size(1))
+            states = [zeros] * (1 + CELLS[cell].has_cell_state)
+        _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False)
+    except RuntimeError:
+        return None
+    return tuple(finals) if batched else tuple(final.squeeze(0) for final in finals)
