@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/cell_kernels.h"
 #include "cpu/chunks.h"
@@ -82,11 +83,12 @@ class BackwardScan : Scan<S> {
   Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * cell.saved * H : 0);
   Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && has_c_ ? chunk_steps_ * N : 0);
 
-  // The weight gradients have the rows of all groups, one group's after the other's.
+  // The weight gradients have the rows of all groups, one group's after the other's. They are summed in these buffers,
+  // or in the result itself.
   const int64_t dw_rows_ = d.groups * cell.gates * H;
-  Buffer<A> dw_ih_ = Buffer<A>(d.weights.ih ? dw_rows_ * i_sums : 0);
-  Buffer<A> dw_hh_ = Buffer<A>(d.weights.hh ? dw_rows_ * r_sums : 0);
-  Buffer<A> dw_hr_ = Buffer<A>(d.weights.hr ? d.groups * R * h_sums : 0);
+  Buffer<A> dw_ih_ = sums_buffer(d.weights.ih, dw_rows_, I);
+  Buffer<A> dw_hh_ = sums_buffer(d.weights.hh, dw_rows_, R);
+  Buffer<A> dw_hr_ = sums_buffer(d.weights.hr, d.groups* R, H);
   Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? dw_rows_ : 0);
   Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? dw_rows_ : 0);
 
@@ -103,6 +105,8 @@ class BackwardScan : Scan<S> {
       const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
       const Part part(member, grid, w_hh_.panels());
       const int64_t last_begin = (schedule.T - 1) / chunk_steps_ * chunk_steps_;
+      bool fresh = !grouped;  // the weight gradients hold nothing yet; those of groups start at zero
+      if (grouped) clear_weights(member);
       for (int64_t begin = last_begin; begin >= 0 && schedule.T > 0 && N > 0; begin -= chunk_steps_) {
         const Range steps{begin, std::min(begin + chunk_steps_, schedule.T)};
         int64_t rows = 0;
@@ -121,9 +125,11 @@ class BackwardScan : Scan<S> {
         member.barrier();
         pair_unprojected(rows, member);
         if (d.x) input_gradient(steps, member.share(rows));
-        weight_gradients(rows, member);
+        if (rows > 0) weight_gradients(rows, member, fresh);
+        fresh = fresh && rows == 0;
         member.barrier();
       }
+      if (fresh) clear_weights(member);
       store_results(member);
     });
   }
@@ -138,8 +144,40 @@ class BackwardScan : Scan<S> {
     return Buffer<E>(kPaired<E> && wanted ? padded_depth<E>(chunk_steps_ * N) * row : 0);
   }
 
+  // Tells whether a gradient is summed in its result: that has the type of sums, and its rows are whole vectors.
+  static bool in_place(Matrix<S> result, int64_t columns) {
+    return std::is_same_v<S, A> && result && result.col_stride == 1 && columns % V::kWidth == 0;
+  }
+  static Buffer<A> sums_buffer(Matrix<S> result, int64_t rows, int64_t columns) {
+    return Buffer<A>(result && !in_place(result, columns) ? rows * row_length<A>(columns) : 0);
+  }
+
+  struct Sums {
+    A* data;  // [rows][row]
+    int64_t row;
+  };
+  static Sums sums_of(const Buffer<A>& buffer, Matrix<S> result, int64_t columns) {
+    if constexpr (std::is_same_v<S, A>)
+      if (in_place(result, columns)) return {result.data, result.row_stride};
+    return {buffer.get(), row_length<A>(columns)};
+  }
+
+  // Clears this member's share of the weight gradients.
+  void clear_weights(const Team::Member& member) {
+    const auto clear = [](Sums sums, Range range) {
+      if (sums.data) std::fill(sums.data + range.begin * sums.row, sums.data + range.end * sums.row, A(0));
+    };
+    const Range gates = member.share(dw_rows_);
+    clear(sums_of(dw_ih_, d.weights.ih, I), gates);
+    clear(sums_of(dw_hh_, d.weights.hh, R), gates);
+    clear(sums_of(dw_hr_, d.weights.hr, H), member.share(d.groups * R));
+  }
+
+  // Nobody asks for what the first step of the walk leaves of dh, unless it is the gradient of a state.
+  bool leaves_dh(int64_t s) const { return s > 0 || d.h_0 || schedule.reset; }
+
   void prepare(const Team::Member& member) {
-    w_hh_.pack(member.share(w_hh_.panels()));
+    if (leaves_dh(schedule.T - 1)) w_hh_.pack(member.share(w_hh_.panels()));
     w_ih_.pack(member.share(w_ih_.panels()));
     w_hr_.pack(member.share(w_hr_.panels()));
     if (recomputes) {
@@ -168,9 +206,6 @@ class BackwardScan : Scan<S> {
     const auto clear = [](A* sums, Range range, int64_t row) {
       if (sums) std::fill(sums + range.begin * row, sums + range.end * row, A(0));
     };
-    clear(dw_ih_.get(), gates, i_sums);
-    clear(dw_hh_.get(), gates, r_sums);
-    clear(dw_hr_.get(), member.share(d.groups * R), h_sums);
     clear(db_ih_.get(), gates, 1);
     clear(db_hh_.get(), gates, 1);
     clear(d_reset_h_.get(), rows, r_sums);
@@ -254,6 +289,7 @@ class BackwardScan : Scan<S> {
     const Range columns{w_hh_.unit(part.panels.begin), w_hh_.unit(part.panels.end)};  // of h
     const Range units = projected ? Range{0, H} : columns;
     for (int64_t i = 0; i < rows; ++i) kernels_.backward(*this, {chunk_row + part.row(i), t, part.row(i), units});
+    if (!leaves_dh(s)) return;
     member.barrier(part.group, part.unit_groups);
     multiply_fused(rows, d_gh_ + (chunk_row + part.group) * gate_row_, part.groups * gate_row_, w_hh_, part.panels,
                    static_cast<const A*>(nullptr), [&](int64_t first, int64_t count, Range panels, const A* products) {
@@ -329,7 +365,7 @@ class BackwardScan : Scan<S> {
     }
   }
 
-  void weight_gradients(int64_t rows, const Team::Member& member) {
+  void weight_gradients(int64_t rows, const Team::Member& member, bool fresh) {
     const auto left = [&](Range range, const E* from, int64_t row, const Buffer<E>& pairs) -> OuterFactor<E> {
       if constexpr (kPaired<E>) {
         pair_across(range, rows, from, row, pairs.get(), pair_row_);
@@ -346,14 +382,16 @@ class BackwardScan : Scan<S> {
       for (int64_t r = 0; r < N; ++r)
         if (schedule.sample(r) % d.groups == group) add(r, N, rows / N);
     };
-    const auto accumulate = [&](Range range, int64_t group, OuterFactor<E> a, OuterFactor<E> b, int64_t columns, A* out,
-                                int64_t out_row) {
+    const auto accumulate = [&](Range range, int64_t group, OuterFactor<E> a, OuterFactor<E> b, int64_t columns,
+                                Sums sums, int64_t first_row) {
+      A* const out = sums.data + first_row * sums.row;
       for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
         const auto from = [&](OuterFactor<E> factor, int64_t m) {
           return OuterFactor<E>{factor.from(first + m * stride).data, factor.depth * stride, factor.row};
         };
         for (int64_t m = 0; m < count; m += kSumRows)
-          accumulate_outer(range, std::min(kSumRows, count - m), from(a, m), from(b, m), columns, out, out_row);
+          accumulate_outer(range, std::min(kSumRows, count - m), from(a, m), from(b, m), columns, out, sums.row,
+                           fresh && m == 0);
       });
     };
     const auto accumulate_bias = [&](Range range, int64_t group, const E* gates, A* out) {
@@ -367,15 +405,15 @@ class BackwardScan : Scan<S> {
       if (d.weights.bias_hh) accumulate_bias(gates, group, d_gh_, db_hh_.get() + row);
       if (d.weights.ih)
         accumulate(gates, group, left(gates, d_gx_.get(), gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I,
-                   dw_ih_.get() + row * i_sums, i_sums);
+                   sums_of(dw_ih_, d.weights.ih, I), row);
       if (d.weights.hh)
         accumulate(gates, group, left(gates, d_gh_, gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R,
-                   dw_hh_.get() + row * r_sums, r_sums);
+                   sums_of(dw_hh_, d.weights.hh, R), row);
     });
     if (d.weights.hr)
       for_groups(member, R, [&](Range outputs, int64_t group) {
         accumulate(outputs, group, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
-                   right(unprojected_, unprojected_pairs_, h_row), H, dw_hr_.get() + group * R * h_sums, h_sums);
+                   right(unprojected_, unprojected_pairs_, h_row), H, sums_of(dw_hr_, d.weights.hr, H), group * R);
       });
   }
 
@@ -406,13 +444,14 @@ class BackwardScan : Scan<S> {
       if (d.reset_c) this->store_state(d_reset_c_.get() + r * h_sums, d.reset_c, H, r);
     }
     const Range gates = member.share(dw_rows_);
-    const auto store = [](const Buffer<A>& from, Matrix<S> to, Range range, int64_t columns, int64_t row) {
-      for (int64_t i = range.begin; to && i < range.end; ++i)
-        scatter(from.get() + i * row, to.row(i), to.col_stride, columns);
+    const auto store = [](const Buffer<A>& from, Matrix<S> to, Range range, int64_t columns) {
+      if (!to || in_place(to, columns)) return;
+      for (int64_t i = range.begin; i < range.end; ++i)
+        scatter(from.get() + i * row_length<A>(columns), to.row(i), to.col_stride, columns);
     };
-    store(dw_ih_, d.weights.ih, gates, I, i_sums);
-    store(dw_hh_, d.weights.hh, gates, R, r_sums);
-    store(dw_hr_, d.weights.hr, member.share(d.groups * R), H, h_sums);
+    store(dw_ih_, d.weights.ih, gates, I);
+    store(dw_hh_, d.weights.hh, gates, R);
+    store(dw_hr_, d.weights.hr, member.share(d.groups * R), H);
     const auto store_bias = [&](const Buffer<A>& from, Vector<S> to) {
       if (to) scatter(from.get() + gates.begin, &to[gates.begin], to.stride, gates.size());
     };

@@ -350,10 +350,11 @@ inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t
 // So many rows of a weight gradient share the second-level cache with their operands.
 constexpr int64_t kOuterRows = 240;
 
-// Adds a weight gradient: out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in a range.
+// Adds a weight gradient: out[i][:] += sum over the rows m of left[m][i] * right[m][:], for i in a range. What out
+// holds counts as zero if it is `fresh`. Rows of out hold whole vectors.
 template <class E>
 void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFactor<E> right, int64_t columns,
-                      Accumulate<E>* out, int64_t out_row) {
+                      Accumulate<E>* out, int64_t out_row, bool fresh) {
   using A = Accumulate<E>;
   constexpr int kWidth = Vec<A>::kWidth;
   constexpr int kStep = kFactorDepth<E>;
@@ -392,7 +393,8 @@ void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFacto
       for (int64_t i = 0; i < size; ++i)
         for (int64_t j = 0; j < width; j += kWidth) {
           A* const target = out + (begin + i) * out_row + v * kWidth + j;
-          (Vec<A>::load(target) + Vec<A>::load(sums + i * width + j)).store(target);
+          const Vec<A> before = fresh ? Vec<A>(A(0)) : Vec<A>::load(target);
+          (before + Vec<A>::load(sums + i * width + j)).store(target);
         }
     }
   }
