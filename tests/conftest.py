@@ -55,8 +55,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item.get_closest_marker("gpu")]
-    # A test that traps comes last: pyproject.toml says why.
-    items.sort(key=lambda item: item.get_closest_marker("traps") is not None)
+    # A test that traps comes last: pyproject.toml says why. A slow one comes first, for a worker that
+    # starts it when the others have nothing left lets them wait.
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        traps, slow = (item.get_closest_marker(name) for name in ("traps", "slow"))
+        return traps is not None, slow is None
+
+    items.sort(key=rank)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

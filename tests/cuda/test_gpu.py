@@ -51,6 +51,7 @@ def test_size_of_a_library():
     assert large.faults == ["is larger than 64 MB"]
 
 
+@pytest.mark.slow
 def test_resources():
     """No kernel of the shipped sources has a fault on the architectures that CI builds."""
     if resources.toolkit() is None:

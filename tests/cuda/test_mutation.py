@@ -73,6 +73,7 @@ def text_with_comments(*files: str) -> str:
     return "".join((CSRC / file).read_text() for file in files)
 
 
+@pytest.mark.slow
 def test_a_sample_is_caught() -> None:
     try:
         toolchain.require()

@@ -95,6 +95,7 @@ def assert_same(folder: Path, undisturbed: dict) -> None:
     assert list((folder / "run").iterdir()) == [whole]  # Nothing half written is left.
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, undisturbed):
     dice, kills, in_write = random.Random(0), 0, 0
     process = start(tmp_path)
