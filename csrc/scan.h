@@ -145,6 +145,8 @@ struct ScanParams : ScanTensors<const S> {
   int64_t output_size = 0;  // R: the projected size, or H
   Schedule schedule;
 
+  bool projected() const { return this->weights.hr || output_size != hidden_size; }
+
   // Results of the forward pass; inputs of the backward pass.
   Sequence<S> y;      // [T, N, R]
   Sequence<S> gates;  // [T, N, kSaved * H], what the cell saves; null: nothing is saved, backward recomputes it
@@ -180,8 +182,14 @@ struct Schedule : Walk<Schedule> {
   bool runs(int64_t t, int64_t r) const { return 0 <= t && t < T && r < rows(t); }
 };
 
+// The type of weights that were packed once for many calls: what products read, or of float weights a shorter one.
+enum class WeightType : int32_t { kOperand, kBFloat16, kInt8 };
+
 template <class S>
-using ScanParams = fastrnn::ScanParams<S, Schedule>;
+struct ScanParams : fastrnn::ScanParams<S, Schedule> {
+  const char* packed = nullptr;  // what an instruction set's `pack` wrote; `weights` are then not read
+  WeightType packed_as = WeightType::kOperand;
+};
 
 }  // namespace cpu
 

@@ -6,6 +6,7 @@ Drop-in replacements for torch.nn's: the same signatures, parameter names and nu
 from fastrnn import data, functional, onnx
 from fastrnn.accelerate import Report, accelerate, decelerate
 from fastrnn.explanation import Explanation, ScanExplanation, explain
+from fastrnn.frozen import freeze, refresh
 from fastrnn.functional import AllStates, detach_state
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import cpu_instruction_sets
@@ -29,6 +30,8 @@ __all__ = [
     "decelerate",
     "detach_state",
     "explain",
+    "freeze",
     "functional",
     "onnx",
+    "refresh",
 ]

@@ -128,18 +128,12 @@ def _odd_instance(module: nn.Module) -> str | None:
     """Why this instance differs from others of its class, or None."""
     if "forward" in module.__dict__:
         return "its forward was replaced"
-    missing = [name for name in _weight_names(module) if not hasattr(module, name)]
+    missing = [name for name in modules.all_weight_names(module) if not hasattr(module, name)]
     return f"it has no {missing[0]}" if missing else None
 
 
-def _weight_names(module: nn.Module) -> list[str]:
-    if isinstance(module, (nn.RNNBase, modules.RecurrentModule)):
-        return modules.flat_weight_names(module)
-    return ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
-
-
 def _reason_to_leave(module: nn.Module) -> str | None:
-    weight = getattr(module, _weight_names(module)[0])
+    weight = getattr(module, modules.all_weight_names(module)[0])
     if weight.device.type not in DEVICES:
         return f"fastrnn has no kernel for device '{weight.device}' in this build"
     if weight.dtype not in DTYPES:

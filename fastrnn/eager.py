@@ -12,26 +12,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
 
-__all__ = ["run_cell", "run_layers", "run_stack"]
+__all__ = ["run_cell", "run_layers", "run_packed_cell", "run_packed_layers", "run_stack"]
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
 
 _stack = torch.ops.fastrnn.stack.default
 _step = torch.ops.fastrnn.step.default
+_packed_stack = torch.ops.fastrnn.packed_stack.default
+_packed_step = torch.ops.fastrnn.packed_step.default
+
+_is_compiling = torch.compiler.is_compiling
+_tracing_state = torch._C._get_tracing_state
+_peek_transform = torch._C._functorch.peek_interpreter_stack
+_count_dispatch_modes = torch._C._len_torch_dispatch_stack
+_count_function_modes = torch._C._len_torch_function_stack
 
 
 def _is_eager() -> bool:
     """Whether no tracer, transform or mode looks at this call."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch.autograd.forward_ad._current_level >= 0
+        _is_compiling()
+        or _tracing_state() is not None
+        or _peek_transform() is not None
+        or _count_dispatch_modes()
+        or _count_function_modes()
+        or forward_ad._current_level >= 0
         or torch.is_autocast_enabled("cpu")
     )
 
@@ -64,7 +73,7 @@ def run_layers(
     reverse: bool,
     recompute: bool,
 ) -> tuple[Tensor, Any] | None:
-    """What :func:`fastrnn.functional._run` returns for these arguments, or None: take that."""
+    """What :func:`fastrnn.functional.run` returns for these arguments, or None: take that."""
     if not (_is_eager() and type(input) in _PLAIN and _PLAIN.issuperset(map(type, weights))):
         return None
     facts = CELLS[cell]
@@ -191,3 +200,46 @@ def run_cell(
     except RuntimeError:
         return None
     return tuple(finals) if batched else tuple(final.squeeze(0) for final in finals)
+
+
+def run_packed_layers(
+    packed: Tensor, input: Any, hx: Any, has_cell_state: bool, batch_first: bool, reverse: bool
+) -> tuple[Tensor, Any] | None:
+    """As :func:`run_layers`, of a frozen module."""
+    if type(input) not in _PLAIN or input.is_nested or not _is_eager():
+        return None
+    states = _plain_states(hx, has_cell_state)
+    if states is None or (torch.is_grad_enabled() and _needs_grad(input, *states)):
+        return None
+    rank = input.dim()
+    if rank == 2:
+        input = input.unsqueeze(1)
+        states = tuple(state.unsqueeze(1) for state in states)
+    elif batch_first and rank == 3:
+        input = input.transpose(0, 1)
+    h_0, c_0 = (*states, None, None)[:2]
+    try:
+        output, h_n, c_n = _packed_stack(input, h_0, c_0, packed, reverse)
+    except (RuntimeError, NotImplementedError):
+        return None
+    if rank == 2:
+        output, h_n = output.squeeze(1), h_n.squeeze(1)
+        c_n = c_n.squeeze(1) if has_cell_state else c_n
+    elif batch_first:
+        output = output.transpose(0, 1)
+    return output, (h_n, c_n) if has_cell_state else h_n
+
+
+def run_packed_cell(
+    packed: Tensor, input: Any, states: Sequence[Any]
+) -> tuple[Tensor, Tensor] | None:
+    """h' and, of an LSTM, c' of a frozen cell, or None: take the long way."""
+    if type(input) not in _PLAIN or not _PLAIN.issuperset(map(type, states)) or not _is_eager():
+        return None
+    if torch.is_grad_enabled() and _needs_grad(input, *states):
+        return None
+    h, c = (*states, None, None)[:2]
+    try:
+        return _packed_step(input, h, c, packed)
+    except (RuntimeError, NotImplementedError):
+        return None

@@ -124,9 +124,11 @@ def rnn(
         NotImplementedError: a device without a kernel.
     """
     checks.check_nonlinearity(nonlinearity)
-    return _run(
-        "RNN", f"rnn_{nonlinearity}", input, hx, weights, num_layers, bias, batch_first, dropout,
-        training, bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
+    return run(
+        "RNN", f"rnn_{nonlinearity}", input, hx, weights, num_layers=num_layers, bias=bias,
+        batch_first=batch_first, dropout=dropout if training else 0.0, bidirectional=bidirectional,
+        lengths=lengths, reset=reset, reset_state=reset_state, return_all_states=return_all_states,
+        recompute=recompute, reverse=reverse,
     )  # fmt: skip
 
 
@@ -154,9 +156,11 @@ def gru(
     :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`
     (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; others likewise.
     """
-    return _run(
-        "GRU", "gru", input, hx, weights, num_layers, bias, batch_first, dropout, training,
-        bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
+    return run(
+        "GRU", "gru", input, hx, weights, num_layers=num_layers, bias=bias,
+        batch_first=batch_first, dropout=dropout if training else 0.0, bidirectional=bidirectional,
+        lengths=lengths, reset=reset, reset_state=reset_state, return_all_states=return_all_states,
+        recompute=recompute, reverse=reverse,
     )  # fmt: skip
 
 
@@ -193,10 +197,11 @@ def lstm(
         output (T, N, D * R), and (h_n, c_n) in the shapes of ``hx``; with ``return_all_states``
         also the states after every step.
     """
-    return _run(
-        "LSTM", "lstm", input, hx, weights, num_layers, bias, batch_first, dropout, training,
-        bidirectional, lengths, reset, reset_state, return_all_states, recompute, reverse,
-        projection,
+    return run(
+        "LSTM", "lstm", input, hx, weights, num_layers=num_layers, bias=bias,
+        batch_first=batch_first, dropout=dropout if training else 0.0, bidirectional=bidirectional,
+        lengths=lengths, reset=reset, reset_state=reset_state, return_all_states=return_all_states,
+        recompute=recompute, reverse=reverse, projection=projection,
     )  # fmt: skip
 
 
@@ -213,27 +218,30 @@ def _split_weights(
     ]
 
 
-def autocast(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Input, states and weights in the autocast dtype, where autocast is on."""
+def autocast(
+    tensors: Sequence[Tensor], device: torch.device, to_weights: bool = False
+) -> list[Tensor]:
+    """Input, states and weights in the autocast dtype, where autocast is on; or else in that of the
+    weights, the last ones."""
     if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device.type)
+    dtype = tensors[-1].dtype if to_weights else torch.get_autocast_dtype(device.type)
     return [
         t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
     ]
 
 
-def _run(
+def run(
     name: str,
     cell: str,
     input: Tensor | PackedSequence,
     hx: Hidden | None,
     weights: Sequence[Tensor],
+    *,
     num_layers: int,
     bias: bool,
     batch_first: bool,
     dropout: float,
-    training: bool,
     bidirectional: bool,
     lengths: Tensor | None,
     reset: Tensor | None,
@@ -242,10 +250,12 @@ def _run(
     recompute: bool,
     reverse: bool,
     projection: bool = False,
+    packed: Tensor | None = None,
 ) -> Any:
     """Any layout in, the op's (T, N, I) or rows inside, the same layout out.
 
-    name is the layer's in messages, cell the op's.
+    name is the layer's in messages, cell the op's; packed are the weights of a frozen module as the
+    op `prepack` returned them.
     """
     facts, directions = CELLS[cell], 2 if bidirectional else 1
     checks.check_input_type(name, input, lengths)
@@ -259,7 +269,7 @@ def _run(
 
     data = input.data if isinstance(input, PackedSequence) else input
     values = data.values() if data.is_nested else data
-    values, *rest = autocast([values, *states, *weights], values.device)
+    values, *rest = autocast([values, *states, *weights], values.device, packed is not None)
     states, weights = tuple(rest[: len(states)]), rest[len(states) :]
     layout = layout_of(name, input, values, batch_first, lengths)
     if not isinstance(input, PackedSequence):
@@ -294,7 +304,7 @@ def _run(
         states[:count],
         stack,
         directions=directions,
-        dropout=dropout if training else 0.0,
+        dropout=dropout,
         reset_states=states[count:],
         lengths=layout.lengths,
         batch_sizes=layout.batch_sizes,
@@ -303,6 +313,7 @@ def _run(
         reverse=reverse,
         recompute=recompute,
         all_states=return_all_states,
+        packed=packed,
     )
     finals = tuple(layout.leave(state) for state in finals)
     results = layout.sequence(output), finals if facts.has_cell_state else finals[0]

@@ -12,7 +12,7 @@ from fastrnn import eager, ops
 from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.ops import ScanWeights
 
-__all__ = ["run_stack"]
+__all__ = ["is_recorded", "run_stack"]
 
 
 def run_stack(
@@ -31,6 +31,7 @@ def run_stack(
     reverse: bool = False,
     recompute: bool = False,
     all_states: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor], list[Tensor]]:
     """Run L layers of D directions.
 
@@ -45,6 +46,8 @@ def run_stack(
         lengths, batch_sizes, offsets, reset, recompute: as for :func:`fastrnn.ops.scan`.
         reverse: whether the only direction walks backward; for ``directions`` = 1.
         all_states: whether the last two results are wanted.
+        packed: the weights as the op ``prepack`` returned them. Where a graph is recorded to be
+            kept, or all states are wanted, the ordinary ones are read.
 
     Returns:
         output (T, N, D * R) or (rows, D * R), the final states in the shapes of ``states``, and for
@@ -52,14 +55,21 @@ def run_stack(
     """
     # One seed serves all layers. Without dropout none is drawn, so the generator does not advance.
     seed = draw_seed(input.device) if dropout > 0 and len(weights) > directions else None
+    schedule = (lengths, batch_sizes, offsets, reset)
+    if packed is not None and not all_states and not is_recorded():
+        flat = [weight for each in weights for weight in each if weight is not None]
+        output, *finals = torch.ops.fastrnn.stack(
+            cell, input, states, reset_states, flat, len(weights) // directions, directions,
+            *schedule, reverse, packed,
+        )  # fmt: skip
+        return output, tuple(finals), [], []
     if seed is None and not all_states:
-        schedule = (lengths, batch_sizes, offsets, reset)
         results = eager.run_stack(
             cell, input, states, reset_states, weights, directions, schedule, reverse
         )
         if results is not None:
             return *results, [], []
-    finals: list[tuple[Tensor, ...]] = []
+    states_after: list[tuple[Tensor, ...]] = []
     all_h: list[Tensor] = []
     all_c: list[Tensor] = []
     for index, weight in enumerate(weights):
@@ -86,7 +96,7 @@ def run_stack(
         )
         outputs.append(y)
         cells += [] if c is None else [c.to(y.dtype)]
-        finals.append((h_n,) if c_n is None else (h_n, c_n))
+        states_after.append((h_n,) if c_n is None else (h_n, c_n))
         if direction == directions - 1:
             input = _side_by_side(outputs)
             if all_states:
@@ -95,7 +105,13 @@ def run_stack(
             if seed is not None and index < len(weights) - 1:
                 layer = index // directions
                 input = input * dropout_mask(seed, layer, input.shape, dropout, input.dtype)
-    return input, tuple(torch.stack(final) for final in zip(*finals, strict=True)), all_h, all_c
+    stacked = tuple(torch.stack(final) for final in zip(*states_after, strict=True))
+    return input, stacked, all_h, all_c
+
+
+def is_recorded() -> bool:
+    """Whether torch.export or torch.jit makes a graph that other machines may run."""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def _of_layer(states: Sequence[Tensor], index: int) -> tuple[Any, Tensor | None]:

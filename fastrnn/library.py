@@ -131,6 +131,11 @@ def cpu_instruction_sets() -> list[str]:
     return torch.ops.fastrnn.cpu_instruction_sets().split(",")
 
 
+def cpu_instruction_set() -> str:
+    """The instruction set whose kernels run now."""
+    return torch.ops.fastrnn.cpu_instruction_set()
+
+
 def use_cpu_instruction_set(name: str | None) -> None:
     """Run the kernels of this instruction set from now on; None: as the environment says.
 
@@ -201,6 +206,29 @@ def _scan_backward_fake(  # type: ignore[no-untyped-def]
         else:
             gradients.append(input.new_empty(groups, *tensor.shape[-info.weight_rank :]))
     return gradients
+
+
+# The ops `stack` and `step` are traced for frozen modules alone, whose weights have no gradients.
+@torch.library.register_fake("fastrnn::stack")
+def _stack_fake(  # type: ignore[no-untyped-def]
+    cell, input, states, reset_states, weights, layers, directions, lengths, batch_sizes, offsets,
+    reset, reverse, packed=None,
+):  # fmt: skip
+    _check_one_device(input, (*states, *reset_states, *weights, reset, packed))
+    rows, output_size = weights[1].shape
+    sizes = (output_size, rows // CELLS[cell].gates)[: 1 + CELLS[cell].has_cell_state]
+    samples = states[0].size(1) if states else input.size(1)
+    return [
+        input.new_empty(*input.shape[:-1], directions * output_size),
+        *(input.new_empty(layers * directions, samples, size) for size in sizes),
+    ]
+
+
+@torch.library.register_fake("fastrnn::step")
+def _step_fake(cell, input, states, weights, packed=None):  # type: ignore[no-untyped-def]
+    _check_one_device(input, (*states, *weights, packed))
+    shape = (*input.shape[:-1], weights[1].size(1))
+    return [input.new_empty(shape) for _ in range(1 + CELLS[cell].has_cell_state)]
 
 
 def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, eager, functional, ops
+from fastrnn.layers import is_recorded
 from fastrnn.ops import ScanWeights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -44,6 +45,13 @@ def weight_names(module: Any) -> list[list[str]]:
 
 def flat_weight_names(module: Any) -> list[str]:
     return [name for names in weight_names(module) for name in names]
+
+
+def all_weight_names(module: Any) -> list[str]:
+    """Names of the weights of a layer or a cell, fastrnn's or torch.nn's."""
+    if isinstance(module, (RecurrentModule, nn.RNNBase)):
+        return flat_weight_names(module)
+    return ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
 class RecurrentModule(nn.Module):
@@ -147,7 +155,42 @@ class RecurrentModule(nn.Module):
             names = _FLAT_NAMES.get(key) or _FLAT_NAMES.setdefault(key, flat_weight_names(self))
         return [parameters[n] if n in parameters else getattr(self, n) for n in names]  # type: ignore[misc]
 
-    def _run_eagerly(self, input: Any, hx: Any, weights: list[Tensor]) -> Any:
+    def _run(
+        self,
+        input: Any,
+        hx: Any,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        reset_state: Any,
+        return_all_states: bool,
+    ) -> Any:
+        """The results of a call: those of the short way if it may be taken."""
+        if lengths is None and reset is None and reset_state is None and not return_all_states:
+            results = self._run_eagerly(input, hx)
+            if results is not None:
+                return results
+        return functional.run(
+            self.mode.partition("_")[0],
+            self._cell,
+            input,
+            hx,
+            self._weights(),
+            num_layers=self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout if self.training else 0.0,
+            bidirectional=self.bidirectional,
+            lengths=lengths,
+            reset=reset,
+            reset_state=reset_state,
+            return_all_states=return_all_states,
+            recompute=self.recompute,
+            reverse=self.reverse,
+            projection=self.proj_size > 0,
+            packed=self._packed_weights(input, hx, reset_state),
+        )
+
+    def _run_eagerly(self, input: Any, hx: Any) -> Any:
         """The results of a call without other arguments, or None: take the long way."""
         if self.training and self.dropout:
             return None
@@ -155,13 +198,17 @@ class RecurrentModule(nn.Module):
             self._cell,
             input,
             hx,
-            weights,
+            self._weights(),
             num_layers=self.num_layers,
             directions=1 + self.bidirectional,
             batch_first=self.batch_first,
             reverse=self.reverse,
             recompute=self.recompute,
         )
+
+    def _packed_weights(self, *inputs: Any) -> Tensor | None:
+        """For a call with these inputs, the weights that fastrnn.freeze packed."""
+        return None
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
@@ -188,18 +235,6 @@ class RecurrentModule(nn.Module):
             if getattr(self, name) != default
         ]
         return ", ".join(parts)
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "num_layers": self.num_layers,
-            "bias": self.bias,
-            "batch_first": self.batch_first,
-            "dropout": self.dropout,
-            "training": self.training,
-            "bidirectional": self.bidirectional,
-            "recompute": self.recompute,
-            "reverse": self.reverse,
-        }
 
 
 class RNN(RecurrentModule):
@@ -288,22 +323,7 @@ class RNN(RecurrentModule):
         return_all_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.rnn`."""
-        weights = self._weights()
-        if lengths is None and reset is None and reset_state is None and not return_all_states:
-            results = self._run_eagerly(input, hx, weights)
-            if results is not None:
-                return results
-        return functional.rnn(
-            input,
-            hx,
-            weights,
-            nonlinearity=self._cell.removeprefix("rnn_"),
-            lengths=lengths,
-            reset=reset,
-            reset_state=reset_state,
-            return_all_states=return_all_states,
-            **self._options(),
-        )
+        return self._run(input, hx, lengths, reset, reset_state, return_all_states)
 
 
 class GRU(RecurrentModule):
@@ -375,21 +395,7 @@ class GRU(RecurrentModule):
         return_all_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.gru`."""
-        weights = self._weights()
-        if lengths is None and reset is None and reset_state is None and not return_all_states:
-            results = self._run_eagerly(input, hx, weights)
-            if results is not None:
-                return results
-        return functional.gru(
-            input,
-            hx,
-            weights,
-            lengths=lengths,
-            reset=reset,
-            reset_state=reset_state,
-            return_all_states=return_all_states,
-            **self._options(),
-        )
+        return self._run(input, hx, lengths, reset, reset_state, return_all_states)
 
 
 class LSTM(RecurrentModule):
@@ -468,25 +474,10 @@ class LSTM(RecurrentModule):
         return_all_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`."""
-        weights = self._weights()
-        if lengths is None and reset is None and reset_state is None and not return_all_states:
-            results = self._run_eagerly(input, hx, weights)
-            if results is not None:
-                return results
-        return functional.lstm(
-            input,
-            hx,
-            weights,
-            projection=self.proj_size > 0,
-            lengths=lengths,
-            reset=reset,
-            reset_state=reset_state,
-            return_all_states=return_all_states,
-            **self._options(),
-        )
+        return self._run(input, hx, lengths, reset, reset_state, return_all_states)
 
 
-class _RecurrentCell(nn.Module):
+class RecurrentCell(nn.Module):
     """The base of the cells: one step is a scan over a sequence of length 1."""
 
     input_size: int
@@ -495,18 +486,19 @@ class _RecurrentCell(nn.Module):
     bias_ih: Tensor | None
     bias_hh: Tensor | None
 
+    _cell: str  # the op's name
     # How error texts name the states.
     _state_labels: ClassVar[Sequence[str]] = ("hidden",)
 
     def __init__(
-        self, cell: str, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any
+        self, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any
     ) -> None:
         super().__init__()
         checks.check_cell_arguments(input_size, hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
-        rows = ops.CELLS[cell].gates * hidden_size
+        rows = ops.CELLS[self._cell].gates * hidden_size
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -524,14 +516,26 @@ class _RecurrentCell(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
-    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...]) -> Sequence[Tensor]:
-        name = type(self).__name__
+    def _weights(self) -> list[Tensor]:
         parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        weights = [weight for weight in parameters if weight is not None]
-        results = eager.run_cell(cell, input, states, weights)
+        return [weight for weight in parameters if weight is not None]
+
+    def _packed_weights(self, *inputs: Any) -> Tensor | None:
+        """For a call with these inputs, the weights that fastrnn.freeze packed."""
+        return None
+
+    def _step_eagerly(self, input: Any, states: tuple[Tensor, ...]) -> Sequence[Tensor] | None:
+        """h' and, of an LSTM, c', or None: take the long way."""
+        return eager.run_cell(self._cell, input, states, self._weights())
+
+    def _step(self, input: Tensor, states: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        results = self._step_eagerly(input, states)
         if results is not None:
             return results
-        input, *rest = functional.autocast([input, *states, *weights], input.device)
+        cell, name, packed = self._cell, type(self).__name__, self._packed_weights(input, states)
+        input, *rest = functional.autocast(
+            [input, *states, *self._weights()], input.device, packed is not None
+        )
         states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         checks.check_cell_input(
             name, input, states, (self.input_size, self.hidden_size), self._state_labels
@@ -542,6 +546,8 @@ class _RecurrentCell(nn.Module):
         if not states:
             states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * count
         checks.check_companions(input, states, weights)
+        if packed is not None and not is_recorded():
+            return torch.ops.fastrnn.step(cell, input, states, weights, packed)
         if not batched:
             input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         h_0, c_0 = states[0], states[1] if count == 2 else None
@@ -550,7 +556,7 @@ class _RecurrentCell(nn.Module):
         return results if batched else tuple(result.squeeze(0) for result in results)
 
 
-class RNNCell(_RecurrentCell):
+class RNNCell(RecurrentCell):
     r"""One step of an Elman network, a drop-in for :class:`torch.nn.RNNCell`.
 
     Args:
@@ -571,8 +577,12 @@ class RNNCell(_RecurrentCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.check_nonlinearity(nonlinearity)
-        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, device, dtype)
         self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
+    @property
+    def _cell(self) -> str:  # type: ignore[override]
+        return f"rnn_{self.nonlinearity}"
 
     def extra_repr(self) -> str:
         suffix = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"
@@ -581,14 +591,16 @@ class RNNCell(_RecurrentCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """h' (N, H) from input (N, I) and hx (N, H), or without N; hx None is zero."""
         states = () if hx is None else checks.check_states("RNNCell", hx, False)
-        return self._step(f"rnn_{self.nonlinearity}", input, states)[0]
+        return self._step(input, states)[0]
 
 
-class GRUCell(_RecurrentCell):
+class GRUCell(RecurrentCell):
     """One step of a gated recurrent unit, a drop-in for :class:`torch.nn.GRUCell`.
 
     Arguments as :class:`RNNCell`, without ``nonlinearity``.
     """
+
+    _cell = "gru"
 
     def __init__(
         self,
@@ -598,20 +610,21 @@ class GRUCell(_RecurrentCell):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__("gru", input_size, hidden_size, bias, device, dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """h' (N, H) from input (N, I) and hx (N, H), or without N; hx None is zero."""
         states = () if hx is None else checks.check_states("GRUCell", hx, False)
-        return self._step("gru", input, states)[0]
+        return self._step(input, states)[0]
 
 
-class LSTMCell(_RecurrentCell):
+class LSTMCell(RecurrentCell):
     """One step of a long short-term memory, a drop-in for :class:`torch.nn.LSTMCell`.
 
     Arguments as :class:`RNNCell`, without ``nonlinearity``.
     """
 
+    _cell = "lstm"
     _state_labels = ("hx[0]", "hx[1]")
 
     def __init__(
@@ -622,12 +635,12 @@ class LSTMCell(_RecurrentCell):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """(h', c') (N, H) from input (N, I) and hx = (h, c), or without N; hx None is zero."""
         states = () if hx is None else checks.check_states("LSTMCell", hx, True)
-        h, c = self._step("lstm", input, states)
+        h, c = self._step(input, states)
         return h, c

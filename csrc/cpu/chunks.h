@@ -72,7 +72,7 @@ struct Scan {
   const int64_t H = p.hidden_size;
   const int64_t R = p.output_size;
   const int64_t N = schedule.N;
-  const bool projected{p.weights.hr};
+  const bool projected = p.projected();
   // Rows of sums have these lengths, and rows of operands those below.
   const int64_t i_sums = row_length<A>(I);
   const int64_t h_sums = row_length<A>(H);
@@ -104,8 +104,8 @@ struct Scan {
             .backward_chunk = backward_chunk(false)};
   }
 
-  // Tells whether packing the weights ahead pays: a single step of few rows reads them once.
-  bool packs() const { return schedule.T > 1 || N > kFusedRows; }
+  // Tells whether weights are packed before the steps: a single step of few rows reads them once.
+  bool packs() const { return p.packed || schedule.T > 1 || N > kFusedRows; }
 
   // A projection mixes all units of a row, which is then never split.
   Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {

@@ -7,6 +7,7 @@
 
 #include "cpu/cell_kernels.h"
 #include "cpu/chunks.h"
+#include "cpu/packed_layer.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -26,11 +27,14 @@ class ForwardScan : Scan<S> {
   const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // it keeps h as it was before rounding to an operand
 
   const bool packs_ = this->packs();
-  PackedWeights<S> w_ih_{cell.gates, H, I, p.weights.ih, packs_};
-  PackedWeights<S> w_hh_{cell.gates, H, R, p.weights.hh, packs_};
-  PackedWeights<S> w_hr_{1, projected ? R : 0, H, p.weights.hr, packs_};
-  Buffer<A> b_ih_ = Buffer<A>(w_ih_.width());
-  Buffer<A> b_hh_ = Buffer<A>(w_hh_.width());
+  const PackedLayer<S> kept_{cell, p};
+  PackedWeights<S> w_ih_{cell.gates, H, I, p.weights.ih, packs_, kept_.ih()};
+  PackedWeights<S> w_hh_{cell.gates, H, R, p.weights.hh, packs_, kept_.hh()};
+  PackedWeights<S> w_hr_{1, projected ? R : 0, H, p.weights.hr, packs_, kept_.hr()};
+  Buffer<A> packed_b_ih_ = Buffer<A>(p.packed ? 0 : w_ih_.width());
+  Buffer<A> packed_b_hh_ = Buffer<A>(p.packed ? 0 : w_hh_.width());
+  const A* const b_ih_ = p.packed ? kept_.bias_ih() : packed_b_ih_.get();
+  const A* const b_hh_ = p.packed ? kept_.bias_hh() : packed_b_hh_.get();
 
   // h is read by all panels of a step while the next one is written. Both start as h_0: a row of the reverse walk
   // may join at any step.
@@ -83,9 +87,9 @@ class ForwardScan : Scan<S> {
     w_ih_.pack(member.share(w_ih_.panels()));
     w_hh_.pack(member.share(w_hh_.panels()));
     w_hr_.pack(member.share(w_hr_.panels()));
-    if (member.index == 0) {
-      w_ih_.pack_bias(p.weights.bias_ih, b_ih_.get());
-      w_hh_.pack_bias(p.weights.bias_hh, b_hh_.get());
+    if (member.index == 0 && !p.packed) {
+      w_ih_.pack_bias(p.weights.bias_ih, packed_b_ih_.get());
+      w_hh_.pack_bias(p.weights.bias_hh, packed_b_hh_.get());
     }
     const Range rows = member.share(N);
     this->load_state(p.h_0, rows, R, h_even_.get(), r_row);
@@ -119,7 +123,7 @@ class ForwardScan : Scan<S> {
       end += rows;
     }
     meet();
-    multiply(end - first, x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_.get(), gx_.get() + first * gx_row_,
+    multiply(end - first, x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_, gx_.get() + first * gx_row_,
              gx_row_);
   }
 
@@ -135,7 +139,7 @@ class ForwardScan : Scan<S> {
       if (part.unit_group == 0) reset_rows(part, t, rows, h);
       meet();
     }
-    multiply_fused(rows, h + part.group * r_row, part.groups * r_row, w_hh_, part.panels, b_hh_.get(),
+    multiply_fused(rows, h + part.group * r_row, part.groups * r_row, w_hh_, part.panels, b_hh_,
                    [&](int64_t first, int64_t count, Range panels, const A* gh) {
                      kernels_.forward(*this, {part, t, first, count, panels, chunk_row, gh, h, h_next});
                    });

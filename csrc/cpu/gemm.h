@@ -12,6 +12,8 @@
 #include <cstdint>
 
 #include "cpu/micro_kernel.h"
+#include "cpu/packed_weights.h"
+#include "cpu/short_products.h"
 #include "cpu/vec.h"
 #include "scan.h"
 
@@ -33,163 +35,6 @@ FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
 }
 
 constexpr int64_t kFusedRows = 48;  // their products, part of a and slice of a panel share the first-level cache
-
-// A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing ahead pays
-// where a panel is read more than once: else a slice is packed where it is read, into the first-level cache.
-template <class S>
-class PackedWeights {
- public:
-  using E = Operand<S>;
-  using A = Accumulate<S>;
-  using Slice = E[kSumDepth<E> * kMaxVecs * Vec<A>::kWidth];
-
-  PackedWeights(int gates, int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true)
-      : gates_(gates),
-        most_unit_vecs_(std::max(1, kMaxVecs / gates)),
-        units_(units),
-        inputs_(inputs),
-        depth_(padded_depth<E>(inputs)),
-        weight_(weight),
-        ahead_(ahead),
-        data_(ahead ? depth_ * width() : 0) {}
-
-  int64_t gates() const { return gates_; }
-  int64_t units() const { return units_; }
-  int64_t depth() const { return depth_; }
-  int64_t width() const { return gates_ * round_up_to_vec<A>(units_); }  // of a row of products, in panel order
-  int64_t bytes() const { return depth_ * width() * sizeof(E); }
-  int64_t panels() const { return most_unit_vecs_ == 1 ? vecs() : (vecs() + most_unit_vecs_ - 1) / most_unit_vecs_; }
-  int64_t unit(int64_t panel) const { return first_vec(panel) * Vec<A>::kWidth; }  // the panel's first
-  int64_t unit_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
-  int64_t offset(int64_t panel) const { return gates_ * unit(panel); }  // in a row of products
-
-  // Returns rows of a panel from depth k on: packed ahead, or now.
-  const E* slice(int64_t panel, int64_t k, int64_t depth, Slice& scratch) const {
-    if (ahead_) return data_.get() + offset(panel) * depth_ + k * gates_ * unit_vecs(panel) * Vec<A>::kWidth;
-    pack(panel, {k, k + depth}, scratch);
-    return scratch;
-  }
-  // Returns what to fetch meanwhile: the panel's rows after depth k, or those of the next one of `panels`.
-  const E* after(int64_t panel, int64_t k, Range panels, const E* otherwise) const {
-    if (!ahead_) return otherwise;
-    if (k < depth_) return data_.get() + offset(panel) * depth_ + k * gates_ * unit_vecs(panel) * Vec<A>::kWidth;
-    return data_.get() + offset(panel + 1 < panels.end ? panel + 1 : panels.begin) * depth_;
-  }
-
-  bool ahead() const { return ahead_; }
-
-  // Calls f(row of the weight, units from there on, column of the panel) for every vector of a panel's row.
-  template <class F>
-  void for_vecs(int64_t panel, F&& f) const {
-    for (int64_t g = 0; g < gates_; ++g)
-      for (int64_t v = 0; v < unit_vecs(panel); ++v) {
-        const int64_t first = unit(panel) + v * Vec<A>::kWidth;
-        f(g * units_ + first, std::min<int64_t>(Vec<A>::kWidth, units_ - first),
-          (g * unit_vecs(panel) + v) * Vec<A>::kWidth);
-      }
-  }
-
-  // Blocks of `units` rows from `row` on and `columns` depths from k on, as a vector of units for each depth. Those
-  // that fill their vectors and lie side by side are loaded without a branch, and stay in registers.
-  using Block = Vec<A>[Vec<A>::kWidth];
-
-  bool is_whole(int64_t units, int64_t columns) const {
-    return weight_.col_stride == 1 && units == Vec<A>::kWidth && columns == Vec<A>::kWidth;
-  }
-  FASTRNN_FN void load_whole_block(int64_t row, int64_t k, Block& block) const {
-#pragma GCC unroll 16
-    for (int j = 0; j < Vec<A>::kWidth; ++j) block[j] = load_as_vec(&weight_(row + j, k), Vec<A>::kWidth);
-    transpose(block);
-  }
-  void load_block(int64_t row, int64_t units, int64_t k, int64_t columns, Block& block) const {
-    for (int j = 0; j < Vec<A>::kWidth; ++j)
-      block[j] = j < units ? load_strided(&weight_(row + j, k), weight_.col_stride, columns) : Vec<A>(A(0));
-    transpose(block);
-  }
-
-  void pack(Range panels) {
-    for (int64_t p = panels.begin; ahead_ && p < panels.end; ++p)
-      pack(p, {0, depth_}, data_.get() + offset(p) * depth_);
-  }
-
-  // Packs a bias [gates * units] in panel order, with 0 where it is null or no unit is.
-  void pack_bias(Vector<const S> bias, A* out) const {
-    std::fill_n(out, width(), A(0));
-    if (!bias) return;
-    for (int64_t p = 0; p < panels(); ++p)
-      for_vecs(p, [&](int64_t row, int64_t units, int64_t column) {
-        gather(bias.data + row * bias.stride, bias.stride, out + offset(p) + column, units);
-      });
-  }
-
- private:
-  int64_t vecs() const { return round_up_to_vec<A>(units_) / Vec<A>::kWidth; }
-  int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
-
-  void pack(int64_t panel, Range depths, E* out) const {
-    for_vecs(panel, [&](int64_t row, int64_t units, int64_t column) {
-      const int64_t out_row = gates_ * unit_vecs(panel) * Vec<A>::kWidth;
-      if constexpr (kPaired<E>)
-        pack_pairs(depths, row, units, out + 2 * column, 2 * out_row);
-      else
-        pack_vec(depths, row, units, out + column, out_row);
-    });
-  }
-
-  // Packs rows [row, row + units) of the weight side by side.
-  void pack_vec(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
-    constexpr int kWidth = Vec<A>::kWidth;
-    if (weight_.row_stride == 1) {
-      for (int64_t k = depths.begin; k < depths.end; ++k, out += out_row)
-        load_as_vec(&weight_(row, k), units).store(out);
-      return;
-    }
-    Vec<A> block[kWidth];
-    int64_t k = depths.begin;
-    for (; k + kWidth <= depths.end && is_whole(units, kWidth); k += kWidth) {
-      load_whole_block(row, k, block);
-#pragma GCC unroll 16
-      for (int j = 0; j < kWidth; ++j, out += out_row) block[j].store(out);
-    }
-    for (; k < depths.end; k += kWidth) {
-      const int64_t columns = std::min<int64_t>(kWidth, depths.end - k);
-      load_block(row, units, k, columns, block);
-      for (int64_t j = 0; j < columns; ++j, out += out_row) block[j].store(out);
-    }
-  }
-
-  // The same in pairs of columns, which lie out_row apart. Depths are whole steps of depth.
-  void pack_pairs(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
-    constexpr int kWidth = Vec<A>::kWidth;
-    if (weight_.row_stride == 1) {
-      for (int64_t k = depths.begin; k < depths.end; k += 2, out += out_row)
-        store_words(
-            zip(k < inputs_ ? &weight_(row, k) : nullptr, k + 1 < inputs_ ? &weight_(row, k + 1) : nullptr, units),
-            out);
-      return;
-    }
-    Vec<A> block[kWidth];
-    for (int64_t k = depths.begin; k < depths.end; k += 2 * kWidth) {
-      for (int j = 0; j < kWidth; ++j) {
-        E words[2 * kWidth] = {};
-        if (j < units && k < inputs_)
-          gather(&weight_(row + j, k), weight_.col_stride, words, std::min<int64_t>(2 * kWidth, inputs_ - k));
-        block[j] = load_words(words);
-      }
-      transpose(block);
-      for (int64_t j = 0; j < kWidth; ++j, out += out_row) store_words(block[j], out);
-    }
-  }
-
-  int64_t gates_;
-  int64_t most_unit_vecs_;  // of a panel
-  int64_t units_;
-  int64_t inputs_;
-  int64_t depth_;
-  Matrix<const S> weight_;
-  bool ahead_;
-  Buffer<E> data_;
-};
 
 // Computes out = init + a W^T for one row and a panel, from the weights as they lie: a step of one sample takes each
 // of them once. The sums are those of the micro-kernel.
@@ -231,14 +76,34 @@ template <class S, int kVecs>
   for (int v = 0; v < kVecs; ++v) total[v].store(out + v * V::kWidth);
 }
 
+// Rows of a that a product reads, in the type that the weights ask for.
+template <class S>
+struct Factors {
+  const Operand<S>* a;
+  int64_t a_row;
+  Int16Rows int16;  // where the weights are int8
+
+  Factors(int64_t rows, const Operand<S>* data, int64_t row, const PackedWeights<S>& w)
+      : a(data), a_row(row), int16(int16_rows(rows, w)) {}
+
+ private:
+  Int16Rows int16_rows(int64_t rows, const PackedWeights<S>& w) const {
+    if constexpr (std::is_same_v<S, float>)
+      if (w.kept().type == WeightType::kInt8) return {rows, a, a_row, w.depth()};
+    return {};
+  }
+};
+
 // Computes out[r] = init + a[r] W^T for `rows` rows of a and one panel of those that are walked.
 template <class S>
-void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, int64_t panel,
-                    Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
+void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, Range panels,
+                    const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   using E = Operand<S>;
+  const Operand<S>* const a = factors.a;
+  const int64_t a_row = factors.a_row;
   alignas(64) typename PackedWeights<S>::Slice scratch;
   const int64_t vecs = w.gates() * w.unit_vecs(panel);
-  const int64_t columns = vecs * Vec<Accumulate<S>>::kWidth;
+  const int64_t columns = w.columns(panel);
   if constexpr (!kPaired<E> && !kDual<E>)
     if (rows == 1 && !w.ahead()) {
       static constexpr std::array kTable{multiply_row<S, 1>, multiply_row<S, 2>, multiply_row<S, 3>,
@@ -246,6 +111,13 @@ void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
       static_assert(kTable.size() == kMaxVecs);
       return kTable[vecs - 1](a, w, panel, init, out);
     }
+  if constexpr (std::is_same_v<S, float>) {
+    const KeptWeights& kept = w.kept();
+    const int32_t* const words = kept.words() + (w.is_short() ? w.word_at(kept.type, panel, 0) : 0);
+    if (kept.type == WeightType::kInt8)
+      return multiply_int8(rows, factors.int16, words, vecs, kept.scales + w.offset(panel), init, out, out_row);
+    if (rows == 1 && w.is_short()) return multiply_bfloat16_row(a, w.depth(), words, vecs, init, out);
+  }
   int64_t k = 0;
   do {  // a depth of 0 takes one turn, too: the product is then init
     const int64_t depth = std::min(kSumDepth<E>, w.depth() - k);
@@ -278,8 +150,9 @@ void multiply_panel(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
 template <class S>
 void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
               const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
+  const Factors<S> factors(rows, a, a_row, w);
   for (int64_t p = panels.begin; p < panels.end; ++p)
-    multiply_panel(rows, a, a_row, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
+    multiply_panel(rows, factors, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
 }
 
 // The same, but epilogue(first row, rows, panels, products) takes some panels of some rows while they are in L1:
@@ -293,13 +166,14 @@ void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
   for (int64_t block = 0; block < blocks; ++block) {
     const auto [first, last] = cpu::share(rows, block, blocks);
     const int64_t count = last - first;
+    const Factors<S> factors(count, a + first * a_row, a_row, w);
     const int64_t most_panels = kFusedRows / count;
     for (int64_t begin = panels.begin; begin < panels.end; begin += most_panels) {
       const Range taken{begin, std::min(begin + most_panels, panels.end)};
       A* out = products;
       for (int64_t p = taken.begin; p < taken.end; ++p) {
         const int64_t width = w.gates() * w.unit_vecs(p) * Vec<A>::kWidth;
-        multiply_panel(count, a + first * a_row, a_row, w, p, panels, init ? init + w.offset(p) : nullptr, out, width);
+        multiply_panel(count, factors, w, p, panels, init ? init + w.offset(p) : nullptr, out, width);
         out += count * width;
       }
       epilogue(first, count, taken, static_cast<const A*>(products));

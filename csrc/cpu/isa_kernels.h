@@ -6,6 +6,7 @@
 #include "cpu/cell_update.h"
 #include "cpu/forward_scan.h"
 #include "cpu/isa_scans.h"
+#include "cpu/packed_layer.h"
 #include "cpu/samples_in_lanes.h"
 #include "dispatch.h"
 #if defined(FASTRNN_PAIRS)
@@ -23,16 +24,47 @@ const CellKernels<S>& cell_kernels(std::string_view cell) {
 
 #if !defined(FASTRNN_PAIRS)
 
+// Tells whether a batch may run in lanes. Such layers keep their packed weights as they lie, for all batches.
+template <class S>
+bool has_few_units(std::string_view cell, const ScanParams<S>& params) {
+  bool few = false;
+  if constexpr (!kDual<S>)
+    Cells::dispatch(cell, [&]<class Cell>() { few = LaneScan<Cell, S>::unsuited_units(params).empty(); });
+  return few;
+}
+
 // Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
 void ScanKernels<S>::forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  bool in_lanes = false;
+  const CellKernels<S>& kernels = cell_kernels<S>(cell);
+  if (!has_few_units(cell, params)) return ForwardScan<S>(params, kernels, team).run();
+  ScanParams<S> plain = params;
+  if (params.packed) {
+    plain.weights = PlainLayer<S>(kernels.cell, params).weights();
+    plain.packed = nullptr;
+  }
   if constexpr (!kDual<S>)
     Cells::dispatch(cell, [&]<class Cell>() {
-      in_lanes = LaneScan<Cell, S>::unsuited(params).empty();
-      if (in_lanes) LaneForward<Cell, S>(params, team).run();
+      if (LaneScan<Cell, S>::unsuited(plain).empty())
+        LaneForward<Cell, S>(plain, team).run();
+      else
+        ForwardScan<S>(plain, kernels, team).run();
     });
-  if (!in_lanes) ForwardScan<S>(params, cell_kernels<S>(cell), team).run();
+}
+
+template <class S>
+int64_t ScanKernels<S>::packed_bytes(std::string_view cell, const ScanParams<S>& params) {
+  const CellTraits& traits = cell_kernels<S>(cell).cell;
+  return has_few_units(cell, params) ? PlainLayer<S>(traits, params).bytes() : PackedLayer<S>(traits, params).bytes();
+}
+
+template <class S>
+void ScanKernels<S>::pack(std::string_view cell, const ScanParams<S>& params, char* out) {
+  const CellTraits& traits = cell_kernels<S>(cell).cell;
+  if (has_few_units(cell, params))
+    PlainLayer<S>(traits, params).write(out);
+  else
+    PackedLayer<S>(traits, params).write(out);
 }
 
 template <class S>
@@ -99,9 +131,32 @@ inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& par
   return choice;
 }
 
+inline int64_t packed_bytes(std::string_view cell, const ScanParams<BFloat16>& params) {
+  int64_t bytes = 0;
+  Cells::dispatch(cell, [&]<class Cell>() {
+    bytes = LaneScan<Cell, BFloat16>::unsuited_units(params).empty()
+                ? unpaired.packed_bytes(cell, params)
+                : PackedLayer<BFloat16>(kTraits<Cell>, params).bytes();
+  });
+  return bytes;
+}
+
+inline void pack(std::string_view cell, const ScanParams<BFloat16>& params, char* out) {
+  Cells::dispatch(cell, [&]<class Cell>() {
+    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
+      unpaired.pack(cell, params, out);
+    else
+      PackedLayer<BFloat16>(kTraits<Cell>, params).write(out);
+  });
+}
+
 // The table of a set that differs from kAvx512 in products of bfloat16 alone.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
-  return {name, runs_here, kMaskKernels, {{}, {}, {forward, backward, choice}, {}, {}, {}}, &cpu::kAvx512};
+  return {name,
+          runs_here,
+          kMaskKernels,
+          {{}, {}, {forward, backward, choice, packed_bytes, pack}, {}, {}, {}},
+          &cpu::kAvx512};
 }
 
 #endif

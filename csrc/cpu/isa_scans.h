@@ -13,6 +13,7 @@ using cpu::Range;
 using cpu::ScanParams;
 using cpu::Schedule;
 using cpu::Team;
+using cpu::WeightType;
 
 // The scans of one storage type. Their definitions stand outside the class, because an inline member would be compiled
 // wherever its address is taken.
@@ -22,6 +23,8 @@ struct ScanKernels {
   static void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
                        const Team& team);
   static cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Team& team);
+  static int64_t packed_bytes(std::string_view cell, const ScanParams<S>& params);
+  static void pack(std::string_view cell, const ScanParams<S>& params, char* out);
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

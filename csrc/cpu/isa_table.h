@@ -28,7 +28,8 @@ constexpr bool kBuilt = true;
 template <class S>
 constexpr Kernels<S> kernels() {
   if constexpr (kBuilt<S>)
-    return {ScanKernels<S>::forward, ScanKernels<S>::backward, ScanKernels<S>::choice};
+    return {ScanKernels<S>::forward, ScanKernels<S>::backward, ScanKernels<S>::choice, ScanKernels<S>::packed_bytes,
+            ScanKernels<S>::pack};
   else
     return {};
 }

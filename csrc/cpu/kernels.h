@@ -32,6 +32,9 @@ struct Kernels {
   void (*forward)(std::string_view cell, const ScanParams<S>&, const Team&);
   void (*backward)(std::string_view cell, const ScanParams<S>&, const ScanGradients<S>&, const Team&);
   Choice (*choice)(std::string_view cell, const ScanParams<S>&, const Team&);
+  // Packs the weights for ScanParams::packed, as params.packed_as says; params have the weights and their sizes.
+  int64_t (*packed_bytes)(std::string_view cell, const ScanParams<S>&);
+  void (*pack)(std::string_view cell, const ScanParams<S>&, char* out);
 };
 
 // A kernel writes so many elements of a mask at once.

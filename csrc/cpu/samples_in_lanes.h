@@ -37,7 +37,7 @@ struct LaneScan {
     if (3 * H > 2 * round_up_to_vec<A>(H)) return "hidden units fill the lanes of a vector well";
     if (p.input_size > 32) return "input_size is more than 32";
     if (kGates * H > kSumDepth<A>) return "there are too many gates for one sum";
-    if (p.weights.hr) return "a projection mixes the units of a sample";
+    if (p.projected()) return "a projection mixes the units of a sample";
     return {};
   }
   static std::string_view unsuited(const ScanParams<S>& p) {

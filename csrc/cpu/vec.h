@@ -504,6 +504,38 @@ FASTRNN_FN HalfBits narrow(Vec<float> v, Half) {
 #endif
 }
 
+// Words of 32 bits hold pairs of bfloat16 or of int16, or four int8: they are widened without a shuffle.
+using Words = Vec<float>::RawBits;
+typedef int16_t Int16s __attribute__((vector_size(kVectorBytes)));
+
+FASTRNN_FN Words load_words(const int32_t* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof words);
+  return words;
+}
+
+FASTRNN_FN Vec<float> to_floats(Words integers) {
+  return Vec<float>(__builtin_convertvector(integers, Vec<float>::Raw));
+}
+
+FASTRNN_FN Vec<float> low_bfloat16(Words pairs) { return Vec<float>((Vec<float>::Raw)(pairs << 16)); }
+FASTRNN_FN Vec<float> high_bfloat16(Words pairs) { return Vec<float>((Vec<float>::Raw)(pairs & ~0xffff)); }
+
+// The first and third of four int8 as a pair of int16, and the second and fourth.
+FASTRNN_FN Words even_int8(Words fours) { return (Words)((Int16s)fours << 8 >> 8); }
+FASTRNN_FN Words odd_int8(Words fours) { return (Words)((Int16s)fours >> 8); }
+
+// Sums the two products of pairs of int16.
+FASTRNN_FN Words multiply_pairs(Words a, Words b) {
+#if defined(FASTRNN_ISA_AVX512)
+  return (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(FASTRNN_ISA_AVX2)
+  return (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
 // Pairs of bfloat16 as the 32-bit words of a vector, so that pairs are moved and transposed whole.
 FASTRNN_FN Vec<float> load_words(const BFloat16* p) {
   Vec<float> v;

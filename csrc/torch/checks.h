@@ -150,6 +150,15 @@ inline void check_input_rank(const ScanInputs& in) {
   STD_TORCH_CHECK(in.input->dim() == rank, "fastrnn: input has ", in.input->dim(), " dimensions, expected ", rank);
 }
 
+// Returns how many steps an input of the right rank has.
+inline int64_t check_steps(const ScanInputs& in, int64_t N) {
+  STD_TORCH_CHECK(!(in.batch_sizes && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
+  if (in.offsets) return check_jagged(in, N);
+  if (!in.batch_sizes) return in.input->size(0);
+  STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
+  return in.batch_sizes->size(0);
+}
+
 // The sizes of a scan over N samples, from an input of the right rank.
 inline ScanSizes check_sizes(const ScanInputs& in, int64_t N) {
   const int64_t most = in.groups > 0 ? 3 : 2;
@@ -159,14 +168,10 @@ inline ScanSizes check_sizes(const ScanInputs& in, int64_t N) {
   const int64_t rows = in.weight_ih->size(-2);
   STD_TORCH_CHECK(rows > 0 && rows % in.facts.gates == 0, "fastrnn: weight_ih has ", rows,
                   " rows, expected a positive multiple of ", in.facts.gates);
-  STD_TORCH_CHECK(!(in.batch_sizes && in.lengths), "fastrnn: lengths and batch_sizes exclude each other");
-  if (in.batch_sizes) STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "fastrnn: batch_sizes must have 1 dimension");
   STD_TORCH_CHECK(in.groups >= 0 && (in.groups == 0 || N % in.groups == 0), "fastrnn: ", N,
                   " samples are no multiple of ", in.groups, " groups");
   return {
-      .T = in.offsets       ? check_jagged(in, N)
-           : in.batch_sizes ? in.batch_sizes->size(0)
-                            : in.input->size(0),
+      .T = check_steps(in, N),
       .N = N,
       .I = in.input->size(-1),
       .H = rows / in.facts.gates,
@@ -213,9 +218,9 @@ inline void check_weights(const ScanInputs& in, const ScanSizes& sizes) {
       in);
 }
 
-inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+// Checks all but the weights.
+inline void check_data(const ScanInputs& in, const ScanSizes& sizes) {
   check_bounds(sizes);
-  check_weights(in, sizes);
   for_each_tensor(
       [&](const TensorInfo& info, const OptionalTensor& tensor) {
         if (tensor && !info.is_weight()) check_tensor(info, *tensor, in, sizes);
@@ -237,6 +242,11 @@ inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
     STD_TORCH_CHECK(rows == in.input->size(0), "fastrnn: batch_sizes sum to ", rows, ", but input has ",
                     in.input->size(0), " rows");
   }
+}
+
+inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+  check_data(in, sizes);
+  check_weights(in, sizes);
 }
 
 // Views. A const S asks for const data, which keeps a copy-on-write tensor shared.

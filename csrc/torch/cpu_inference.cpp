@@ -10,6 +10,7 @@
 #include "torch/cpu_scan.h"
 #include "torch/instruction_sets.h"
 #include "torch/op.h"
+#include "torch/packed_stack.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -26,12 +27,18 @@ int64_t count_samples(const ScanInputs& in) {
 
 bool shared(const Tensor& state) { return state.size(1) == 1; }
 
+// Returns how many kinds of states the cell has.
+size_t check_state_count(const Tensors& states, const char* name, const CellFacts& cell) {
+  const size_t kinds = cell.has_cell_state ? 2 : 1;
+  STD_TORCH_CHECK(states.empty() || states.size() == kinds, "fastrnn: ", name, " has ", states.size(),
+                  " tensors, expected ", kinds, " or none");
+  return kinds;
+}
+
 void check_states(const Tensors& states, const char* name, int64_t entries, const ScanSizes& sizes,
                   const Tensor& input) {
   const std::array columns{sizes.R, sizes.H};
-  const size_t count = sizes.cell.has_cell_state ? 2 : 1;
-  STD_TORCH_CHECK(states.empty() || states.size() == count, "fastrnn: ", name, " has ", states.size(),
-                  " tensors, expected ", count, " or none");
+  check_state_count(states, name, sizes.cell);
   for (size_t i = 0; i < states.size(); ++i) {
     check_like(states[i], name, input.scalar_type(), input);
     STD_TORCH_CHECK(states[i].dim() == 3, "fastrnn: ", name, " has ", states[i].dim(), " dimensions, expected 3");
@@ -59,20 +66,76 @@ void take_weights(const Tensors& weights, int64_t index, int64_t each, ScanInput
   if (each % 2 == 1) in.weight_hr = own[each - 1];
 }
 
-Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_states, Tensors weights, int64_t layers,
-              int64_t directions, OptionalTensor lengths, OptionalTensor batch_sizes, OptionalTensor offsets,
-              OptionalTensor reset, bool reverse) {
-  STD_TORCH_CHECK(layers > 0 && (directions == 1 || directions == 2) && !(reverse && directions == 2),
-                  "fastrnn: expected one layer or more, one direction or two, and reverse of one");
+// Returns how many weights each layer and direction has.
+int64_t check_counts(const Tensors& weights, int64_t layers, int64_t directions) {
+  STD_TORCH_CHECK(layers > 0 && (directions == 1 || directions == 2),
+                  "fastrnn: expected one layer or more, and one direction or two");
   const int64_t entries = layers * directions, count = weights.size(), each = count / entries;
   STD_TORCH_CHECK(count == each * entries && 2 <= each && each <= 5, "fastrnn: got ", count, " weights for ", entries,
                   " layers and directions");
+  return each;
+}
+
+// What a call takes its weights from: the tensors themselves, or what prepack made of them.
+class StackWeights {
+ public:
+  StackWeights(const Tensors& weights, const OptionalTensor& packed, int64_t layers, int64_t directions,
+               const ScanInputs& in)
+      : weights_(weights),
+        header_(packed ? &check_packed(*packed, in.cell, *in.input) : nullptr),
+        each_(packed ? 0 : check_counts(weights, layers, directions)) {
+    STD_TORCH_CHECK(!header_ || (header_->layers == layers && header_->directions == directions),
+                    "fastrnn: the weights were packed for other layers or directions");
+  }
+  StackWeights(const Tensor& packed, const ScanInputs& in)
+      : header_(&check_packed(packed, in.cell, *in.input)), each_(0) {}
+
+  // The sizes of the first layer; `in` has its weights afterwards.
+  ScanSizes sizes(ScanInputs& in, int64_t N) const {
+    if (!header_) {
+      take(0, in);
+      return check_sizes(in, N);
+    }
+    const int64_t T = check_steps(in, N);
+    return {T, N, header_->I, header_->H, header_->R, in.facts};
+  }
+  // Gives a layer and direction its weights.
+  void enter(int64_t entry, ScanInputs& in, const ScanSizes& sizes) const {
+    if (header_) return;
+    take(entry, in);
+    check_weights(in, sizes);
+  }
+  template <class S>
+  void set(int64_t entry, ScanParams<S>& p) const {
+    if (!header_) return;
+    p.packed = reinterpret_cast<const char*>(header_) + header_->begin(entry);
+    p.packed_as = header_->type;
+  }
+
+ private:
+  void take(int64_t entry, ScanInputs& in) const { take_weights(weights_, entry, each_, in); }
+
+  Tensors weights_;
+  const PackedHeader* header_;  // where packed
+  int64_t each_;
+};
+
+ScanInputs inference_inputs(std::string cell, const Tensor& input) {
   const CellFacts facts = cell_facts(cell);
-  ScanInputs in{{}, std::move(cell), facts, lengths, batch_sizes, offsets, reset, reverse, 0, false};
+  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false};
   in.input = input;
-  take_weights(weights, 0, each, in);
+  return in;
+}
+
+// Returns the last layer's output and the final states.
+Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_states, const StackWeights& all,
+                  int64_t layers, int64_t directions) {
+  STD_TORCH_CHECK(!(in.reverse && directions == 2), "fastrnn: expected reverse of one direction");
+  const int64_t entries = layers * directions;
+  const Tensor input = *in.input;
+  const CellFacts& facts = in.facts;
   check_input_rank(in);
-  ScanSizes sizes = check_sizes(in, count_samples(in));
+  ScanSizes sizes = all.sizes(in, count_samples(in));
   check_states(states, "hidden", entries, sizes, input);
   check_states(reset_states, "reset_state", entries, sizes, input);
 
@@ -86,15 +149,15 @@ Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_stat
   std::optional<HostSchedule> host;
   for (int64_t index = 0; index < entries; ++index) {
     const int64_t direction = index % directions;
-    take_weights(weights, index, each, in);
     if (direction == 0) {
       if (output) in.input = *output;
       sizes.I = in.input->size(-1);
       output = new_sequence(in, shape, input.scalar_type(), index + directions == entries);
     }
-    check_inputs(in, sizes);
+    all.enter(index, in, sizes);
+    check_data(in, sizes);
     if (!host) host.emplace(in, sizes, Samples{});  // which reads what was checked
-    host->schedule.reverse = reverse || direction == 1;
+    host->schedule.reverse = in.reverse || direction == 1;
     dispatch_real_dtype(input, [&]<class S>() {
       auto p = scan_params<ScanParams<S>>(in, sizes, starts, 0);
       p.schedule = host->schedule;
@@ -106,11 +169,42 @@ Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_stat
       if (p.y) p.y.data += direction * sizes.R;
       p.h_n = state_of<S>(finals, 0, index);
       p.c_n = state_of<S>(finals, 1, index);
+      all.set(index, p);
       kernels<S>().forward(in.cell, p, team_for(sizes, host->rows));
     });
   }
   finals.insert(finals.begin(), *output);
   return finals;
+}
+
+Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_states, Tensors weights, int64_t layers,
+              int64_t directions, OptionalTensor lengths, OptionalTensor batch_sizes, OptionalTensor offsets,
+              OptionalTensor reset, bool reverse, OptionalTensor packed) {
+  ScanInputs in = inference_inputs(std::move(cell), input);
+  in.lengths = lengths;
+  in.batch_sizes = batch_sizes;
+  in.offsets = offsets;
+  in.reset = reset;
+  in.reverse = reverse;
+  const StackWeights all(weights, packed, layers, directions, in);
+  return run_stack(std::move(in), states, reset_states, all, layers, directions);
+}
+
+Tensors present(const OptionalTensor& h, const OptionalTensor& c) {
+  Tensors states;
+  for (const OptionalTensor& state : {h, c})
+    if (state) states.push_back(*state);
+  return states;
+}
+
+std::tuple<Tensor, Tensor, Tensor> packed_stack(Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor packed,
+                                                bool reverse) {
+  const PackedHeader& header = packed_header(packed);
+  ScanInputs in = inference_inputs(header.cell.data(), input);
+  in.reverse = reverse;
+  const StackWeights all(packed, in);
+  Tensors results = run_stack(std::move(in), present(h_0, c_0), {}, all, header.layers, header.directions);
+  return {results[0], results[1], results.size() > 2 ? results[2] : empty(input, {0})};
 }
 
 // A row of a batch, or the only one of a tensor without a batch.
@@ -120,31 +214,29 @@ Matrix<S> rows_of(const Tensor& tensor) {
   return {data_of<S>(tensor), tensor.dim() == 2 ? tensor.stride(0) : 0, tensor.stride(-1)};
 }
 
-Tensors step(std::string cell, Tensor input, Tensors states, Tensors weights) {
-  const int64_t rank = input.dim(), count = weights.size();
+// Returns the next states. One step of a sample has the shape of its batch's, less the batch.
+Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) {
+  const Tensor input = *in.input;
+  const CellFacts& facts = in.facts;
+  const int64_t rank = input.dim();
   STD_TORCH_CHECK(rank == 1 || rank == 2, "fastrnn: input has ", rank, " dimensions, expected 1 or 2");
-  STD_TORCH_CHECK(count == 2 || count == 4, "fastrnn: got ", count, " weights, expected 2 or 4");
-  const CellFacts facts = cell_facts(cell);
-  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false};
-  in.input = input;
-  take_weights(weights, 0, count, in);
   const int64_t N = rank == 2 ? input.size(0) : 1;
-  const ScanSizes sizes{1, N, input.size(-1), in.weight_ih->size(0) / facts.gates, in.weight_hh->size(-1), facts};
+  ScanSizes sizes = all.sizes(in, N);
+  sizes.T = 1;
   check_bounds(sizes);
-  check_weights(in, sizes);
+  all.enter(0, in, sizes);
+  STD_TORCH_CHECK(sizes.R == sizes.H && !in.weight_hr, "fastrnn: a cell has no projection");
   const auto shape = [&](int64_t columns) { return rank == 2 ? Shape{N, columns} : Shape{columns}; };
-  const std::array columns{sizes.R, sizes.H};
-  const size_t kinds = facts.has_cell_state ? 2 : 1;
-  STD_TORCH_CHECK(states.empty() || states.size() == kinds, "fastrnn: got ", states.size(), " states, expected ", kinds,
-                  " or none");
+  const size_t kinds = check_state_count(states, "hidden", facts);
   Tensors next;
   for (size_t kind = 0; kind < kinds; ++kind) {
     if (!states.empty()) {
       check_like(states[kind], "hidden", input.scalar_type(), input);
-      check_shape(states[kind], "hidden", shape(columns[kind]));
+      check_shape(states[kind], "hidden", shape(sizes.H));
     }
-    next.push_back(empty(input, shape(columns[kind])));
+    next.push_back(empty(input, shape(sizes.H)));
   }
+  in.input.reset();  // p.x is its view: a step has no dimension of time
   dispatch_real_dtype(input, [&]<class S>() {
     auto p = scan_params<ScanParams<S>>(in, sizes, {}, 0);
     p.schedule.T = 1;
@@ -155,15 +247,91 @@ Tensors step(std::string cell, Tensor input, Tensors states, Tensors weights) {
     if (states.size() == 2) p.c_0 = rows_of<const S>(states[1]);
     p.h_n = rows_of<S>(next[0]);
     if (kinds == 2) p.c_n = rows_of<S>(next[1]);
+    all.set(0, p);
     p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};  // the only step's h is the last one
     kernels<S>().forward(in.cell, p, team_for(sizes, N));
   });
   return next;
 }
 
+Tensors step(std::string cell, Tensor input, Tensors states, Tensors weights, OptionalTensor packed) {
+  ScanInputs in = inference_inputs(std::move(cell), input);
+  const StackWeights all(weights, packed, 1, 1, in);
+  return run_step(std::move(in), states, all);
+}
+
+std::tuple<Tensor, Tensor> packed_step(Tensor input, OptionalTensor h, OptionalTensor c, Tensor packed) {
+  ScanInputs in = inference_inputs(packed_header(packed).cell.data(), input);
+  const StackWeights all(packed, in);
+  Tensors next = run_step(std::move(in), present(h, c), all);
+  return {next[0], next.size() > 1 ? next[1] : empty(input, {0})};
+}
+
+WeightType weight_type(const std::string& name, const Tensor& weight) {
+  if (name.empty()) return WeightType::kOperand;
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && (name == "bfloat16" || name == "int8"),
+                  "fastrnn: float32 weights can be packed as bfloat16 or int8; got '", name, "' and dtype ",
+                  static_cast<int>(weight.scalar_type()));
+  return name == "int8" ? WeightType::kInt8 : WeightType::kBFloat16;
+}
+
+void write_name(std::string_view name, std::array<char, 16>& out) {
+  STD_TORCH_CHECK(name.size() < out.size(), "fastrnn: the name ", std::string(name), " is too long");
+  std::copy(name.begin(), name.end(), out.begin());
+}
+
+Tensor prepack(std::string cell, Tensors weights, int64_t layers, int64_t directions, std::string type) {
+  const int64_t each = check_counts(weights, layers, directions);
+  PackedHeader header{.dtype = static_cast<int32_t>(weights[0].scalar_type()),
+                      .type = weight_type(type, weights[0]),
+                      .directions = static_cast<int32_t>(directions),
+                      .layers = layers};
+  write_name(cell, header.cell);
+  write_name(instruction_set().name, header.set);
+  ScanInputs in = inference_inputs(std::move(cell), weights[0]);
+  Tensor packed;
+  dispatch_real_dtype(weights[0], [&]<class S>() {
+    // Calls f(the params of a layer and direction).
+    const auto for_entries = [&](auto&& f) {
+      for (int64_t entry = 0; entry < header.entries(); ++entry) {
+        take_weights(weights, entry, each, in);
+        in.input = in.weight_ih;  // of which the checks ask type and device
+        ScanSizes sizes = check_sizes(in, 0);
+        if (entry == 0) {
+          header.I = sizes.I;
+          header.H = sizes.H;
+          header.R = sizes.R;
+        }
+        sizes.I = entry < directions ? header.I : directions * header.R;
+        sizes.H = header.H;
+        sizes.R = header.R;
+        check_bounds(sizes);
+        check_weights(in, sizes);
+        in.input.reset();
+        auto p = scan_params<ScanParams<S>>(in, sizes, {}, 0);
+        p.packed_as = header.type;
+        f(entry, p);
+      }
+    };
+    const Kernels<S>& engine = kernels<S>();
+    for_entries([&](int64_t entry, const ScanParams<S>& p) {
+      if (entry == 0) header.first_bytes = header.other_bytes = engine.packed_bytes(in.cell, p);
+      if (entry == directions) header.other_bytes = engine.packed_bytes(in.cell, p);
+    });
+    packed = with_huge_pages(empty(weights[0], {header.begin(header.entries())}, ScalarType::Byte));
+    char* const data = static_cast<char*>(packed.mutable_data_ptr());
+    std::memcpy(data, &header, sizeof header);
+    for_entries([&](int64_t entry, const ScanParams<S>& p) { engine.pack(in.cell, p, data + header.begin(entry)); });
+  });
+  return packed;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("prepack", TORCH_BOX(&prepack));
   m.impl("stack", TORCH_BOX(&stack));
   m.impl("step", TORCH_BOX(&step));
+  m.impl("packed_stack", TORCH_BOX(&packed_stack));
+  m.impl("packed_step", TORCH_BOX(&packed_step));
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ namespace {
 
 std::string available_instruction_sets() { return instruction_sets(true); }
 
+std::string current_instruction_set() { return std::string(instruction_set().name); }
+
 // Calls f(samples, group, schedule, team) once for all samples, or for each group if groups have weights of their own:
 // those are independent scans, which run side by side if there are at least as many groups as threads.
 template <class F>
@@ -128,6 +130,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_sets", TORCH_BOX(&available_instruction_sets));
+  m.impl("cpu_instruction_set", TORCH_BOX(&current_instruction_set));
   m.impl("use_cpu_instruction_set", TORCH_BOX(&use_instruction_set));
 }
 

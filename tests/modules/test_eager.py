@@ -212,3 +212,18 @@ def test_second_derivatives(name):
         return tree_leaves(cell(x))[0]
 
     assert torch.autograd.gradgradcheck(h, x)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_no_plain_step_takes_the_long_way(name, monkeypatch):
+    """An error on the short way is not shown: the long way would run, slower."""
+
+    def fail(*args):
+        raise AssertionError("the long way")
+
+    monkeypatch.setattr(fastrnn.checks, "check_cell_input", fail)
+    cell = getattr(fastrnn, name)(5, 9)
+    for batch in ((), (1,), (4,), (0,)):
+        for training in (False, True):
+            with torch.set_grad_enabled(training):
+                cell(torch.randn(*batch, 5))

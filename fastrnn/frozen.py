@@ -1,0 +1,381 @@
+"""Inference copies of recurrent modules whose weights are packed once.
+
+A call of an ordinary module packs its weights anew, for they may have changed; of a single step
+that is most of the work. A frozen module keeps them as the kernels read them, if asked in a shorter
+type, and beside them as torch has them: for its state dict, and for graphs that are recorded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import eager, modules
+from fastrnn.accelerate import Report, accelerate
+from fastrnn.layers import is_recorded
+from fastrnn.library import CELLS, cpu_instruction_set
+
+__all__ = ["freeze", "refresh"]
+
+WEIGHT_TYPES = ("float32", "bfloat16", "int8")
+_ADVICE = "change the original, then call refresh(original) or freeze it anew"
+
+
+def freeze(
+    model: nn.Module, weights: str | None = None, *, report: Report | None = None
+) -> nn.Module:
+    """An inference copy of a model whose recurrent modules have their weights packed once.
+
+    Each RNN, GRU, LSTM and cell of fastrnn or torch.nn inside the copy is frozen; all else is a
+    deep copy in eval mode without gradients. The copy is a snapshot: later changes of the original
+    are not seen until :func:`refresh`. Calls have the signature, the results and, in the weights'
+    own type, the bits of fastrnn's modules; parametrizations are evaluated once.
+
+    A frozen module takes no part in training: an input that requires grad (where gradients are
+    enabled), vmap, jvp, ``train()``, ``load_state_dict`` and moves to another type or device raise.
+    Its state dict, its pickle and what torch.export and torch.jit make of it have the ordinary
+    weights, which are packed again when they are loaded; torch.compile calls the packed ones. Under
+    autocast it keeps its type.
+
+    Args:
+        model: a recurrent module, or a model that contains some; it is not changed.
+        weights: the type that products read weights in, of float32 modules. ``bfloat16`` rounds
+            them. ``int8`` keeps for each row of a matrix (a gate's unit) a scale, the row's largest
+            magnitude divided by 127, and rounds to its multiples; biases stay float32.
+            Activations, sums and states are float32 in each case. ``float32`` is an error for
+            modules of another dtype; None is each module's own.
+        report: filled with what was frozen and what was left, with reasons; print it.
+
+    Returns:
+        The copy. A frozen module has a method ``refresh(original)``.
+
+    Raises:
+        ValueError: nothing in the model can be frozen; an unknown type; weights that are not finite
+            as int8.
+
+    Example::
+
+        >>> actor = fastrnn.freeze(policy)
+        >>> action, state = actor(observation, state)
+        >>> fastrnn.refresh(actor, policy)  # after a step of the optimizer
+    """
+    if weights is not None and weights not in WEIGHT_TYPES:
+        raise ValueError(f"freeze: weights must be one of {WEIGHT_TYPES} or None, got {weights!r}")
+    report = Report() if report is None else report
+    swapped = Report()
+    model = accelerate(copy.deepcopy(model), report=swapped).eval().requires_grad_(False)
+    report.left.update(swapped.left)
+    reasons: dict[nn.Module, str | None] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, (modules.RecurrentModule, modules.RecurrentCell)):
+            continue
+        if module not in reasons:
+            reasons[module] = _freeze_in_place(module, weights)
+        reason = reasons[module]
+        if reason is None:
+            report.replaced[name] = f"fastrnn.frozen.{type(module).__name__}"
+        else:
+            report.left[name] = f"{type(module).__qualname__}: {reason}"
+    if not report.replaced:
+        raise ValueError(f"freeze: nothing was frozen\n{report}")
+    return model
+
+
+def refresh(frozen: nn.Module, original: nn.Module) -> None:
+    """Give a frozen model the present weights of the model it was made of, packed anew, in place.
+
+    Parameters and buffers outside the recurrent modules are copied, too. No other thread may run
+    the frozen model meanwhile.
+
+    Args:
+        frozen: what :func:`freeze` returned.
+        original: a model of the same structure, of torch.nn's recurrent modules or fastrnn's.
+
+    Raises:
+        TypeError, ValueError: a module, parameter or buffer is missing there, or has another shape.
+    """
+    inside: set[str] = set()
+    found = False
+    for name, module in frozen.named_modules():
+        if isinstance(module, Frozen):
+            module.refresh(_part(nn.Module.get_submodule, original, name))
+            inside |= {f"{name}.{own}" if name else own for own in module._buffers}
+            found = True
+    if not found:
+        raise TypeError(f"refresh: {type(frozen).__name__} contains no frozen module")
+    with torch.no_grad():
+        for name, tensor in _tensors(frozen):
+            if name not in inside:
+                tensor.copy_(_part(_tensor, original, name))
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, own = name.rpartition(".")
+    return getattr(model.get_submodule(owner), own)
+
+
+def _part(get: Callable[[nn.Module, str], Any], original: nn.Module, name: str) -> Any:
+    try:
+        return get(original, name)
+    except AttributeError as error:
+        raise TypeError(f"refresh: the original has no {name}") from error
+
+
+def _freeze_in_place(module: nn.Module, weights: str | None) -> str | None:
+    """Freeze one of fastrnn's modules; or else why it cannot be."""
+    if isinstance(module, Frozen):
+        return f"it is frozen; {_ADVICE}"
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        kind = kind.__bases__[0]
+    frozen = _FROZEN.get(kind)
+    if frozen is None:
+        return "a subclass, which may rely on what it overrides"
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    if module._forward_pre_hooks:
+        return "it has forward pre-hooks, which may compute its weights"
+    names = modules.all_weight_names(module)
+    with torch.no_grad():
+        values = [getattr(module, name) for name in names]
+    first = values[0]
+    if first.device.type != "cpu":
+        return f"it is on device '{first.device}', and weights are packed for the CPU alone"
+    own = str(first.dtype).removeprefix("torch.")
+    if weights not in (None, own) and first.dtype != torch.float32:
+        return f"its dtype is {own}, and weights={weights!r} is for float32; None keeps {own}"
+    # A parametrized class is shared with the original: parametrize's own way back would change it.
+    module._modules.pop("parametrizations", None)
+    module._parameters.clear()
+    module.__class__ = frozen
+    for name, value in zip(names, values, strict=True):
+        module.register_buffer(name, None if value is None else value.detach())
+    module._has_cell_state = CELLS[module._cell].has_cell_state  # type: ignore[assignment]
+    module._weight_type = "" if weights in (None, own) else weights  # type: ignore[assignment]
+    module._pack()  # type: ignore[operator]
+    return None
+
+
+class Frozen(nn.Module):
+    """What all frozen modules share: weights as buffers, and a copy of them as kernels read it."""
+
+    _weight_type: str  # of the packed ones; empty: the module's own
+    _packed_for: str  # an instruction set
+    _has_cell_state: bool
+
+    def _pack(self: Any) -> None:
+        weights = self._weights()
+        if self._weight_type == "int8" and not all(w.isfinite().all() for w in weights):
+            raise ValueError("freeze: int8 cannot hold weights that are not finite")
+        packed = torch.ops.fastrnn.prepack(*self._pack_arguments(), self._weight_type)
+        self._packed_for = cpu_instruction_set()
+        before = self._buffers.get("_packed")
+        if before is not None and before.shape == packed.shape:
+            before.copy_(packed)  # whoever shares it with other processes goes on sharing it
+        else:
+            self.register_buffer("_packed", packed, persistent=False)
+
+    def _packed_weights(self, *inputs: Any) -> Tensor:
+        self._refuse_derivatives(*inputs)
+        looked_at = torch.compiler.is_compiling() or is_recorded()
+        if not looked_at and self._packed_for != cpu_instruction_set():
+            self._pack()
+        return self._buffers["_packed"]  # type: ignore[return-value]
+
+    def refresh(self, original: nn.Module) -> Frozen:
+        """Take the present weights of a module like the one this was made of, and pack them.
+
+        Args:
+            original: torch.nn's or fastrnn's, of the same sizes; parametrizations are evaluated.
+
+        Returns:
+            This module.
+
+        Raises:
+            TypeError, ValueError: it is another kind of module, or has other shapes.
+        """
+        kind = _UNFROZEN[type(self)].__name__
+        names = [name for name in self._buffers if name != "_packed"]
+        kinds = [getattr(modules, kind), getattr(nn, kind)]
+        nonlinearities = [getattr(each, "nonlinearity", None) for each in (self, original)]
+        if not isinstance(original, tuple(kinds)) or nonlinearities[0] != nonlinearities[1]:
+            raise TypeError(f"refresh: the original must be a {kind} like this one, got {original}")
+        weights = {name: getattr(original, name, None) for name in names}
+        for name, weight in weights.items():
+            own = self._buffers[name]
+            if _shape(own) != _shape(weight):
+                raise ValueError(
+                    f"refresh: {name} has shape {_shape(weight)}, expected {_shape(own)}"
+                )
+        if isinstance(self, modules.RecurrentModule):
+            expected, count = len(names), len(modules.flat_weight_names(original))
+            if count != expected:
+                raise ValueError(f"refresh: the original has {count} weights, expected {expected}")
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if weight is not None:
+                    self._buffers[name].copy_(weight)  # type: ignore[union-attr]
+        self._pack()
+        return self
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Raise, but for ``train(False)``."""
+        if mode:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} is for inference: train the original, then refresh")
+        return super().train(False)
+
+    def reset_parameters(self) -> None:
+        """Raise."""
+        raise RuntimeError(f"{type(self).__name__} is a snapshot: {_ADVICE}")
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", weights={self._weight_type}" * bool(self._weight_type))
+
+    def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        probe = self._weights()[0].new_empty(0)
+        after = fn(probe)
+        if (after.dtype, after.device) != (probe.dtype, probe.device):
+            raise RuntimeError(
+                f"{type(self).__name__} keeps its type and device: convert or move the original, "
+                "and freeze that"
+            )
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__} is a snapshot: load into the original, then call "
+            "refresh(original) or freeze it anew"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_buffers"] = {k: v for k, v in self._buffers.items() if k != "_packed"}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pack()
+
+    def _refuse_derivatives(self, *values: Any) -> None:
+        """Raise rather than lose a gradient, a tangent or a batch of vmap's."""
+        name = type(self).__name__
+        tensors = list(_flatten(values))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise RuntimeError(
+                f"{name} has no gradients, and an input requires grad: detach it, call under "
+                "torch.no_grad(), or use the original"
+            )
+        if torch.compiler.is_compiling():
+            return
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise NotImplementedError(f"{name} has no vmap, grad or jvp: use the original")
+        if torch.autograd.forward_ad._current_level >= 0 and any(
+            torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+        ):
+            raise NotImplementedError(f"{name} has no tangents: use the original")
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _flatten(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _flatten(each)
+
+
+class _FrozenLayers(Frozen):
+    """A frozen RNN, GRU or LSTM."""
+
+    def _pack_arguments(self: Any) -> tuple[Any, ...]:
+        return self._cell, self._weights(), self.num_layers, 1 + self.bidirectional
+
+    def _run(
+        self: Any,
+        input: Any,
+        hx: Any,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        reset_state: Any,
+        return_all_states: bool,
+    ) -> Any:
+        if lengths is None and reset is None and reset_state is None and not return_all_states:
+            results = eager.run_packed_layers(
+                self._buffers["_packed"], input, hx, self._has_cell_state, self.batch_first,
+                self.reverse,
+            )  # fmt: skip
+            if results is not None:
+                return results
+        if return_all_states and self._weight_type:
+            raise NotImplementedError(
+                f"{type(self).__name__}: return_all_states with weights={self._weight_type!r}; "
+                "freeze in the weights' own type"
+            )
+        return super()._run(  # type: ignore[misc]
+            input, hx, lengths, reset, reset_state, return_all_states
+        )
+
+    def _run_eagerly(self, input: Any, hx: Any) -> Any:
+        return None  # for _run has tried it
+
+
+class _FrozenCell(Frozen):
+    """A frozen cell."""
+
+    def _pack_arguments(self: Any) -> tuple[Any, ...]:
+        return self._cell, self._weights(), 1, 1
+
+    def _step_eagerly(self: Any, input: Any, states: tuple[Tensor, ...]) -> Any:
+        return eager.run_packed_cell(self._buffers["_packed"], input, states)
+
+
+class FrozenRNN(_FrozenLayers, modules.RNN):
+    """:class:`fastrnn.RNN` with packed weights; :func:`fastrnn.freeze` makes it."""
+
+
+class FrozenGRU(_FrozenLayers, modules.GRU):
+    """:class:`fastrnn.GRU` with packed weights; :func:`fastrnn.freeze` makes it."""
+
+
+class FrozenLSTM(_FrozenLayers, modules.LSTM):
+    """:class:`fastrnn.LSTM` with packed weights; :func:`fastrnn.freeze` makes it."""
+
+
+class FrozenRNNCell(_FrozenCell, modules.RNNCell):
+    """:class:`fastrnn.RNNCell` with packed weights; :func:`fastrnn.freeze` makes it."""
+
+
+class FrozenGRUCell(_FrozenCell, modules.GRUCell):
+    """:class:`fastrnn.GRUCell` with packed weights; :func:`fastrnn.freeze` makes it."""
+
+
+class FrozenLSTMCell(_FrozenCell, modules.LSTMCell):
+    """:class:`fastrnn.LSTMCell` with packed weights; :func:`fastrnn.freeze` makes it."""
+
+
+_FROZEN: dict[type[nn.Module], type[Frozen]] = {
+    modules.RNN: FrozenRNN,
+    modules.GRU: FrozenGRU,
+    modules.LSTM: FrozenLSTM,
+    modules.RNNCell: FrozenRNNCell,
+    modules.GRUCell: FrozenGRUCell,
+    modules.LSTMCell: FrozenLSTMCell,
+}
+_UNFROZEN = {frozen: kind for kind, frozen in _FROZEN.items()}
