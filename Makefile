@@ -36,16 +36,16 @@ WORKERS = -n $(JOBS) --dist worksteal
 EXTRAS ?= test,ray
 
 # Native tests: kernels without torch, for this machine, for the thread sanitizer and for 64-bit Arm.
-NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations dropout
+NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations dropout stream
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
-NATIVE_OBJECTS := buffer team $(patsubst csrc/cpu/%.cpp,%,$(wildcard csrc/cpu/isa_*.cpp))
+NATIVE_OBJECTS := $(patsubst csrc/%.cpp,%,$(wildcard csrc/cpu/*.cpp csrc/stream/*.cpp))
 # The library's object files; "=" looks for them only when they are used, after they are built.
-HOST_OBJECTS = $(wildcard build/torch-$(TORCH)*/csrc/cpu)
+HOST_OBJECTS = $(wildcard build/torch-$(TORCH)*/csrc)
 NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help install setup demo test quick test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -72,14 +72,22 @@ quick: $(QUICK) ## within a minute: float32 on this machine's best instruction s
 test-sanitize: $(SANITIZED) ## the kernel tests, of this machine's best instruction set, under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FASTRNN_LIBRARY=$(abspath $<) \
-	$(PYTEST) $(WORKERS) -m 'not slow' -k 'test_kernels or loop or packed' --capture=sys \
-	  tests/ops/test_kernels.py tests/transforms/test_transforms.py $(ARGS)
+	$(PYTEST) $(WORKERS) -m 'not slow' -k 'test_kernels or loop or packed or frozen or stream' --capture=sys \
+	  tests/ops/test_kernels.py tests/transforms/test_transforms.py tests/modules/test_frozen.py tests/modules/test_stream.py $(ARGS)
+	@mkdir -p build/native/sanitize
+	$(CXX) -O1 -g1 -fsanitize=address,undefined $(NATIVE_FLAGS) tests/native/test_stream.cpp \
+	  $(wildcard build/sanitize-torch-$(TORCH)*/csrc/cpu/*.o build/sanitize-torch-$(TORCH)*/csrc/stream/*.o) \
+	  -o build/native/sanitize/test_stream
+	build/native/sanitize/test_stream
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
 	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) simulator/tests tests/cuda $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
 	$(foreach test,$^,$(test) &&) true
+
+stream: build/stream/libfastrnn_stream.a ## the library of fastrnn_stream.h, and its example: build/stream/
+	$(CC) -O2 -Ibuild/stream examples/stream_filter.c $< -lstdc++ -lm -pthread -o build/stream/stream_filter
 
 test-tsan: $(filter-out %activations,$(NATIVE_TESTS:%=build/native/tsan/test_%)) ## barriers and threads under the thread sanitizer
 	$(foreach test,$^,$(TSAN_RUN) $(test) &&) true
@@ -201,15 +209,21 @@ build/native/host/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) -O2 $(NATIVE_FLAGS) $< $(NATIVE_OBJECTS:%=$(HOST_OBJECTS)/%.o) -o $@
 
+build/stream/libfastrnn_stream.a: $(LIBRARY)
+	@mkdir -p $(@D)
+	rm -f $@
+	ar rcs $@ $(NATIVE_OBJECTS:%=$(HOST_OBJECTS)/%.o)
+	cp csrc/stream/fastrnn_stream.h $(@D)
+
 # The kernels for matrix registers, on a machine that has none.
 build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_emulated.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) \
-	  $(patsubst %,$(HOST_OBJECTS)/%.o,$(filter-out isa_amx,$(NATIVE_OBJECTS))) -o $@
+	  $(patsubst %,$(HOST_OBJECTS)/%.o,$(filter-out %/isa_amx,$(NATIVE_OBJECTS))) -o $@
 
 # $(1): folder, $(2): compiler, $(3): objects
 define NATIVE_RULES
-build/native/$(1)/%.o: csrc/cpu/%.cpp $(SOURCES)
+build/native/$(1)/%.o: csrc/%.cpp $(SOURCES)
 	@mkdir -p $$(@D)
 	$(2) $(NATIVE_FLAGS) -c $$< -o $$@
 

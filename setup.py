@@ -102,7 +102,7 @@ def cpu_sources(
     A file takes the compiler up to half a minute, so there is one an instruction set and dtype.
     """
     kernels = set(glob("csrc/cpu/isa_*.cpp"))
-    shared = set(glob("csrc/cpu/*.cpp")) - kernels
+    shared = set(glob("csrc/cpu/*.cpp") + glob("csrc/stream/*.cpp")) - kernels
     if only and float32_alone:
         kernels = {f"csrc/cpu/isa_{only}.cpp", f"csrc/cpu/isa_{only}_float32.cpp"}
     elif only:

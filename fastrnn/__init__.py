@@ -10,6 +10,7 @@ from fastrnn.frozen import freeze, refresh
 from fastrnn.functional import AllStates, detach_state
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import cpu_instruction_sets
+from fastrnn.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "RNNCell",
     "Report",
     "ScanExplanation",
+    "Stream",
     "accelerate",
     "cpu_instruction_sets",
     "data",

@@ -19,12 +19,12 @@ __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _load_library() -> None:
-    """Load the compiled ops, or the build of them that FASTRNN_LIBRARY names."""
+def _load_library() -> str:
+    """Load the compiled ops, or those that FASTRNN_LIBRARY names, and return the file's path."""
     override = os.environ.get("FASTRNN_LIBRARY")
     if override:
         torch.ops.load_library(override)
-        return
+        return override
     built = sorted(Path(__file__).parent.glob("_C*.so"))
     if not built:
         raise ImportError(
@@ -32,9 +32,10 @@ def _load_library() -> None:
             "Build it: pip install --no-build-isolation -e ."
         )
     torch.ops.load_library(str(built[0]))
+    return str(built[0])
 
 
-_load_library()
+PATH = _load_library()
 
 
 WEIGHT_RANKS = {"matrix": 2, "vector": 1}  # dimensions of the weights of a role, without groups

@@ -21,6 +21,17 @@ class MemoryStack {
  public:
   static MemoryStack& of_this_thread();
 
+  // This thread's buffers lie in another stack as long as this lives.
+  class Instead {
+   public:
+    explicit Instead(MemoryStack& stack) : before_(std::exchange(instead, &stack)) {}
+    Instead(const Instead&) = delete;
+    ~Instead() { instead = before_; }
+
+   private:
+    MemoryStack* before_;
+  };
+
   void* push(std::size_t bytes);
   void pop(std::size_t bytes);
 
@@ -35,6 +46,8 @@ class MemoryStack {
   };
 
   void add_block(std::size_t bytes);
+
+  static thread_local constinit MemoryStack* instead;
 
   std::vector<Block> blocks_;
   std::size_t in_use_ = 0;

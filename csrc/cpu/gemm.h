@@ -76,6 +76,39 @@ template <class S, int kVecs>
   for (int v = 0; v < kVecs; ++v) total[v].store(out + v * V::kWidth);
 }
 
+// Computes out = init + a W^T for one row and two panels of the same width that were packed ahead and lie side by side.
+// A panel has four sums, and an addition takes four cycles: eight sums hide them. The sums are those of the
+// micro-kernel.
+template <class A, int kVecs>
+[[gnu::noinline]] void multiply_row_by_two(const A* a, int64_t depth, const A* panels, const A* init, A* out) {
+  using V = Vec<A>;
+  constexpr int64_t kColumns = kVecs * V::kWidth;
+  const A* const begins[] = {panels, panels + kColumns * depth};
+  int64_t k = 0;
+  do {  // a depth of 0 takes one turn, too: the product is then init
+    const bool first = k == 0;
+    V sum[2][kVecs];
+    for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v)
+        sum[p][v] = init && first ? V::load(init + p * kColumns + v * V::kWidth) : V(A(0));
+    for (const int64_t end = std::min(k + kSumDepth<A>, depth); k < end; ++k) {
+      const V x(a[k]);
+#pragma GCC unroll 2
+      for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v)
+          sum[p][v] = mul_add(x, V::load(begins[p] + k * kColumns + v * V::kWidth), sum[p][v]);
+    }
+    for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        A* const target = out + p * kColumns + v * V::kWidth;
+        (first ? sum[p][v] : V::load(target) + sum[p][v]).store(target);
+      }
+  } while (k < depth);
+}
+
 // Rows of a that a product reads, in the type that the weights ask for.
 template <class S>
 struct Factors {
@@ -145,14 +178,33 @@ void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights
   } while (k < w.depth());
 }
 
+// Does so for a panel and, if it can, for the next one; returns how many it did.
+template <class S>
+int64_t multiply_panels(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, Range panels,
+                        const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
+  using E = Operand<S>;
+  if constexpr (!kPaired<E> && !kDual<E>) {
+    if (rows == 1 && panel + 1 < panels.end && w.columns(panel) == w.columns(panel + 1) && w.ahead() && !w.is_short()) {
+      static constexpr std::array kTable{multiply_row_by_two<E, 1>, multiply_row_by_two<E, 2>,
+                                         multiply_row_by_two<E, 3>, multiply_row_by_two<E, 4>};
+      static_assert(kTable.size() == kMaxVecs);
+      typename PackedWeights<S>::Slice unused;
+      kTable[w.columns(panel) / Vec<E>::kWidth - 1](factors.a, w.depth(), w.slice(panel, 0, 0, unused), init, out);
+      return 2;
+    }
+  }
+  multiply_panel(rows, factors, w, panel, panels, init, out, out_row);
+  return 1;
+}
+
 // Computes out[r] = init + a[r] W^T for `rows` rows of a and a range of panels. init is [width] or null; out is in
 // panel order.
 template <class S>
 void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
               const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   const Factors<S> factors(rows, a, a_row, w);
-  for (int64_t p = panels.begin; p < panels.end; ++p)
-    multiply_panel(rows, factors, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
+  for (int64_t p = panels.begin; p < panels.end;)
+    p += multiply_panels(rows, factors, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
 }
 
 // The same, but epilogue(first row, rows, panels, products) takes some panels of some rows while they are in L1:
@@ -171,10 +223,12 @@ void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
     for (int64_t begin = panels.begin; begin < panels.end; begin += most_panels) {
       const Range taken{begin, std::min(begin + most_panels, panels.end)};
       A* out = products;
-      for (int64_t p = taken.begin; p < taken.end; ++p) {
-        const int64_t width = w.gates() * w.unit_vecs(p) * Vec<A>::kWidth;
-        multiply_panel(count, factors, w, p, panels, init ? init + w.offset(p) : nullptr, out, width);
-        out += count * width;
+      for (int64_t p = taken.begin; p < taken.end;) {
+        const int64_t width = w.columns(p);
+        const int64_t done = multiply_panels(count, factors, w, p, Range{panels.begin, taken.end},
+                                             init ? init + w.offset(p) : nullptr, out, width);
+        out += done * count * width;
+        p += done;
       }
       epilogue(first, count, taken, static_cast<const A*>(products));
     }

@@ -7,12 +7,9 @@
 #include <cstdint>
 #include <string>
 
-#include "cpu/kernels.h"
+#include "cpu/instruction_sets.h"
 
 namespace fastrnn::cpu {
-
-// "avx512,avx2,plain": what this machine can run, or what it cannot, best first.
-std::string instruction_sets(bool here);
 
 // The best set this machine runs, or the one that FASTRNN_CPU_ISA named at the first call.
 const InstructionSet& instruction_set();

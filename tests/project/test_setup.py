@@ -155,7 +155,11 @@ def test_sources_of_the_kernels(setup, monkeypatch):
     """A quick build compiles one file of scans, and no build compiles a file twice."""
     monkeypatch.chdir(Path(setup.__file__).parent)
     every = setup.cpu_sources()
-    assert len(every) == len(set(every)) == len(list(Path("csrc/cpu").glob("*.cpp")))
+    assert (
+        len(every)
+        == len(set(every))
+        == len([*Path("csrc/cpu").glob("*.cpp"), *Path("csrc/stream").glob("*.cpp")])
+    )
     scans = [path for path in setup.cpu_sources("avx2", float32_alone=True) if "isa_" in path]
     assert sorted(scans) == ["csrc/cpu/isa_avx2.cpp", "csrc/cpu/isa_avx2_float32.cpp"]
     scans = [path for path in setup.cpu_sources("avx512") if "isa_" in path]
