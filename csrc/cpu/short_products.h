@@ -106,6 +106,8 @@ template <int kRows, int kVecs>
                                           const float* scales, const float* init, float* out, int64_t out_row) {
   using V = Vec<float>;
   constexpr int64_t kFours = kSumDepth<float> / 4;
+  const int16_t* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = a.row(first + r);
   V total[kRows][kVecs];
   for (auto& row : total) std::fill_n(row, kVecs, V(0.0f));
   for (int64_t begin = 0; begin < a.fours(); begin += kFours) {
@@ -114,10 +116,8 @@ template <int kRows, int kVecs>
       Words even[kRows], odd[kRows];
 #pragma GCC unroll 2
       for (int r = 0; r < kRows; ++r) {
-        int32_t pairs[2];
-        std::memcpy(pairs, a.row(first + r) + 4 * i, sizeof pairs);
-        even[r] = pairs[0] - Words{};
-        odd[r] = pairs[1] - Words{};
+        even[r] = broadcast_word(rows[r] + 4 * i);
+        odd[r] = broadcast_word(rows[r] + 4 * i + 2);
       }
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {

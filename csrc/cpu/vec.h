@@ -514,6 +514,14 @@ FASTRNN_FN Words load_words(const int32_t* p) {
   return words;
 }
 
+// The same word in every lane, loaded by itself: a word that came through a general register would take a slot of the
+// multiplications.
+FASTRNN_FN Words broadcast_word(const int16_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word - Words{};
+}
+
 FASTRNN_FN Vec<float> to_floats(Words integers) {
   return Vec<float>(__builtin_convertvector(integers, Vec<float>::Raw));
 }
