@@ -203,7 +203,13 @@ def run_cell(
 
 
 def run_packed_layers(
-    packed: Tensor, input: Any, hx: Any, has_cell_state: bool, batch_first: bool, reverse: bool
+    packed: Tensor,
+    input: Any,
+    hx: Any,
+    reset: Any,
+    has_cell_state: bool,
+    batch_first: bool,
+    reverse: bool,
 ) -> tuple[Tensor, Any] | None:
     """As :func:`run_layers`, of a frozen module."""
     if type(input) not in _PLAIN or input.is_nested or not _is_eager():
@@ -212,14 +218,18 @@ def run_packed_layers(
     if states is None or (torch.is_grad_enabled() and _needs_grad(input, *states)):
         return None
     rank = input.dim()
+    if reset is not None and (type(reset) is not Tensor or reset.dim() != rank - 1):
+        return None
     if rank == 2:
         input = input.unsqueeze(1)
         states = tuple(state.unsqueeze(1) for state in states)
+        reset = None if reset is None else reset.unsqueeze(1)
     elif batch_first and rank == 3:
         input = input.transpose(0, 1)
+        reset = None if reset is None else reset.transpose(0, 1)
     h_0, c_0 = (*states, None, None)[:2]
     try:
-        output, h_n, c_n = _packed_stack(input, h_0, c_0, packed, reverse)
+        output, h_n, c_n = _packed_stack(input, h_0, c_0, packed, reset, reverse)
     except (RuntimeError, NotImplementedError):
         return None
     if rank == 2:

@@ -316,9 +316,9 @@ class _FrozenLayers(Frozen):
         reset_state: Any,
         return_all_states: bool,
     ) -> Any:
-        if lengths is None and reset is None and reset_state is None and not return_all_states:
+        if lengths is None and reset_state is None and not return_all_states:
             results = eager.run_packed_layers(
-                self._buffers["_packed"], input, hx, self._has_cell_state, self.batch_first,
+                self._buffers["_packed"], input, hx, reset, self._has_cell_state, self.batch_first,
                 self.reverse,
             )  # fmt: skip
             if results is not None:

@@ -198,9 +198,10 @@ Tensors present(const OptionalTensor& h, const OptionalTensor& c) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> packed_stack(Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor packed,
-                                                bool reverse) {
+                                                OptionalTensor reset, bool reverse) {
   const PackedHeader& header = packed_header(packed);
   ScanInputs in = inference_inputs(header.cell.data(), input);
+  in.reset = reset;
   in.reverse = reverse;
   const StackWeights all(packed, in);
   Tensors results = run_stack(std::move(in), present(h_0, c_0), {}, all, header.layers, header.directions);

@@ -72,7 +72,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // What `stack` and `step` do for plain tensors and packed weights, which know the cell: a call of few arguments takes
   // half the time. States that are absent are zeros; c_n has no elements if the cell has none.
   m.def(
-      "packed_stack(Tensor input, Tensor? h_0, Tensor? c_0, Tensor packed, bool reverse) -> (Tensor y, Tensor h_n, "
+      "packed_stack(Tensor input, Tensor? h_0, Tensor? c_0, Tensor packed, Tensor? reset, bool reverse) -> (Tensor y, "
+      "Tensor h_n, "
       "Tensor c_n)");
   m.def("packed_step(Tensor input, Tensor? h, Tensor? c, Tensor packed) -> (Tensor h, Tensor c)");
   m.def("prepack(str cell, Tensor[] weights, int layers, int directions, str type) -> Tensor");

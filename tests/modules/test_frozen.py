@@ -103,6 +103,10 @@ def test_every_argument_of_a_call(name):
     ragged = torch.nested.nested_tensor(list(x.unbind(1)), layout=torch.jagged)
     assert_same(module, copied, x, state, lengths=lengths)
     assert_same(module, copied, x, state, reset=reset, reset_state=other)
+    assert_same(module, copied, x, state, reset=reset)
+    assert_same(module, copied, x[:, 0], reset=reset[:, 0])
+    first = make(name, batch_first=True)
+    assert_same(first, fastrnn.freeze(first), x.transpose(0, 1), reset=reset.t())
     with torch.no_grad():
         assert torch.equal(copied(packed, state)[0].data, module(packed, state)[0].data)
     assert_same(module, copied, x, state, return_all_states=True)
@@ -347,6 +351,8 @@ def test_the_short_way_is_taken(monkeypatch):
     copied(x)
     copied(x[:, 0])
     copied(x, make_state(copied, 3))
+    copied(x, reset=torch.rand(2, 3) < 0.5)
+    copied(x[:, 0], reset=torch.rand(2) < 0.5)
     cell(x[0], make_state(cell, 3))
     cell(x[0, 0])
 
@@ -544,6 +550,9 @@ def test_errors_are_those_of_the_ordinary_module():
         lambda m: m(x, torch.randn(1, 3, 19)),
         lambda m: m(x[:, 0], (torch.randn(1, 3, 19), torch.randn(1, 3, 19))),
         lambda m: m(torch.randn(5)),
+        lambda m: m(x, reset=torch.zeros(3, 2, dtype=torch.bool)),
+        lambda m: m(x, reset=torch.zeros(2, 3)),
+        lambda m: m(x[:, 0], reset=torch.zeros(2, 1, dtype=torch.bool)),
     ]
     for call in calls:
         with pytest.raises(Exception) as expected:
@@ -566,15 +575,15 @@ def test_the_op_refuses_what_is_no_packed_weights():
     }
     for each in wrong.values():
         with pytest.raises(RuntimeError, match="prepack"):
-            ops.packed_stack(x, None, None, each, False)
+            ops.packed_stack(x, None, None, each, None, False)
     with pytest.raises(RuntimeError, match="another cell"):
         ops.stack("lstm", x, [], [], [], 1, 1, None, None, None, None, False, packed)
     with pytest.raises(RuntimeError, match="other layers"):
         ops.stack("gru", x, [], [], [], 2, 1, None, None, None, None, False, packed)
     with pytest.raises(RuntimeError, match="dtype"):
-        ops.packed_stack(x.double(), None, None, packed, False)
+        ops.packed_stack(x.double(), None, None, packed, None, False)
     with pytest.raises(RuntimeError, match="features"):
-        ops.packed_stack(torch.randn(2, 3, 4), None, None, packed, False)
+        ops.packed_stack(torch.randn(2, 3, 4), None, None, packed, None, False)
     with pytest.raises(RuntimeError, match="no projection"):
         projected = make("LSTM", proj_size=3)
         ops.packed_step(torch.randn(3, 5), None, None, fastrnn.freeze(projected)._packed)

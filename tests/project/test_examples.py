@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PRINTED = {
     "accelerate_model": "replaced encoder by fastrnn.GRU",
+    "agent": "acting, microseconds a step   training, milliseconds an update",
     "episodes": "same values and gradients",
     "variable_lengths": "accuracy on 200 new waves: ",
 }
