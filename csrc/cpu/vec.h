@@ -539,6 +539,9 @@ FASTRNN_FN Words multiply_pairs(Words a, Words b) {
   return (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(FASTRNN_ISA_AVX2)
   return (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(FASTRNN_ISA_NEON)
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return (Words)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 #else
   return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
