@@ -7,7 +7,7 @@ words for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from torch.autograd import forward_ad
 
 from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
 
-__all__ = ["run_cell", "run_layers", "run_packed_cell", "run_packed_layers", "run_stack"]
+__all__ = [
+    "over_layers",
+    "run_cell",
+    "run_layers",
+    "run_packed_cell",
+    "run_packed_layers",
+    "run_stack",
+    "side_by_side",
+]
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
 
@@ -134,6 +142,36 @@ def run_stack(
     return output, tuple(finals)
 
 
+def over_layers(
+    input: Tensor,
+    entries: int,
+    directions: int,
+    run: Callable[[int, Tensor], Sequence[Tensor]],
+    between: Callable[[int, Tensor], Tensor] = lambda layer, output: output,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output of stacked layers and their final states, one below the other.
+
+    run(index of a layer and direction, input) gives its output and final states; between(layer,
+    output of all directions) what the next layer takes.
+    """
+    finals: list[Sequence[Tensor]] = []
+    for index in range(entries):
+        if index % directions == 0:
+            layer_input, outputs = input, []
+        y, *final = run(index, layer_input)
+        outputs.append(y)
+        finals.append(final)
+        if index % directions == directions - 1:
+            input = between(index // directions, side_by_side(outputs))
+    if entries == 1:
+        return input, tuple(final.unsqueeze(0) for final in finals[0])
+    return input, tuple(map(torch.stack, zip(*finals, strict=True)))
+
+
+def side_by_side(directions: Sequence[Tensor]) -> Tensor:
+    return directions[0] if len(directions) == 1 else torch.cat(list(directions), dim=-1)
+
+
 def _needs_grad(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
@@ -156,11 +194,9 @@ def _differentiably(
         rows, R = weights[1].shape
         sizes = (R, rows // CELLS[cell].gates)[:count]
         states = [input.new_zeros(entries, input.size(1), size) for size in sizes]
-    finals: list[list[Tensor]] = []
-    for index in range(entries):
-        if index % directions == 0:
-            layer_input, outputs = input, []
-        y, *final = scan_flat(
+
+    def run(index: int, layer_input: Tensor) -> list[Tensor]:
+        return scan_flat(
             cell,
             layer_input,
             [state[index] for state in states],
@@ -168,13 +204,9 @@ def _differentiably(
             reverse or index % directions == 1,
             recompute,
         )
-        outputs.append(y)
-        finals.append(final)
-        if index % directions == directions - 1:
-            input = y if directions == 1 else torch.cat(outputs, dim=-1)
-    if entries == 1:
-        return [input, *(final.unsqueeze(0) for final in finals[0])]
-    return [input, *map(torch.stack, zip(*finals, strict=True))]
+
+    output, finals = over_layers(input, entries, directions, run)
+    return [output, *finals]
 
 
 def run_cell(

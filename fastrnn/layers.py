@@ -69,13 +69,11 @@ def run_stack(
         )
         if results is not None:
             return *results, [], []
-    states_after: list[tuple[Tensor, ...]] = []
     all_h: list[Tensor] = []
     all_c: list[Tensor] = []
-    for index, weight in enumerate(weights):
-        direction = index % directions
-        if direction == 0:
-            layer_input, outputs, cells = input, [], []
+    cells: list[Tensor] = []  # of the layer's directions
+
+    def run(index: int, layer_input: Tensor) -> tuple[Tensor, ...]:
         h_0, c_0 = _of_layer(states, index)
         reset_h, reset_c = _of_layer(reset_states, index)
         y, h_n, c_n, c = ops.scan(
@@ -83,30 +81,32 @@ def run_stack(
             layer_input,
             h_0,
             c_0,
-            weight,
+            weights[index],
             reset_h=reset_h,
             reset_c=reset_c,
             lengths=lengths,
             batch_sizes=batch_sizes,
             offsets=offsets,
             reset=reset,
-            reverse=reverse or direction == 1,
+            reverse=reverse or index % directions == 1,
             recompute=recompute,
             all_states=all_states,
         )
-        outputs.append(y)
-        cells += [] if c is None else [c.to(y.dtype)]
-        states_after.append((h_n,) if c_n is None else (h_n, c_n))
-        if direction == directions - 1:
-            input = _side_by_side(outputs)
-            if all_states:
-                all_h.append(input)
-                all_c += [_side_by_side(cells)] if cells else []
-            if seed is not None and index < len(weights) - 1:
-                layer = index // directions
-                input = input * dropout_mask(seed, layer, input.shape, dropout, input.dtype)
-    stacked = tuple(torch.stack(final) for final in zip(*states_after, strict=True))
-    return input, stacked, all_h, all_c
+        cells.extend([] if c is None else [c.to(y.dtype)])
+        return (y, h_n) if c_n is None else (y, h_n, c_n)
+
+    def between(layer: int, output: Tensor) -> Tensor:
+        if all_states:
+            all_h.append(output)
+            all_c.extend([eager.side_by_side(cells)] if cells else [])
+        cells.clear()
+        if seed is not None and (layer + 1) * directions < len(weights):
+            mask = dropout_mask(seed, layer, output.shape, dropout, output.dtype)
+            return output * mask
+        return output
+
+    output, final_states = eager.over_layers(input, len(weights), directions, run, between)
+    return output, final_states, all_h, all_c
 
 
 def is_recorded() -> bool:
@@ -118,7 +118,3 @@ def _of_layer(states: Sequence[Tensor], index: int) -> tuple[Any, Tensor | None]
     """h and c of one layer and direction, None if absent."""
     present = [state[index] for state in states]
     return (*present, None, None)[0], (*present, None, None)[1]
-
-
-def _side_by_side(directions: list[Tensor]) -> Tensor:
-    return directions[0] if len(directions) == 1 else torch.cat(directions, dim=-1)
