@@ -149,7 +149,7 @@ void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights
     const int32_t* const words = kept.words() + (w.is_short() ? w.word_at(kept.type, panel, 0) : 0);
     if (kept.type == WeightType::kInt8)
       return multiply_int8(rows, factors.int16, words, vecs, kept.scales + w.offset(panel), init, out, out_row);
-    if (rows == 1 && w.is_short()) return multiply_bfloat16_row(a, w.depth(), words, vecs, init, out);
+    if (rows == 1 && w.is_short()) return multiply_bfloat16_row<1>(a, w.depth(), words, vecs, init, out);
   }
   int64_t k = 0;
   do {  // a depth of 0 takes one turn, too: the product is then init
@@ -183,16 +183,23 @@ template <class S>
 int64_t multiply_panels(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, Range panels,
                         const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   using E = Operand<S>;
-  if constexpr (!kPaired<E> && !kDual<E>) {
-    if (rows == 1 && panel + 1 < panels.end && w.columns(panel) == w.columns(panel + 1) && w.ahead() && !w.is_short()) {
+  const bool by_two = rows == 1 && panel + 1 < panels.end && w.columns(panel) == w.columns(panel + 1);
+  const int64_t vecs = w.columns(panel) / Vec<Accumulate<S>>::kWidth;
+  if constexpr (!kPaired<E> && !kDual<E>)
+    if (by_two && w.ahead() && !w.is_short()) {
       static constexpr std::array kTable{multiply_row_by_two<E, 1>, multiply_row_by_two<E, 2>,
                                          multiply_row_by_two<E, 3>, multiply_row_by_two<E, 4>};
       static_assert(kTable.size() == kMaxVecs);
       typename PackedWeights<S>::Slice unused;
-      kTable[w.columns(panel) / Vec<E>::kWidth - 1](factors.a, w.depth(), w.slice(panel, 0, 0, unused), init, out);
+      kTable[vecs - 1](factors.a, w.depth(), w.slice(panel, 0, 0, unused), init, out);
       return 2;
     }
-  }
+  if constexpr (std::is_same_v<S, float>)
+    if (by_two && w.kept().type == WeightType::kBFloat16) {
+      const int32_t* const words = w.kept().words() + w.word_at(WeightType::kBFloat16, panel, 0);
+      multiply_bfloat16_row<2>(factors.a, w.depth(), words, vecs, init, out);
+      return 2;
+    }
   multiply_panel(rows, factors, w, panel, panels, init, out, out_row);
   return 1;
 }

@@ -17,43 +17,48 @@ namespace fastrnn::FASTRNN_ISA {
 
 // --- bfloat16: the sums are those of the micro-kernel on widened weights ---
 
-// Computes out = init + a W^T for one row and a panel of pairs.
-template <int kVecs>
+// Computes out = init + a W^T for one row and panels of pairs, of one width and side by side.
+template <int kPanels, int kVecs>
 [[gnu::noinline]] void multiply_bfloat16_vecs(const float* a, int64_t depth, const int32_t* pairs, const float* init,
                                               float* out) {
   using V = Vec<float>;
-  V total[kVecs];
+  constexpr int64_t kColumns = kVecs * V::kWidth;
+  const int64_t panel_words = (depth + 1) / 2 * kColumns;
   int64_t k = 0;
   do {  // a depth of 0 takes one turn, too: the product is then init
     const bool first = k == 0;
-    V sum[kVecs];
+    V sum[kPanels][kVecs];
+    const auto for_sums = [&](auto&& f) FASTRNN_LAMBDA {
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) sum[v] = init && first ? V::load(init + v * V::kWidth) : V(0.0f);
+        for (int v = 0; v < kVecs; ++v) f(sum[p][v], p * panel_words + v * V::kWidth, p * kColumns + v * V::kWidth);
+    };
+    for_sums([&](V& x, int64_t, int64_t column)
+                 FASTRNN_LAMBDA { x = init && first ? V::load(init + column) : V(0.0f); });
     const int64_t end = std::min(k + kSumDepth<float>, depth);
-    for (; k + 1 < end; k += 2, pairs += kVecs * V::kWidth) {
+    for (; k + 1 < end; k += 2, pairs += kColumns) {
       const V low(a[k]), high(a[k + 1]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        const Words weights = load_words(pairs + v * V::kWidth);
-        sum[v] = mul_add(high, high_bfloat16(weights), mul_add(low, low_bfloat16(weights), sum[v]));
-      }
+      for_sums([&](V& x, int64_t word, int64_t) FASTRNN_LAMBDA {
+        const Words weights = load_words(pairs + word);
+        x = mul_add(high, high_bfloat16(weights), mul_add(low, low_bfloat16(weights), x));
+      });
     }
     if (k < end) {  // the last pair of an odd depth has one weight
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v)
-        sum[v] = mul_add(V(a[k]), low_bfloat16(load_words(pairs + v * V::kWidth)), sum[v]);
-      ++k;
+      const V low(a[k++]);
+      for_sums([&](V& x, int64_t word, int64_t)
+                   FASTRNN_LAMBDA { x = mul_add(low, low_bfloat16(load_words(pairs + word)), x); });
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) total[v] = first ? sum[v] : total[v] + sum[v];
+    for_sums([&](V& x, int64_t, int64_t column)
+                 FASTRNN_LAMBDA { (first ? x : V::load(out + column) + x).store(out + column); });
   } while (k < depth);
-  for (int v = 0; v < kVecs; ++v) total[v].store(out + v * V::kWidth);
 }
 
-inline void multiply_bfloat16_row(const float* a, int64_t depth, const int32_t* pairs, int64_t vecs, const float* init,
-                                  float* out) {
-  static constexpr std::array kTable{multiply_bfloat16_vecs<1>, multiply_bfloat16_vecs<2>, multiply_bfloat16_vecs<3>,
-                                     multiply_bfloat16_vecs<4>};
+template <int kPanels>
+void multiply_bfloat16_row(const float* a, int64_t depth, const int32_t* pairs, int64_t vecs, const float* init,
+                           float* out) {
+  static constexpr std::array kTable{multiply_bfloat16_vecs<kPanels, 1>, multiply_bfloat16_vecs<kPanels, 2>,
+                                     multiply_bfloat16_vecs<kPanels, 3>, multiply_bfloat16_vecs<kPanels, 4>};
   static_assert(kTable.size() == kMaxVecs);
   kTable[vecs - 1](a, depth, pairs, init, out);
 }
