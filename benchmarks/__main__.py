@@ -24,7 +24,7 @@ from .cases import DOUBLE, GATES, GPU_GROUPS, GROUPS, JVP, QUICK, Case, all_case
 from .limit import Limit
 from .measure import FULL, Measurement, installed
 from .measure import QUICK as QUICK_EFFORT
-from .peers import PEERS
+from .peers import OURSELVES, PEERS
 from .rows import Row, Run
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         description="Correctness and speed beside torch.nn and, where installed, other runtimes.",
     )
     options.add_argument(
-        "--quick", action="store_true", help="short turns; without --shapes, three shapes a cell"
+        "--quick",
+        action="store_true",
+        help="short turns; without --shapes, three shapes a cell; of step, one sample and odd ones",
     )
     options.add_argument("--cells", nargs="+", choices=list(GATES), default=list(GATES))
     options.add_argument(
@@ -94,6 +96,7 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
     cases = [case for case in all_cases() if case.cell in args.cells]
     if args.shapes:
         named = [case for case in cases if case.group in args.shapes]
+        named = [case for case in named if case.is_quick or not args.quick]
         given = [shape for shape in args.shapes if not isinstance(shape, str)]
         cases = named + [Case("main", cell, *shape) for cell in args.cells for shape in given]
     else:
@@ -168,7 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not training or case.T <= LONGEST_TRAINING
     ]
     limit = Limit() if args.device == "cpu" else None
-    run = Run(environment(args, limit), [peer.name for peer in peers])
+    run = Run(
+        environment(args, limit),
+        [peer.name for peer in peers if not peer.weights],
+        rounding=[peer.name for peer in (*OURSELVES, *peers) if peer.weights],
+    )
     for name, value in run.environment.items():
         console.print(f"{name}: {value}", highlight=False)
     measurement = Measurement(

@@ -47,16 +47,32 @@ class Case:
         ]
         return " ".join(
             [
-                self.cell + " cell" * (self.unit == "cell"),
+                self.kind,
                 f"T{self.T} N{self.N} I{self.I} H{self.H}",
                 *filter(None, extras),
             ]
         )
 
     @property
+    def kind(self) -> str:
+        return self.cell + " cell" * (self.unit == "cell")
+
+    @property
     def modes(self) -> tuple[bool, ...]:
         """Whether to train, for each row of this case."""
         return (True,) if self.transform else (False, True)
+
+    @property
+    def waits_for_weights(self) -> bool:
+        """Whether weights in shorter types are measured: for one sample a step reads each once."""
+        wide = self.N == 1 and self.T == 10 and self.H >= 512
+        return self.group == "step" and self.unit == "layer" and self.dtype == "float32" and wide
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a quick run of its group has it."""
+        sizes = (self.N, self.I, self.H)
+        return self.group != "step" or self.N == 1 or sizes in ODD_STEPS
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -210,16 +226,17 @@ PUBLISHED = (
     Published("gru", 64, 512, "bfloat16"),
     Published("lstm", 32, 1024, "tf32"),
 )
-# Sizes (N, I, H) of a single step: an agent's, a decoder's, a stream's, and odd ones.
-STEPS = (
-    (1, 16, 16),
-    (1, 64, 64),
-    (1, 256, 256),
-    (1, 512, 512),
-    (16, 64, 128),
-    (64, 256, 256),
-    (5, 83, 83),
-)
+# Sizes (N, I, H) of few steps: an agent's, a stream's, a batch of agents', and odd ones.
+ODD_STEPS = ((16, 64, 128), (5, 83, 83))
+STEPS = {  # by T
+    1: (*((N, H, H) for N in (1, 16, 64) for H in (16, 64, 256, 512)), *ODD_STEPS),
+    10: (
+        *((1, H, H) for H in (16, 64, 256, 512, 1024)),
+        *((16, H, H) for H in (16, 64, 256)),
+        *ODD_STEPS,
+    ),
+}
+FEW_STEPS = ("step", "decoder")  # groups of which somebody waits for every single call
 LONG = (10_000, 100_000, 1_000_000)
 LARGE = tuple(shape for shape in SHAPES if shape[1] * shape[3] >= 8192)
 
@@ -239,7 +256,7 @@ def all_cases() -> list[Case]:
         Case("step", cell, T, *sizes, unit=unit, state=True)
         for cell in cells
         for T, unit in ((1, "layer"), (1, "cell"), (10, "layer"))
-        for sizes in STEPS
+        for sizes in STEPS[T]
     ]
     cases += [
         Case("decoder", cell, 30, *sizes, unit="cell", state=True)

@@ -14,10 +14,8 @@ import torch
 from .cases import Case, Problem
 from .limit import Limit
 from .peers import FASTRNN, OURSELVES, PEERS, Contestant, Peer, Unsupported, reference
-from .rows import OURS, Row, Times
+from .rows import Row, Times
 from .transforms import Results
-
-WRONG = 0.05  # a relative error that no dtype explains: such a peer computes something else
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,8 @@ class Measurement:
         row = Row(case, training)
         problem = Problem(case, self.device)
         contestants: dict[str, Contestant] = {}
-        everybody = [FASTRNN, *self.invited(case), *OURSELVES]
+        ourselves = [peer for peer in OURSELVES if peer.is_for(case)]
+        everybody = [FASTRNN, *self.invited(case), *ourselves]
         expected = reference(problem, training) if case.group != "long" else None
         for peer in everybody:
             try:
@@ -143,13 +142,15 @@ class Measurement:
                     row.absent[peer.name] = str(why)
                 continue
             except Exception as error:  # other people's code: the report says why
-                if peer.name == OURS:
+                if peer.is_ours:
                     raise
                 row.absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 continue
-            if not row.errors.get(peer.name, 0) < WRONG:
-                if peer.name == OURS:
-                    raise AssertionError(f"{row.label}: error {row.errors[OURS]:.2g}")
+            if not row.errors.get(peer.name, 0) < peer.tolerance:
+                if peer.is_ours:
+                    raise AssertionError(
+                        f"{row.label}: {peer.name}: error {row.errors[peer.name]:.2g}"
+                    )
                 row.absent[peer.name] = f"wrong result, error {row.errors.pop(peer.name):.2g}"
                 continue
             contestants[peer.name] = contestant
@@ -172,7 +173,7 @@ class Measurement:
         """The peers to measure. Long scans and sweeps have torch.nn alone, since others compile."""
         if case.group in ("sweep", "long"):
             return [peer for peer in self.peers if peer.name == "torch.nn"]
-        return [peer for peer in self.peers if case.transform in peer.transforms]
+        return [peer for peer in self.peers if peer.is_for(case)]
 
 
 def installed(names: Sequence[str]) -> tuple[list[Peer], list[str]]:

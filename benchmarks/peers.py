@@ -9,10 +9,13 @@ transform are told where it is. The gradient of the output is given, so no loss 
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +26,28 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import fastrnn
 
 from . import transforms
-from .cases import DOUBLE, GATES, JVP, MODULES, PER_SAMPLE, TRANSFORMS, Problem
+from .cases import (
+    DOUBLE,
+    FEW_STEPS,
+    GATES,
+    JVP,
+    MODULES,
+    PER_SAMPLE,
+    TRANSFORMS,
+    Case,
+    Problem,
+)
+from .rows import FROZEN, OURS
 from .transforms import Results, Transform
 
 
 class Unsupported(Exception):
     """A runtime does not offer what a case asks for."""
+
+
+# Relative errors from which on somebody computes something else, by the type that weights are
+# rounded to; no case's own dtype explains the first.
+TOLERANCES = {"": 0.05, "bfloat16": 0.02, "int8": 0.05}
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,19 @@ class Peer:
     make: Callable[[Problem, bool, int], Contestant]
     same_problem: bool = True  # its results are those of the case
     transforms: tuple[str, ...] = ("", *TRANSFORMS)  # the kinds of cases that it is measured in
+    weights: str = ""  # the type that it rounds them to; whoever does is nobody's best peer
+
+    def is_for(self, case: Case) -> bool:
+        """Whether it is measured in a case."""
+        return case.transform in self.transforms and (case.waits_for_weights or not self.weights)
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCES[self.weights]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.distribution == OURS
 
     @property
     def installed(self) -> bool:
@@ -66,12 +98,16 @@ def torch_module(
     dtype: str = "",
     lengths: str | None = None,
     transform: Transform | None = None,
+    change: Callable[[torch.nn.Module], torch.nn.Module] = lambda module: module,
 ) -> Contestant:
-    """A contestant of torch.nn or fastrnn. dtype, lengths and transform override the case's."""
+    """A contestant of torch.nn or fastrnn. dtype, lengths and transform override the case's.
+
+    What runs is what `change` makes of the module.
+    """
     case = problem.case
     chosen = getattr(torch, dtype or case.dtype)
     lengths = case.lengths if lengths is None else lengths
-    module = case.module(package, chosen).to(problem.device)
+    module = change(case.module(package, chosen).to(problem.device))
     x = problem.x.to(problem.device, chosen, copy=True)
     dy = problem.dy.to(problem.device, chosen)
     states = tuple(state.to(problem.device, chosen) for state in problem.states)
@@ -188,6 +224,30 @@ def ours_all_steps(problem: Problem, training: bool, threads: int) -> Contestant
     if not problem.case.lengths:
         raise Unsupported("is what the case asks for")
     return torch_module(fastrnn, problem, training, lengths="")
+
+
+def ours_frozen(
+    problem: Problem, training: bool, threads: int, weights: str | None = None
+) -> Contestant:
+    if training or problem.case.group not in FEW_STEPS or problem.device != "cpu":
+        raise Unsupported("inference of few steps on a CPU")
+    return torch_module(fastrnn, problem, training, change=partial(fastrnn.freeze, weights=weights))
+
+
+def torch_int8(problem: Problem, training: bool, threads: int) -> Contestant:
+    """torch's dynamic quantisation, which rounds inputs and states, too."""
+    if training:
+        raise Unsupported("inference only")
+    if problem.case.cell == "rnn":
+        raise Unsupported("quantises the GRU and the LSTM alone")
+    from torch.ao.quantization import quantize_dynamic
+
+    def change(module: torch.nn.Module) -> torch.nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated, and so is what it calls
+            return quantize_dynamic(torch.nn.Sequential(module), {type(module)})[0]
+
+    return torch_module(torch.nn, problem, training, change=change)
 
 
 def reference(problem: Problem, training: bool) -> Results:
@@ -319,7 +379,12 @@ def onnx_results(output: np.ndarray) -> Results:
     return {"output": torch.from_numpy(np.array(output))}
 
 
-def onnx_runtime(problem: Problem, training: bool, threads: int) -> Contestant:
+def onnx_runtime(
+    problem: Problem,
+    training: bool,
+    threads: int,
+    change: Callable[[bytes], bytes] = lambda model: model,
+) -> Contestant:
     if training:
         raise Unsupported("inference only")
     import onnxruntime
@@ -328,10 +393,31 @@ def onnx_runtime(problem: Problem, training: bool, threads: int) -> Contestant:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        onnx_model(problem), options, providers=["CPUExecutionProvider"]
+        change(onnx_model(problem)), options, providers=["CPUExecutionProvider"]
     )
     inputs = onnx_inputs(problem)
     return Contestant(lambda: session.run(["y"], inputs), lambda results: onnx_results(results[0]))
+
+
+def onnx_int8(problem: Problem, training: bool, threads: int) -> Contestant:
+    """ONNX Runtime's dynamic quantisation, which rounds inputs and states, too."""
+    if problem.case.cell != "lstm":
+        raise Unsupported("quantises the LSTM alone")
+
+    def change(model: bytes) -> bytes:
+        import onnx
+        from onnxruntime.quantization import quantize_dynamic
+
+        graph = onnx.load_from_string(model)
+        # It asks for optimisations of its own to be done first, of which this graph needs none.
+        onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            # With all 8 bits, sums of two products saturate where a CPU has no VNNI: error 0.2.
+            quantize_dynamic(graph, path, reduce_range=True)
+            return path.read_bytes()
+
+    return onnx_runtime(problem, training, threads, change)
 
 
 def openvino(problem: Problem, training: bool, threads: int) -> Contestant:
@@ -437,7 +523,7 @@ def jax_scan(problem: Problem, training: bool, threads: int) -> Contestant:
     return Contestant(lambda: jax.block_until_ready(function(*given)), results)
 
 
-FASTRNN = Peer("fastrnn", "fastrnn", "fastrnn", ours)
+FASTRNN = Peer(OURS, "fastrnn", "fastrnn", ours)
 
 
 def flashrnn(problem: Problem, training: bool, threads: int) -> Contestant:
@@ -478,10 +564,23 @@ PEERS = (
     Peer("OpenVINO", "openvino", "openvino", openvino),
     Peer("JAX", "jax", "jax", jax_scan),
     Peer("FlashRNN", "flashrnn", "flashrnn", flashrnn, same_problem=False, transforms=("",)),
+    Peer("torch.ao int8", "torch", "torch", torch_int8, weights="int8"),
+    Peer("ONNX Runtime int8", "onnxruntime", "onnxruntime", onnx_int8, weights="int8"),
 )
-# Our own kernels on an easier case: what half types gain, what lengths cost.
+# Our own kernels on an easier case: what half types and packed weights gain, what lengths cost.
 OURSELVES = (
     Peer("fastrnn float32", "fastrnn", "fastrnn", ours_float32),
     Peer("fastrnn, all steps", "fastrnn", "fastrnn", ours_all_steps, same_problem=False),
+    Peer(FROZEN, "fastrnn", "fastrnn", ours_frozen),
+    *(
+        Peer(
+            f"{FROZEN} {weights}",
+            "fastrnn",
+            "fastrnn",
+            partial(ours_frozen, weights=weights),
+            weights=weights,
+        )
+        for weights in ("bfloat16", "int8")
+    ),
 )
 assert set(ONNX_GATES) == set(GATES)

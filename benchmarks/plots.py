@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .cases import GATES, TRANSFORMS
-from .report import lost
-from .rows import Row, Run
+from .report import lost, measured
+from .rows import FROZEN, OURS, Row, Run
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
 CELL_COLORS = {"rnn": "#0072b2", "gru": "#009e73", "lstm": "#d55e00"}
@@ -20,6 +20,7 @@ PEER_STYLES = {
     "OpenVINO": ("^", "#56b4e9"),
     "JAX": ("D", "#cc79a7"),
 }
+OUR_STYLES = {OURS: ("o", "#d55e00"), FROZEN: ("D", "#009e73")}
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 MODES = ((False, "forward"), (True, "forward + backward"))
 
@@ -43,7 +44,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
     }
     paths = []
     with pyplot.rc_context(style):
-        for make in (speedup, transforms, limit, scaling):
+        for make in (speedup, transforms, limit, scaling, step):
             name, figure = make.__name__, make(run, pyplot)
             if figure is not None:
                 paths.append(folder / f"{name}.png")
@@ -208,23 +209,76 @@ def scaling(run: Run, pyplot: Any) -> Any:
                 ]
                 chosen.sort(key=lambda row: (row.case.T, row.case.N, row.case.H))
                 for name, look in (("fastrnn", "o-"), ("torch.nn", "o:")):
-                    known = [row for row in chosen if name in row.seconds]
-                    axes.plot(
-                        [getattr(row.case, size) for row in known],
-                        [row.time(name) * 1e3 for row in known],
+                    times_against(
+                        axes,
+                        chosen,
+                        size,
+                        name,
+                        1e3,
                         look,
                         color=color,
-                        markersize=3,
                         fillstyle="full" if name == "fastrnn" else "none",
                         label=f"{cell.upper()}, {name}",
                     )
-            values = sorted({getattr(row.case, size) for row in swept})
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(values, [str(value) for value in values])
-            axes.set_yscale("log")
+            sizes_along(axes, swept, size)
             if training:
                 axes.set_xlabel(title)
         line[0].set_ylabel(f"{mode}, ms")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    return figure
+
+
+def times_against(
+    axes: Any, rows: list[Row], size: str, name: str, units: float, look: str, **style: Any
+) -> None:
+    """A line of somebody's times, in so many units a second, against T, N or H."""
+    known = [row for row in rows if name in row.seconds]
+    axes.plot(
+        [getattr(row.case, size) for row in known],
+        [row.time(name) * units for row in known],
+        look,
+        markersize=3,
+        **style,
+    )
+
+
+def sizes_along(axes: Any, rows: list[Row], size: str) -> None:
+    """Logarithmic axes with a tick for each of these rows' sizes."""
+    values = sorted({getattr(row.case, size) for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.set_yscale("log")
+
+
+def step(run: Run, pyplot: Any) -> Any:
+    """Latency of a layer's single step of one sample against H, a panel a cell."""
+    rows = [
+        row
+        for row in run.group("step", training=False)
+        if (row.case.unit, row.case.T, row.case.N) == ("layer", 1, 1)
+    ]
+    cells = [cell for cell in GATES if any(row.case.cell == cell for row in rows)]
+    if not cells:
+        return None
+    figure, panels = pyplot.subplots(
+        1,
+        len(cells),
+        figsize=(1 + 3.3 * len(cells), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, cell in zip(panels[0], cells, strict=True):
+        chosen = sorted((row for row in rows if row.case.cell == cell), key=lambda row: row.case.H)
+        for name in measured(rows, [OURS, FROZEN, "torch.nn", "ONNX Runtime"]):
+            marker, color = (OUR_STYLES | PEER_STYLES)[name]
+            times_against(axes, chosen, "H", name, 1e6, f"{marker}-", color=color, label=name)
+        sizes_along(axes, chosen, "H")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title(cell.upper(), weight="bold")
+        axes.set_xlabel("units H = I (T 1, N 1)")
+    panels[0][0].set_ylabel("forward, µs")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
     return figure

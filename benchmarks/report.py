@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
@@ -12,8 +13,8 @@ from statistics import geometric_mean
 from rich import box
 from rich.table import Table
 
-from .cases import TRANSFORMS
-from .rows import NOISE, OURS, Row, Run
+from .cases import FEW_STEPS, TRANSFORMS
+from .rows import FROZEN, NOISE, OURS, Row, Run
 
 TITLES = {
     "main": "Every cell at seven shapes",
@@ -63,39 +64,74 @@ def length_cost(row: Row) -> float | None:
     return row.time() / (row.time(ALL_STEPS) * share)
 
 
+def frozen_ratio(run: Run, row: Row) -> float | None:
+    """How many times faster than the best peer our frozen module is."""
+    best = row.best_peer(run.peers)
+    return row.time(best) / row.time(FROZEN) if best and FROZEN in row.seconds else None
+
+
+def measured(rows: list[Row], names: list[str]) -> list[str]:
+    """Those of the contestants that some row has."""
+    return [name for name in names if any(name in row.seconds for row in rows)]
+
+
+def percent_errors(row: Row, names: list[str]) -> str:
+    known = [row.errors.get(name) for name in names]
+    return " / ".join("-" if value is None else f"{value:.2%}" for value in known)
+
+
+def microseconds(row: Row, name: str) -> str:
+    """Median, 99th percentile and largest time of a call."""
+    if name not in row.seconds:
+        return "-"
+    times = row.seconds[name]
+    values = (times.median, times.p99, times.largest)
+    return " / ".join(number(None if value is None else value * 1e6) for value in values)
+
+
 Column = tuple[str, Callable[[Row], str]]
+SIZES: tuple[Column, ...] = (
+    ("cell", lambda row: row.case.kind),
+    ("T", lambda row: str(row.case.T)),
+    ("N", lambda row: str(row.case.N)),
+    ("I", lambda row: str(row.case.I)),
+    ("H", lambda row: str(row.case.H)),
+)
+DTYPE: Column = ("dtype", lambda row: row.case.dtype)
+MODE: Column = ("mode", lambda row: row.mode)
 
 
 def columns(run: Run, rows: list[Row]) -> list[Column]:
-    peers = [name for name in run.peers if any(name in row.seconds for row in rows)]
-    chosen: list[Column] = [
-        ("cell", lambda row: row.case.cell),
-        ("T", lambda row: str(row.case.T)),
-        ("N", lambda row: str(row.case.N)),
-        ("I", lambda row: str(row.case.I)),
-        ("H", lambda row: str(row.case.H)),
-        ("dtype", lambda row: row.case.dtype),
-    ]
+    chosen: list[Column] = [*SIZES, DTYPE]
     extras = {row.label: variant(row) for row in rows}
     if any(extras.values()):
         chosen.append(("", lambda row: extras[row.label]))
     chosen += [
-        ("mode", lambda row: row.mode),
+        MODE,
         ("ms", lambda row: number(row.time() * 1e3)),
         ("GFLOP/s", lambda row: number(row.rate / 1e9)),
         ("of limit", lambda row: percent(row.share)),
     ]
-    for name in peers:
+    for name in measured(rows, run.peers):
         chosen.append((f"× {name}", lambda row, name=name: number(row.ratio(name))))  # type: ignore[misc]
-    if any(FLOAT32 in row.seconds for row in rows):
+    if measured(rows, [FROZEN]):
+        chosen.append(("frozen × best peer", lambda row: number(frozen_ratio(run, row))))
+    if measured(rows, [FLOAT32]):
         chosen.append(("× our float32", lambda row: number(row.ratio(FLOAT32))))
-    if any(ALL_STEPS in row.seconds for row in rows):
+    if measured(rows, [ALL_STEPS]):
         chosen.append(("cost / valid steps", lambda row: number(length_cost(row))))
     if any(row.extra_bytes for row in rows):
         chosen.append(("MB beyond in and out", memory))
     if any(row.errors for row in rows):
         chosen.append(("error / torch.nn's", error))
     return chosen
+
+
+def single_calls(rows: list[Row], names: list[str]) -> list[Column]:
+    """The times of these contestants' calls, of which the slowest matter, too."""
+    optional = [DTYPE] * any(row.case.dtype != "float32" for row in rows)
+    calls = [(name, partial(microseconds, name=name)) for name in measured(rows, names)]
+    return [*SIZES, *optional, MODE, *calls]
 
 
 def variant(row: Row) -> str:
@@ -113,19 +149,38 @@ def memory(row: Row) -> str:
     )
 
 
-def tables(run: Run) -> Iterable[tuple[str, list[str], list[list[str]], list[bool]]]:
-    """Title, header, cells, and which rows lose to a peer, for every group that was measured."""
+# Title, header, cells, and which rows lose to a peer.
+Filled = tuple[str, list[str], list[list[str]], list[bool]]
+CALLS = "µs each time, median / 99th percentile / largest"  # a loop of calls counts as one
+
+
+def tables(run: Run) -> Iterable[Filled]:
+    """The tables of every group that was measured."""
     for (group, title), transform in product(TITLES.items(), ("", *TRANSFORMS)):
         rows = [row for row in run.group(group) if row.case.transform == transform]
         if not rows:
             continue
-        chosen = columns(run, rows)
-        yield (
-            f"{title}: {transform}" if transform else title,
-            [name for name, _ in chosen],
-            [[text(row) for _, text in chosen] for row in rows],
-            [lost(run, row) for row in rows],
-        )
+        heading = f"{title}: {transform}" if transform else title
+        yield filled(heading, columns(run, rows), rows, [lost(run, row) for row in rows])
+        if group in FEW_STEPS:
+            chosen = single_calls(rows, [OURS, FROZEN, *run.peers])
+            yield filled(f"{title}: {CALLS}", chosen, rows)
+        if rounding := measured(rows, run.rounding):
+            rounded = [row for row in rows if measured([row], rounding)]
+            chosen = single_calls(rounded, [FROZEN, *rounding])
+            chosen.append(("their errors", partial(percent_errors, names=rounding)))
+            yield filled(f"{title}, weights in shorter types: {CALLS}", chosen, rounded)
+
+
+def filled(
+    title: str, chosen: list[Column], rows: list[Row], losses: list[bool] | None = None
+) -> Filled:
+    return (
+        title,
+        [name for name, _ in chosen],
+        [[text(row) for _, text in chosen] for row in rows],
+        losses or [False] * len(rows),
+    )
 
 
 def lost(run: Run, row: Row) -> bool:

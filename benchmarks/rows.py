@@ -12,6 +12,7 @@ from typing import Any
 from .cases import Case
 
 OURS = "fastrnn"
+FROZEN = "fastrnn frozen"  # our module with its weights packed once
 NOISE = 0.03  # two times closer than this are the same
 
 
@@ -23,11 +24,16 @@ class Times:
     low: float  # quartiles
     high: float
     count: int
+    p99: float | None = None  # 99th percentile; of less than 100 calls it lies near the largest
+    largest: float | None = None  # None in older runs, as is p99
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Times:
-        low, middle, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-        return cls(middle, low, high, len(seconds))
+        several = list(seconds) * (2 if len(seconds) == 1 else 1)  # quantiles wants two
+        low, middle, high = quantiles(several, n=4)
+        # The other method may put the percentile of few times beyond the largest of them.
+        p99 = quantiles(several, n=100, method="inclusive")[-1]
+        return cls(middle, low, high, len(seconds), p99, max(seconds))
 
     @classmethod
     def load(cls, kept: Any) -> Times:
@@ -88,9 +94,10 @@ class Row:
 @dataclass
 class Run:
     environment: dict[str, str]
-    peers: list[str]  # other people's, in the order of the columns
+    peers: list[str]  # other people's that round no weights, in the order of the columns
     rows: list[Row] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # labels of rows that time did not allow
+    rounding: list[str] = field(default_factory=list)  # ours and others' with weights rounded
 
     @property
     def measured(self) -> list[Row]:
@@ -120,8 +127,7 @@ class Run:
             for row in document["rows"]:
                 seconds = {name: Times.load(kept) for name, kept in row["seconds"].items()}
                 rows.append(Row(**{**row, "case": Case(**row["case"]), "seconds": seconds}))
-            return cls(
-                document["environment"], document["peers"], rows, document.get("left_out", [])
-            )
+            later = [document.get(name, []) for name in ("left_out", "rounding")]
+            return cls(document["environment"], document["peers"], rows, *later)
         except (json.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no run of these benchmarks: {error!r}") from error
