@@ -125,6 +125,11 @@ class Measurement:
 
     def row(self, case: Case, training: bool) -> Row:
         """Measure a row. Raises what fastrnn raises, or AssertionError if its results are wrong."""
+        # Gradients are off around all calls: to turn them off in each would take as long as a step.
+        with torch.set_grad_enabled(training):
+            return self._row(case, training)
+
+    def _row(self, case: Case, training: bool) -> Row:
         row = Row(case, training)
         problem = Problem(case, self.device)
         contestants: dict[str, Contestant] = {}

@@ -131,10 +131,9 @@ def torch_module(
     hx = None if not states else states if len(states) == 2 else states[0]
 
     def run() -> Any:
-        if not training:
-            with torch.no_grad():
-                return module(given, hx, **options)[0], ()
         output = module(given, hx, **options)[0]
+        if not training:
+            return output, ()
         y = output.data if isinstance(output, PackedSequence) else output
         # Packing is not timed: users do it once, so gradients stop at the packed data.
         leaf = given.data if isinstance(given, PackedSequence) else x
@@ -165,10 +164,9 @@ def cell_loop(
 
     def run() -> Any:
         state, outputs = first, []
-        with torch.set_grad_enabled(training):
-            for step in steps:
-                state = cell(step, state)
-                outputs.append(state[0] if isinstance(state, tuple) else state)
+        for step in steps:
+            state = cell(step, state)
+            outputs.append(state[0] if isinstance(state, tuple) else state)
         if not training:
             return outputs, ()
         return outputs, torch.autograd.grad(outputs, [*steps, *cell.parameters()], list(dy))

@@ -55,7 +55,11 @@ template <class S, int kVecs>
     V sum[kVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) sum[v] = init && first ? V::load(init + v * V::kWidth) : V(A(0));
-    for (const int64_t end = std::min(k + kSumDepth<A>, w.depth()); k < end; k += V::kWidth) {
+    const int64_t end = std::min(k + kSumDepth<A>, w.depth());
+    for (; k < end && w.has_columns(); ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) sum[v] = mul_add(V(a[k]), w.load_column(rows[v], k, units[v]), sum[v]);
+    for (; k < end; k += V::kWidth) {
       const int64_t columns = std::min<int64_t>(V::kWidth, end - k);
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {

@@ -106,6 +106,10 @@ class PackedWeights {
   // that fill their vectors and lie side by side are loaded without a branch, and stay in registers.
   using Block = Vec<A>[Vec<A>::kWidth];
 
+  // Units lie side by side, as in the transposed weights that backward reads.
+  bool has_columns() const { return weight_.row_stride == 1; }
+  Vec<A> load_column(int64_t row, int64_t k, int64_t units) const { return load_as_vec(&weight_(row, k), units); }
+
   bool is_whole(int64_t units, int64_t columns) const {
     return weight_.col_stride == 1 && units == Vec<A>::kWidth && columns == Vec<A>::kWidth;
   }
@@ -152,9 +156,8 @@ class PackedWeights {
   // Packs rows [row, row + units) of the weight side by side.
   void pack_vec(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
-    if (weight_.row_stride == 1) {
-      for (int64_t k = depths.begin; k < depths.end; ++k, out += out_row)
-        load_as_vec(&weight_(row, k), units).store(out);
+    if (has_columns()) {
+      for (int64_t k = depths.begin; k < depths.end; ++k, out += out_row) load_column(row, k, units).store(out);
       return;
     }
     Vec<A> block[kWidth];
@@ -174,7 +177,7 @@ class PackedWeights {
   // The same in pairs of columns, which lie out_row apart. Depths are whole steps of depth.
   void pack_pairs(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
-    if (weight_.row_stride == 1) {
+    if (has_columns()) {
       for (int64_t k = depths.begin; k < depths.end; k += 2, out += out_row)
         store_words(
             zip(k < inputs_ ? &weight_(row, k) : nullptr, k + 1 < inputs_ ? &weight_(row, k + 1) : nullptr, units),
