@@ -55,6 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item.get_closest_marker("gpu")]
+
     # A test that traps comes last: pyproject.toml says why. A slow one comes first, for a worker that
     # starts it when the others have nothing left lets them wait.
     def rank(item: pytest.Item) -> tuple[bool, bool]:
