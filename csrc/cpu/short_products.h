@@ -129,7 +129,7 @@ template <int kRows, int kVecs>
         const Words fours = load_words(weights + v * V::kWidth);
 #pragma GCC unroll 2
         for (int r = 0; r < kRows; ++r)
-          sum[r][v] += multiply_pairs(even_int8(fours), even[r]) + multiply_pairs(odd_int8(fours), odd[r]);
+          sum[r][v] += multiply_int16s(even_int8(fours), even[r]) + multiply_int16s(odd_int8(fours), odd[r]);
       }
     }
 #pragma GCC unroll 2

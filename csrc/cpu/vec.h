@@ -534,7 +534,7 @@ FASTRNN_FN Words even_int8(Words fours) { return (Words)((Int16s)fours << 8 >> 8
 FASTRNN_FN Words odd_int8(Words fours) { return (Words)((Int16s)fours >> 8); }
 
 // Sums the two products of pairs of int16.
-FASTRNN_FN Words multiply_pairs(Words a, Words b) {
+FASTRNN_FN Words multiply_int16s(Words a, Words b) {
 #if defined(FASTRNN_ISA_AVX512)
   return (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(FASTRNN_ISA_AVX2)
