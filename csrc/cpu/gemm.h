@@ -182,12 +182,12 @@ void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights
   } while (k < w.depth());
 }
 
-// Does so for a panel and, if it can, for the next one; returns how many it did.
+// Does so for a panel and, if it can, for the next one before `end`; returns how many it did.
 template <class S>
-int64_t multiply_panels(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, Range panels,
-                        const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
+int64_t multiply_panels(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, int64_t end,
+                        Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   using E = Operand<S>;
-  const bool by_two = rows == 1 && panel + 1 < panels.end && w.columns(panel) == w.columns(panel + 1);
+  const bool by_two = rows == 1 && panel + 1 < end && w.columns(panel) == w.columns(panel + 1);
   const int64_t vecs = w.columns(panel) / Vec<Accumulate<S>>::kWidth;
   if constexpr (!kPaired<E> && !kDual<E>)
     if (by_two && w.ahead() && !w.is_short()) {
@@ -215,7 +215,8 @@ void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeig
               const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   const Factors<S> factors(rows, a, a_row, w);
   for (int64_t p = panels.begin; p < panels.end;)
-    p += multiply_panels(rows, factors, w, p, panels, init ? init + w.offset(p) : nullptr, out + w.offset(p), out_row);
+    p += multiply_panels(rows, factors, w, p, panels.end, panels, init ? init + w.offset(p) : nullptr,
+                         out + w.offset(p), out_row);
 }
 
 // The same, but epilogue(first row, rows, panels, products) takes some panels of some rows while they are in L1:
@@ -236,8 +237,8 @@ void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
       A* out = products;
       for (int64_t p = taken.begin; p < taken.end;) {
         const int64_t width = w.columns(p);
-        const int64_t done = multiply_panels(count, factors, w, p, Range{panels.begin, taken.end},
-                                             init ? init + w.offset(p) : nullptr, out, width);
+        const int64_t done =
+            multiply_panels(count, factors, w, p, taken.end, panels, init ? init + w.offset(p) : nullptr, out, width);
         out += done * count * width;
         p += done;
       }
