@@ -20,6 +20,11 @@ from fastrnn.library import PATH, cpu_instruction_set
 
 __all__ = ["Stream"]
 
+_FLOATS: dict[str, Any] = {
+    "dtype": torch.float32,
+    "device": "cpu",
+}  # what C reads and writes, whatever the defaults
+
 _Handle = _Floats = ctypes.c_void_p
 _Count, _Status = ctypes.c_int64, ctypes.c_int
 _library = ctypes.CDLL(PATH)
@@ -103,7 +108,7 @@ class Stream:
         )
         if not self._handle:
             _fail(1)
-        self._output = torch.empty(0, batch, self.output_size)
+        self._output = torch.empty(0, batch, self.output_size, **_FLOATS)
         self._shape: tuple[int, ...] = ()  # of the last input, whose output is `_view`
         self._view = self._output
         self._steps = 0
@@ -150,7 +155,7 @@ class Stream:
             raise ValueError(f"Stream: input has shape {shape}, expected ({', '.join(sizes)})")
         steps = shape[time]
         if steps > self._output.size(0):
-            self._output = torch.empty(steps, self.batch, self.output_size)
+            self._output = torch.empty(steps, self.batch, self.output_size, **_FLOATS)
         view = self._output[:steps]
         if not batched:
             view = view[:, 0]
@@ -168,8 +173,8 @@ class Stream:
     @property
     def state(self) -> Any:
         """A copy of the state, in a module's shapes: h, or (h, c). It can be set, too."""
-        h = torch.empty(self.num_layers, self.batch, self.output_size)
-        c = torch.empty(self.num_layers, self.batch, self.hidden_size)
+        h = torch.empty(self.num_layers, self.batch, self.output_size, **_FLOATS)
+        c = torch.empty(self.num_layers, self.batch, self.hidden_size, **_FLOATS)
         self._exchange(_library.fastrnn_stream_get_state, h, c)
         return (h, c) if self._has_cell_state else h
 

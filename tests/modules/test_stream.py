@@ -129,6 +129,19 @@ def test_a_state_is_set(name):
         stream.state = torch.randn(1, 1, 1) if name != "LSTM" else (torch.randn(1, 1, 1),) * 2
 
 
+def test_default_types_and_devices_change_nothing():
+    module, x = make("LSTM"), torch.randn(4, 1, 5)
+    output, state = run(module, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            stream = fastrnn.Stream(module)
+            assert torch.equal(stream(x), output)
+            assert all(map(torch.equal, stream.state, state))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_stream_is_a_snapshot():
     module = make("GRU")
     stream, x = fastrnn.Stream(module, 1), torch.randn(4, 1, 5)
