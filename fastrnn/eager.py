@@ -262,7 +262,7 @@ def run_packed_layers(
     h_0, c_0 = (*states, None, None)[:2]
     try:
         output, h_n, c_n = _packed_stack(input, h_0, c_0, packed, reset, reverse)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return None
     if rank == 2:
         output, h_n = output.squeeze(1), h_n.squeeze(1)
@@ -283,5 +283,5 @@ def run_packed_cell(
     h, c = (*states, None, None)[:2]
     try:
         return _packed_step(input, h, c, packed)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return None

@@ -48,8 +48,9 @@ def freeze(
         weights: the type that products read weights in, of float32 modules. ``bfloat16`` rounds
             them. ``int8`` keeps for each row of a matrix (a gate's unit) a scale, the row's largest
             magnitude divided by 127, and rounds to its multiples; biases stay float32.
-            Activations, sums and states are float32 in each case. ``float32`` is an error for
-            modules of another dtype; None is each module's own.
+            Products with int8 round each sample's activations to 16 bits and sum integers; all
+            else is float32. A module of another dtype is left where a type is named, but its own;
+            None is each module's own.
         report: filled with what was frozen and what was left, with reasons; print it.
 
     Returns:
@@ -186,7 +187,12 @@ class Frozen(nn.Module):
         else:
             self.register_buffer("_packed", packed, persistent=False)
 
-    def _packed_weights(self, *inputs: Any) -> Tensor:
+    def _packed_weights(self, *inputs: Any, all_states: bool = False) -> Tensor:
+        if all_states and self._weight_type:
+            raise NotImplementedError(
+                f"{type(self).__name__}: return_all_states with weights={self._weight_type!r}; "
+                "freeze in the weights' own type"
+            )
         self._refuse_derivatives(*inputs)
         looked_at = torch.compiler.is_compiling() or is_recorded()
         if not looked_at and self._packed_for != cpu_instruction_set():
@@ -307,33 +313,11 @@ class _FrozenLayers(Frozen):
     def _pack_arguments(self: Any) -> tuple[Any, ...]:
         return self._cell, self._weights(), self.num_layers, 1 + self.bidirectional
 
-    def _run(
-        self: Any,
-        input: Any,
-        hx: Any,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        reset_state: Any,
-        return_all_states: bool,
-    ) -> Any:
-        if lengths is None and reset_state is None and not return_all_states:
-            results = eager.run_packed_layers(
-                self._buffers["_packed"], input, hx, reset, self._has_cell_state, self.batch_first,
-                self.reverse,
-            )  # fmt: skip
-            if results is not None:
-                return results
-        if return_all_states and self._weight_type:
-            raise NotImplementedError(
-                f"{type(self).__name__}: return_all_states with weights={self._weight_type!r}; "
-                "freeze in the weights' own type"
-            )
-        return super()._run(  # type: ignore[misc]
-            input, hx, lengths, reset, reset_state, return_all_states
-        )
-
-    def _run_eagerly(self, input: Any, hx: Any) -> Any:
-        return None  # for _run has tried it
+    def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
+        return eager.run_packed_layers(
+            self._buffers["_packed"], input, hx, reset, self._has_cell_state, self.batch_first,
+            self.reverse,
+        )  # fmt: skip
 
 
 class _FrozenCell(Frozen):

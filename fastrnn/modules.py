@@ -165,8 +165,8 @@ class RecurrentModule(nn.Module):
         return_all_states: bool,
     ) -> Any:
         """The results of a call: those of the short way if it may be taken."""
-        if lengths is None and reset is None and reset_state is None and not return_all_states:
-            results = self._run_eagerly(input, hx)
+        if lengths is None and reset_state is None and not return_all_states:
+            results = self._run_eagerly(input, hx, reset)
             if results is not None:
                 return results
         return functional.run(
@@ -187,12 +187,12 @@ class RecurrentModule(nn.Module):
             recompute=self.recompute,
             reverse=self.reverse,
             projection=self.proj_size > 0,
-            packed=self._packed_weights(input, hx, reset_state),
+            packed=self._packed_weights(input, hx, reset_state, all_states=return_all_states),
         )
 
-    def _run_eagerly(self, input: Any, hx: Any) -> Any:
+    def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
         """The results of a call without other arguments, or None: take the long way."""
-        if self.training and self.dropout:
+        if reset is not None or (self.training and self.dropout):
             return None
         return eager.run_layers(
             self._cell,
@@ -206,7 +206,7 @@ class RecurrentModule(nn.Module):
             recompute=self.recompute,
         )
 
-    def _packed_weights(self, *inputs: Any) -> Tensor | None:
+    def _packed_weights(self, *inputs: Any, all_states: bool = False) -> Tensor | None:
         """For a call with these inputs, the weights that fastrnn.freeze packed."""
         return None
 
