@@ -81,8 +81,8 @@ template <class S, int kVecs>
 }
 
 // Computes out = init + a W^T for one row and two panels of the same width that were packed ahead and lie side by side.
-// A panel has four sums, and an addition takes four cycles: eight sums hide them. The sums are those of the
-// micro-kernel.
+// A core begins two multiply-adds a cycle, each of which takes four: the four sums of a panel hide half of that, eight
+// all of it. The sums are those of the micro-kernel.
 template <class A, int kVecs>
 [[gnu::noinline]] void multiply_row_by_two(const A* a, int64_t depth, const A* panels, const A* init, A* out) {
   using V = Vec<A>;

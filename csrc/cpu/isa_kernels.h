@@ -22,8 +22,6 @@ const CellKernels<S>& cell_kernels(std::string_view cell) {
   return *kernels;
 }
 
-#if !defined(FASTRNN_PAIRS)
-
 // Tells whether a batch may run in lanes. Such layers keep their packed weights as they lie, for all batches.
 template <class S>
 bool has_few_units(std::string_view cell, const ScanParams<S>& params) {
@@ -32,6 +30,8 @@ bool has_few_units(std::string_view cell, const ScanParams<S>& params) {
     Cells::dispatch(cell, [&]<class Cell>() { few = LaneScan<Cell, S>::unsuited_units(params).empty(); });
   return few;
 }
+
+#if !defined(FASTRNN_PAIRS)
 
 // Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
@@ -132,22 +132,15 @@ inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& par
 }
 
 inline int64_t packed_bytes(std::string_view cell, const ScanParams<BFloat16>& params) {
-  int64_t bytes = 0;
-  Cells::dispatch(cell, [&]<class Cell>() {
-    bytes = LaneScan<Cell, BFloat16>::unsuited_units(params).empty()
-                ? unpaired.packed_bytes(cell, params)
-                : PackedLayer<BFloat16>(kTraits<Cell>, params).bytes();
-  });
-  return bytes;
+  return has_few_units(cell, params) ? unpaired.packed_bytes(cell, params)
+                                     : PackedLayer<BFloat16>(cell_kernels<BFloat16>(cell).cell, params).bytes();
 }
 
 inline void pack(std::string_view cell, const ScanParams<BFloat16>& params, char* out) {
-  Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
-      unpaired.pack(cell, params, out);
-    else
-      PackedLayer<BFloat16>(kTraits<Cell>, params).write(out);
-  });
+  if (has_few_units(cell, params))
+    unpaired.pack(cell, params, out);
+  else
+    PackedLayer<BFloat16>(cell_kernels<BFloat16>(cell).cell, params).write(out);
 }
 
 // The table of a set that differs from kAvx512 in products of bfloat16 alone.

@@ -91,7 +91,7 @@ class Int16Rows {
     const float inverse = zero == 0 && largest > 0 ? 32767 / largest : 0;
     std::fill_n(out, (depth + 3) / 4 * 4, int16_t{0});
     constexpr int kPlace[] = {0, 2, 1, 3};
-    // 32767 / largest may be infinite where largest is below the smallest normal number.
+    // 32767 / largest is infinite where largest is below 9.6e-35: such a row counts as zero.
     for (int64_t k = 0; k < depth && std::isfinite(inverse) && inverse > 0; ++k)
       out[k / 4 * 4 + kPlace[k % 4]] = static_cast<int16_t>(std::nearbyint(a[k] * inverse));
     return scale;

@@ -81,7 +81,7 @@ class StackWeights {
  public:
   StackWeights(const Tensors& weights, const OptionalTensor& packed, int64_t layers, int64_t directions,
                const ScanInputs& in)
-      : weights_(weights),
+      : weights_(&weights),
         header_(packed ? &check_packed(*packed, in.cell, *in.input) : nullptr),
         each_(packed ? 0 : check_counts(weights, layers, directions)) {
     STD_TORCH_CHECK(!header_ || (header_->layers == layers && header_->directions == directions),
@@ -113,10 +113,10 @@ class StackWeights {
   }
 
  private:
-  void take(int64_t entry, ScanInputs& in) const { take_weights(weights_, entry, each_, in); }
+  void take(int64_t entry, ScanInputs& in) const { take_weights(*weights_, entry, each_, in); }
 
-  Tensors weights_;
-  const PackedHeader* header_;  // where packed
+  const Tensors* weights_ = nullptr;  // where not packed
+  const PackedHeader* header_;        // where packed
   int64_t each_;
 };
 

@@ -67,8 +67,6 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // A cell's step, without gradients: input [N, I] or [I], states as in `stack` but [N, R] or [R]. Returns the next
   // ones.
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? packed=None) -> Tensor[]");
-  // Packs the weights of `stack` once, for its argument `packed` and the instruction set that runs now; `weights` are
-  // then not read. The type is bfloat16, int8, or empty: that of the weights.
   // What `stack` and `step` do for plain tensors and packed weights, which know the cell: a call of few arguments takes
   // half the time. States that are absent are zeros; c_n has no elements if the cell has none.
   m.def(
@@ -76,6 +74,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor h_n, "
       "Tensor c_n)");
   m.def("packed_step(Tensor input, Tensor? h, Tensor? c, Tensor packed) -> (Tensor h, Tensor c)");
+  // Packs the weights of `stack` once, for its argument `packed` and the instruction set that runs now; `weights` are
+  // then not read. The type is bfloat16, int8, or empty: that of the weights.
   m.def("prepack(str cell, Tensor[] weights, int layers, int directions, str type) -> Tensor");
   m.def("dropout_mask(Tensor seed, int stream, SymInt[] shape, float p, ScalarType dtype) -> Tensor");
   m.def("cpu_instruction_sets() -> str");
