@@ -76,7 +76,7 @@ test-sanitize: $(SANITIZED) ## the kernel tests, of this machine's best instruct
 	  tests/ops/test_kernels.py tests/transforms/test_transforms.py tests/modules/test_frozen.py tests/modules/test_stream.py $(ARGS)
 	@mkdir -p build/native/sanitize
 	$(CXX) -O1 -g1 -fsanitize=address,undefined $(NATIVE_FLAGS) tests/native/test_stream.cpp \
-	  $(wildcard build/sanitize-torch-$(TORCH)*/csrc/cpu/*.o build/sanitize-torch-$(TORCH)*/csrc/stream/*.o) \
+	  $(wildcard $(NATIVE_OBJECTS:%=build/sanitize-torch-$(TORCH)*/csrc/%.o)) \
 	  -o build/native/sanitize/test_stream
 	build/native/sanitize/test_stream
 
