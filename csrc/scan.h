@@ -182,8 +182,9 @@ struct Schedule : Walk<Schedule> {
   bool runs(int64_t t, int64_t r) const { return 0 <= t && t < T && r < rows(t); }
 };
 
-// The type of weights that were packed once for many calls: what products read, or of float weights a shorter one.
-enum class WeightType : int32_t { kOperand, kBFloat16, kInt8 };
+// The type of weights that were packed once for many calls: what products read, or of float weights a shorter one. The
+// numbers stand in files.
+enum class WeightType : int32_t { kOperand = 0, kBFloat16 = 1, kInt8 = 2 };
 
 template <class S>
 struct ScanParams : fastrnn::ScanParams<S, Schedule> {

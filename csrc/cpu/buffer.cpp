@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <limits>
 #include <new>
 
 namespace fastrnn::cpu {
@@ -12,10 +13,11 @@ namespace {
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr std::size_t kMostKept = 0;  // every buffer on its own, for the sanitizer to see its ends
+constexpr bool kKeeps = false;  // every buffer on its own, for the sanitizer to see its ends
 #else
-constexpr std::size_t kMostKept = std::size_t{64} << 20;
+constexpr bool kKeeps = true;
 #endif
+constexpr std::size_t kSomeKept = std::size_t{64} << 20;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
@@ -28,18 +30,31 @@ void prefer_huge_pages(void* begin, std::size_t bytes) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a refusal costs nothing
 }
 
+Memory::Memory(std::size_t bytes) {
+  const std::size_t alignment = bytes < kHugePage ? kCacheLine : kHugePage;
+  size_ = round_up(std::max<std::size_t>(bytes, 1), alignment);
+  data_.reset(static_cast<char*>(std::aligned_alloc(alignment, size_)));
+  if (!data_) throw std::bad_alloc();
+  prefer_huge_pages(data_.get(), size_);
+}
+
 thread_local constinit MemoryStack* MemoryStack::instead = nullptr;
+
+MemoryStack::MemoryStack(bool keeps_all)
+    : most_kept_(!kKeeps     ? 0
+                 : keeps_all ? std::numeric_limits<std::size_t>::max()
+                             : kSomeKept) {}
 
 MemoryStack& MemoryStack::of_this_thread() {
   if (instead) return *instead;
-  thread_local MemoryStack stack;
+  thread_local MemoryStack stack(false);
   return stack;
 }
 
 void* MemoryStack::push(std::size_t bytes) {
-  if (blocks_.empty() || blocks_.back().used + bytes > blocks_.back().size) add_block(bytes);
+  if (blocks_.empty() || blocks_.back().used + bytes > blocks_.back().memory.size()) add_block(bytes);
   Block& block = blocks_.back();
-  void* out = block.data.get() + block.used;
+  void* out = block.memory.get() + block.used;
   block.used += bytes;
   in_use_ += bytes;
   most_ = std::max(most_, in_use_);
@@ -49,21 +64,13 @@ void* MemoryStack::push(std::size_t bytes) {
 void MemoryStack::pop(std::size_t bytes) {
   blocks_.back().used -= bytes;
   in_use_ -= bytes;
-  if (blocks_.back().used == 0 && (blocks_.size() > 1 || blocks_.back().size > kMostKept)) blocks_.pop_back();
+  if (blocks_.back().used == 0 && (blocks_.size() > 1 || blocks_.back().memory.size() > most_kept_)) blocks_.pop_back();
   if (in_use_ > 0) return;
   // One block of the call's whole size serves the next call, unless that is too much to keep.
-  if (most_ > kMostKept) most_ = 0;
-  if (!blocks_.empty() && blocks_.back().size < most_) blocks_.clear();
+  if (most_ > most_kept_) most_ = 0;
+  if (!blocks_.empty() && blocks_.back().memory.size() < most_) blocks_.clear();
 }
 
-void MemoryStack::add_block(std::size_t bytes) {
-  std::size_t size = std::max(bytes, most_ - in_use_);
-  const std::size_t alignment = size < kHugePage ? kCacheLine : kHugePage;
-  size = round_up(size, alignment);
-  Block block{std::unique_ptr<char[], Free>(static_cast<char*>(std::aligned_alloc(alignment, size))), size, 0};
-  if (!block.data) throw std::bad_alloc();
-  prefer_huge_pages(block.data.get(), size);
-  blocks_.push_back(std::move(block));
-}
+void MemoryStack::add_block(std::size_t bytes) { blocks_.push_back({Memory(std::max(bytes, most_ - in_use_))}); }
 
 }  // namespace fastrnn::cpu

@@ -14,11 +14,34 @@ namespace fastrnn::cpu {
 
 constexpr std::size_t kCacheLine = 64;
 
+constexpr std::size_t in_whole_lines(std::size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
+
 // Asks for huge pages for a range that is about to be touched for the first time.
 void prefer_huge_pages(void* begin, std::size_t bytes);
 
+// Uninitialised memory of at least so many bytes: whole cache lines or, where it is that long, huge pages.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(std::size_t bytes);
+
+  char* get() const { return data_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+
+  std::size_t size_ = 0;
+  std::unique_ptr<char[], Free> data_;
+};
+
 class MemoryStack {
  public:
+  // What a call used is kept for the next one: all of it, or where this is false up to 64 MiB.
+  explicit MemoryStack(bool keeps_all);
+
   static MemoryStack& of_this_thread();
 
   // This thread's buffers lie in another stack as long as this lives.
@@ -36,19 +59,16 @@ class MemoryStack {
   void pop(std::size_t bytes);
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
   struct Block {
-    std::unique_ptr<char[], Free> data;
-    std::size_t size;
-    std::size_t used;
+    Memory memory;
+    std::size_t used = 0;
   };
 
   void add_block(std::size_t bytes);
 
   static thread_local constinit MemoryStack* instead;
 
+  const std::size_t most_kept_;
   std::vector<Block> blocks_;
   std::size_t in_use_ = 0;
   std::size_t most_ = 0;  // that a call had in use at once
@@ -60,7 +80,7 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t size)
-      : bytes_((size * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine),
+      : bytes_(in_whole_lines(size * sizeof(T))),
         data_(bytes_ > 0 ? static_cast<T*>(MemoryStack::of_this_thread().push(bytes_)) : nullptr) {}
   Buffer(Buffer&& other) noexcept
       : bytes_(std::exchange(other.bytes_, 0)), data_(std::exchange(other.data_, nullptr)) {}

@@ -82,7 +82,7 @@ class PackedLayer {
   }
   int64_t take(int64_t bytes) {
     const int64_t begin = end_;
-    end_ += (bytes + cpu::kCacheLine - 1) / cpu::kCacheLine * cpu::kCacheLine;
+    end_ += cpu::in_whole_lines(bytes);
     return begin;
   }
 
@@ -101,7 +101,7 @@ class PackedLayer {
     typename PackedWeights<S>::Slice unused;
     const E* const values = packed.slice(0, 0, 0, unused);
     if (p_.packed_as == WeightType::kOperand) {
-      std::memcpy(out + place.values, values, packed.bytes());
+      std::copy_n(values, packed.bytes() / sizeof(E), reinterpret_cast<E*>(out + place.values));
       return;
     }
     if constexpr (std::is_same_v<S, float>) {
@@ -149,7 +149,7 @@ class PlainLayer {
  public:
   PlainLayer(const CellTraits& cell, const ScanParams<S>& p) : p_(p), rows_(cell.gates * p.hidden_size) {}
 
-  int64_t bytes() const { return rows_ * (columns() + 2) * sizeof(S); }
+  int64_t bytes() const { return cpu::in_whole_lines(rows_ * (columns() + 2) * sizeof(S)); }
 
   void write(char* out) const {
     S* at = write_matrix(p_.weights.ih, p_.input_size, reinterpret_cast<S*>(out));

@@ -3,7 +3,8 @@
  *
  * A stream holds float32 layers of one direction, whose weights are packed once, and the state of a batch of samples.
  * `fastrnn.Stream(module).save(path)` writes the file that it is opened from. Every call is on one thread, and takes
- * denormal numbers for zero. */
+ * denormal numbers for zero. A forked child goes on with its copy of a stream, unless another thread ran it in that
+ * moment: to the child it stays busy. */
 #ifndef FASTRNN_STREAM_H
 #define FASTRNN_STREAM_H
 
@@ -30,7 +31,8 @@ enum {
 };
 
 /* Opens a file for a batch of samples, whose states are zero. At most so many steps run at once: a longer chunk is cut.
- * Returns null where the file is no stream, is damaged, or does not fit into memory. */
+ * batch times most_steps is at most 2^24. Returns null where the file is no stream, is damaged, or does not fit into
+ * memory. */
 FASTRNN_STREAM_API fastrnn_stream* fastrnn_stream_open(const char* path, int64_t batch, int64_t most_steps);
 
 /* The same from the file's bytes, for the kernels of an instruction set; null or empty: the best of this machine. */
@@ -40,7 +42,7 @@ FASTRNN_STREAM_API fastrnn_stream* fastrnn_stream_read(const void* data, size_t 
 FASTRNN_STREAM_API void fastrnn_stream_close(fastrnn_stream* stream);
 
 /* Runs a chunk: input [steps, batch, input size] to output [steps, batch, output size], without gaps. The two must not
- * overlap. */
+ * overlap. 0 steps change nothing; fewer are an error. */
 FASTRNN_STREAM_API int fastrnn_stream_step(fastrnn_stream* stream, const float* input, int64_t steps, float* output);
 
 /* Sets the state of a sample to zero, or with sample -1 of all. */

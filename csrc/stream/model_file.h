@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dispatch.h"
 #include "scan.h"
@@ -55,7 +56,7 @@ struct FileHeader {
 };
 static_assert(sizeof(FileHeader) == 72);
 
-// The weights of a file that was found whole, whose bytes must outlive this.
+// The weights of a file that was found whole.
 class ModelFile {
  public:
   // Throws std::runtime_error, which says what is wrong.
@@ -75,7 +76,7 @@ class ModelFile {
       has_cell_state_ = Cell::kHasCellState;
     });
     const bool sane = known && flag(header_.has_bias) && flag(header_.has_projection) && fits(H) && fits(R) &&
-                      fits(I) && (header_.has_projection || R == H) && 0 < header_.layers &&
+                      fits(I) && (header_.has_projection != 0) == (R != H) && 0 < header_.layers &&
                       header_.layers <= kMostLayers && 0 <= header_.weight_type && header_.weight_type <= 2;
     if (!sane) fail("the file's header is damaged, or of a cell that this library lacks");
     const int64_t floats = at(header_.layers);
@@ -85,17 +86,17 @@ class ModelFile {
     const auto* bytes = static_cast<const unsigned char*>(data);
     const std::size_t checked = offsetof(FileHeader, checksum) + sizeof header_.checksum;
     if (crc32(bytes + checked, size - checked) != header_.checksum) fail("the file is damaged: its checksum differs");
-    weights_ = bytes + sizeof header_;
+    weights_.resize(floats);
+    std::memcpy(weights_.data(), bytes + sizeof header_, floats * sizeof(float));
   }
 
   const FileHeader& header() const { return header_; }
   bool has_cell_state() const { return has_cell_state_; }
   int64_t input_size(int64_t layer) const { return layer == 0 ? header_.input_size : header_.output_size; }
 
-  // The header is a multiple of a float long.
   Weights<const float> weights(int64_t layer) const {
     const int64_t rows = gates_ * header_.hidden_size, I = input_size(layer), R = header_.output_size;
-    const float* next = reinterpret_cast<const float*>(weights_) + at(layer);
+    const float* next = weights_.data() + at(layer);
     const auto take = [&](int64_t count) {
       const float* taken = next;
       next += count;
@@ -116,7 +117,7 @@ class ModelFile {
   static constexpr int64_t kMaxSize = int64_t{1} << 20;
   static constexpr int32_t kMostLayers = 1 << 10;
 
-  [[noreturn]] static void fail(const std::string& what) { throw std::runtime_error("fastrnn: " + what); }
+  [[noreturn]] static void fail(const std::string& what) { throw std::runtime_error(what); }
 
   // Where the weights of a layer begin, in floats.
   int64_t at(int64_t layer) const {
@@ -129,7 +130,7 @@ class ModelFile {
   FileHeader header_;
   int64_t gates_ = 0;
   bool has_cell_state_ = false;
-  const unsigned char* weights_ = nullptr;
+  std::vector<float> weights_;  // copied, since bytes lie anywhere
 };
 
 }  // namespace fastrnn::stream

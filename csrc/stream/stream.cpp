@@ -1,11 +1,9 @@
 // Layers that run a signal chunk by chunk: their packed weights, states and buffers.
-#include <pthread.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
+#include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -59,35 +57,22 @@ class WithoutDenormals {
   Register before_;
 };
 
-// The number of forks up to this process: what another process was doing counts no more.
-std::atomic<uint64_t> generation{1};
-const int kWatchesForks = pthread_atfork(nullptr, nullptr, [] { ++generation; });
-
-// Whether a thread is inside, and in which generation.
-class Door {
+// One thread's turn on a stream, as long as it lives. A child that was forked within another thread's turn finds the
+// state half written: for it that turn never ends.
+class Turn {
  public:
-  bool enter() {
-    const uint64_t now = generation.load(std::memory_order_relaxed);
-    uint64_t before = inside_.load(std::memory_order_relaxed);
-    return before != now && inside_.compare_exchange_strong(before, now, std::memory_order_acquire);
+  explicit Turn(std::atomic_flag& taken) : taken_(taken), mine_(!taken.test_and_set(std::memory_order_acquire)) {}
+  Turn(const Turn&) = delete;
+  ~Turn() {
+    if (mine_) taken_.clear(std::memory_order_release);
   }
-  void leave() { inside_.store(0, std::memory_order_release); }
+
+  explicit operator bool() const { return mine_; }
 
  private:
-  std::atomic<uint64_t> inside_{0};
+  std::atomic_flag& taken_;
+  const bool mine_;
 };
-
-struct Free {
-  void operator()(char* p) const { std::free(p); }
-};
-
-std::unique_ptr<char[], Free> allocate(int64_t bytes) {
-  const std::size_t size = (bytes + cpu::kCacheLine) / cpu::kCacheLine * cpu::kCacheLine;
-  std::unique_ptr<char[], Free> memory(static_cast<char*>(std::aligned_alloc(cpu::kCacheLine, size)));
-  if (!memory) throw std::bad_alloc();
-  cpu::prefer_huge_pages(memory.get(), size);
-  return memory;
-}
 
 class Stream {
  public:
@@ -102,7 +87,7 @@ class Stream {
       layer.params.hidden_size = H;
       layer.params.output_size = R;
       layer.params.schedule.N = N;
-      layer.packed = allocate(kernels_.packed_bytes(header.cell_name(), layer.params));
+      layer.packed = cpu::Memory(kernels_.packed_bytes(header.cell_name(), layer.params));
       kernels_.pack(header.cell_name(), layer.params, layer.packed.get());
       layer.params.packed = layer.packed.get();
       layer.params.weights = {};
@@ -156,12 +141,12 @@ class Stream {
 
   const FileHeader header;
   const int64_t N;
-  Door door;
+  std::atomic_flag taken;
 
  private:
   struct Layer {
     cpu::ScanParams<float> params;
-    std::unique_ptr<char[], Free> packed;
+    cpu::Memory packed;
     std::array<std::vector<float>, 2> h, c;  // before a call and after it
     int now = 0;
   };
@@ -187,19 +172,15 @@ class Stream {
   const cpu::Kernels<float>& kernels_;
   std::vector<Layer> layers_;
   std::array<std::vector<float>, 2> between_;  // outputs of all layers but the last, in turn
-  cpu::MemoryStack memory_;
+  cpu::MemoryStack memory_{true};
 };
 
-thread_local std::string last_error;
+// A failure is told without allocating: it may be that there is no memory.
+thread_local char last_error[512] = "";
 
-int fail(const std::string& what) {
-  last_error = what;
-  return FASTRNN_STREAM_ERROR;
-}
-
-int busy() {
-  last_error = "fastrnn: another thread runs this stream now";
-  return FASTRNN_STREAM_BUSY;
+int fail(int status, const char* what) {
+  std::snprintf(last_error, sizeof last_error, "fastrnn: %s", what);
+  return status;
 }
 
 // Runs body() and returns what a call of the library returns: nothing is thrown at C.
@@ -209,28 +190,26 @@ int guarded(Body&& body) {
     body();
     return FASTRNN_STREAM_OK;
   } catch (const std::bad_alloc&) {
-    return fail("fastrnn: there is too little memory");
+    return fail(FASTRNN_STREAM_ERROR, "there is too little memory");
   } catch (const std::exception& error) {
-    return fail(error.what());
+    return fail(FASTRNN_STREAM_ERROR, error.what());
   }
 }
 
 // The same on a stream that no other thread runs.
 template <class Body>
 int inside(Stream& stream, Body&& body) {
-  if (!stream.door.enter()) return busy();
-  const int status = guarded(body);
-  stream.door.leave();
-  return status;
+  const Turn turn(stream.taken);
+  return turn ? guarded(body) : fail(FASTRNN_STREAM_BUSY, "another thread runs this stream now");
 }
 
 std::unique_ptr<Stream> read(const void* data, std::size_t size, int64_t batch, int64_t most_steps, const char* name) {
   constexpr int64_t kMost = int64_t{1} << 24;
-  if (batch < 1 || batch > kMost || most_steps < 1 || most_steps > kMost)
-    throw std::runtime_error("fastrnn: batch and most_steps must be 1 to 2^24");
+  if (batch < 1 || batch > kMost || most_steps < 1 || most_steps > kMost / batch)
+    throw std::runtime_error("batch, most_steps and their product must be 1 to 2^24");
   const cpu::InstructionSet* set = cpu::find_instruction_set(name ? name : "");
   if (!set || !set->has<float>())
-    throw std::runtime_error("fastrnn: the instruction set must be one of " + cpu::instruction_sets(true));
+    throw std::runtime_error("the instruction set must be one of " + cpu::instruction_sets(true));
   return std::make_unique<Stream>(ModelFile(data, size), batch, most_steps, *set);
 }
 
@@ -257,7 +236,7 @@ fastrnn_stream* opened(Make&& make) {
 fastrnn_stream* fastrnn_stream_open(const char* path, int64_t batch, int64_t most_steps) {
   return opened([&] {
     std::ifstream file(path ? path : "", std::ios::binary);
-    if (!file) throw std::runtime_error("fastrnn: cannot open " + std::string(path ? path : "a null path"));
+    if (!file) throw std::runtime_error("cannot open " + std::string(path ? path : "a null path"));
     const std::vector<char> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     return fastrnn::stream::read(bytes.data(), bytes.size(), batch, most_steps, nullptr);
   });
@@ -271,15 +250,19 @@ fastrnn_stream* fastrnn_stream_read(const void* data, size_t size, int64_t batch
 void fastrnn_stream_close(fastrnn_stream* stream) { delete stream; }
 
 int fastrnn_stream_step(fastrnn_stream* stream, const float* input, int64_t steps, float* output) {
-  return fastrnn::stream::inside(*stream->stream, [&] { stream->stream->run(input, steps, output); });
+  return fastrnn::stream::inside(*stream->stream, [&] {
+    if (steps < 0) throw std::runtime_error("steps is " + std::to_string(steps) + ", expected 0 or more");
+    stream->stream->run(input, steps, output);
+  });
 }
 
 int fastrnn_stream_reset(fastrnn_stream* stream, int64_t sample) {
   Stream& all = *stream->stream;
-  if (sample < -1 || sample >= all.N)
-    return fastrnn::stream::fail("fastrnn: sample is " + std::to_string(sample) + ", expected -1 to " +
-                                 std::to_string(all.N - 1));
-  return fastrnn::stream::inside(all, [&] { sample < 0 ? all.reset(0, all.N) : all.reset(sample, sample + 1); });
+  return fastrnn::stream::inside(all, [&] {
+    if (sample < -1 || sample >= all.N)
+      throw std::runtime_error("sample is " + std::to_string(sample) + ", expected -1 to " + std::to_string(all.N - 1));
+    sample < 0 ? all.reset(0, all.N) : all.reset(sample, sample + 1);
+  });
 }
 
 int fastrnn_stream_get_state(fastrnn_stream* stream, float* h, float* c) {
@@ -302,4 +285,4 @@ int64_t fastrnn_stream_input_size(const fastrnn_stream* stream) { return stream-
 int64_t fastrnn_stream_hidden_size(const fastrnn_stream* stream) { return stream->stream->header.hidden_size; }
 int64_t fastrnn_stream_output_size(const fastrnn_stream* stream) { return stream->stream->header.output_size; }
 
-const char* fastrnn_stream_error(void) { return fastrnn::stream::last_error.c_str(); }
+const char* fastrnn_stream_error(void) { return fastrnn::stream::last_error; }

@@ -19,7 +19,10 @@ using Tensors = std::vector<Tensor>;
 
 // The samples of a batch in any layout.
 int64_t count_samples(const ScanInputs& in) {
-  if (in.offsets) return in.offsets->numel() - 1;
+  if (in.offsets) {
+    STD_TORCH_CHECK(in.offsets->numel() > 0, "fastrnn: offsets is empty, expected one more than there are samples");
+    return in.offsets->numel() - 1;
+  }
   if (!in.batch_sizes) return in.input->size(1);
   const int64_t T = in.batch_sizes->numel();
   return T > 0 ? check_host_vector(*in.batch_sizes, "batch_sizes", T)[0] : 0;
@@ -82,13 +85,16 @@ class StackWeights {
   StackWeights(const Tensors& weights, const OptionalTensor& packed, int64_t layers, int64_t directions,
                const ScanInputs& in)
       : weights_(&weights),
-        header_(packed ? &check_packed(*packed, in.cell, *in.input) : nullptr),
+        header_(packed ? &packed_header(*packed) : nullptr),
         each_(packed ? 0 : check_counts(weights, layers, directions)) {
-    STD_TORCH_CHECK(!header_ || (header_->layers == layers && header_->directions == directions),
+    if (!header_) return;
+    check_packed(*header_, in.cell, *in.input);
+    STD_TORCH_CHECK(header_->layers == layers && header_->directions == directions,
                     "fastrnn: the weights were packed for other layers or directions");
   }
-  StackWeights(const Tensor& packed, const ScanInputs& in)
-      : header_(&check_packed(packed, in.cell, *in.input)), each_(0) {}
+  StackWeights(const PackedHeader& header, const ScanInputs& in) : header_(&header), each_(0) {
+    check_packed(header, in.cell, *in.input);
+  }
 
   // The sizes of the first layer; `in` has its weights afterwards.
   ScanSizes sizes(ScanInputs& in, int64_t N) const {
@@ -106,10 +112,13 @@ class StackWeights {
     check_weights(in, sizes);
   }
   template <class S>
-  void set(int64_t entry, ScanParams<S>& p) const {
+  void set(int64_t entry, std::string_view cell, ScanParams<S>& p) const {
     if (!header_) return;
-    p.packed = reinterpret_cast<const char*>(header_) + header_->begin(entry);
     p.packed_as = header_->type;
+    STD_TORCH_CHECK(kernels<S>().packed_bytes(cell, p) == header_->bytes(entry),
+                    "fastrnn: the packed weights of layer ", entry / header_->directions,
+                    " have another size than its units need");
+    p.packed = reinterpret_cast<const char*>(header_) + header_->begin(entry);
   }
 
  private:
@@ -149,13 +158,13 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
   std::optional<HostSchedule> host;
   for (int64_t index = 0; index < entries; ++index) {
     const int64_t direction = index % directions;
-    if (direction == 0) {
-      if (output) in.input = *output;
+    if (direction == 0 && output) {
+      in.input = *output;
       sizes.I = in.input->size(-1);
-      output = new_sequence(in, shape, input.scalar_type(), index + directions == entries);
     }
     all.enter(index, in, sizes);
     check_data(in, sizes);
+    if (direction == 0) output = new_sequence(in, shape, input.scalar_type(), index + directions == entries);
     if (!host) host.emplace(in, sizes, Samples{});  // which reads what was checked
     host->schedule.reverse = in.reverse || direction == 1;
     dispatch_real_dtype(input, [&]<class S>() {
@@ -169,7 +178,7 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
       if (p.y) p.y.data += direction * sizes.R;
       p.h_n = state_of<S>(finals, 0, index);
       p.c_n = state_of<S>(finals, 1, index);
-      all.set(index, p);
+      all.set(index, in.cell, p);
       kernels<S>().forward(in.cell, p, team_for(sizes, host->rows));
     });
   }
@@ -190,10 +199,13 @@ Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_stat
   return run_stack(std::move(in), states, reset_states, all, layers, directions);
 }
 
-Tensors present(const OptionalTensor& h, const OptionalTensor& c) {
+// The states that an op takes by name, as those of the other ops.
+Tensors states_of(const OptionalTensor& h, const OptionalTensor& c, const CellFacts& cell) {
+  STD_TORCH_CHECK(c.has_value() == (h && cell.has_cell_state), "fastrnn: c ",
+                  c ? "is given, but h is not, or the cell has none" : "is missing");
   Tensors states;
-  for (const OptionalTensor& state : {h, c})
-    if (state) states.push_back(*state);
+  if (h) states.push_back(*h);
+  if (c) states.push_back(*c);
   return states;
 }
 
@@ -203,8 +215,9 @@ std::tuple<Tensor, Tensor, Tensor> packed_stack(Tensor input, OptionalTensor h_0
   ScanInputs in = inference_inputs(header.cell.data(), input);
   in.reset = reset;
   in.reverse = reverse;
-  const StackWeights all(packed, in);
-  Tensors results = run_stack(std::move(in), present(h_0, c_0), {}, all, header.layers, header.directions);
+  const StackWeights all(header, in);
+  const Tensors states = states_of(h_0, c_0, in.facts);
+  Tensors results = run_stack(std::move(in), states, {}, all, header.layers, header.directions);
   return {results[0], results[1], results.size() > 2 ? results[2] : empty(input, {0})};
 }
 
@@ -248,7 +261,7 @@ Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) 
     if (states.size() == 2) p.c_0 = rows_of<const S>(states[1]);
     p.h_n = rows_of<S>(next[0]);
     if (kinds == 2) p.c_n = rows_of<S>(next[1]);
-    all.set(0, p);
+    all.set(0, in.cell, p);
     p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};  // the only step's h is the last one
     kernels<S>().forward(in.cell, p, team_for(sizes, N));
   });
@@ -262,9 +275,12 @@ Tensors step(std::string cell, Tensor input, Tensors states, Tensors weights, Op
 }
 
 std::tuple<Tensor, Tensor> packed_step(Tensor input, OptionalTensor h, OptionalTensor c, Tensor packed) {
-  ScanInputs in = inference_inputs(packed_header(packed).cell.data(), input);
-  const StackWeights all(packed, in);
-  Tensors next = run_step(std::move(in), present(h, c), all);
+  const PackedHeader& header = packed_header(packed);
+  STD_TORCH_CHECK(header.entries() == 1, "fastrnn: a cell has one layer and direction; packed has ", header.entries());
+  ScanInputs in = inference_inputs(header.cell.data(), input);
+  const StackWeights all(header, in);
+  const Tensors states = states_of(h, c, in.facts);
+  Tensors next = run_step(std::move(in), states, all);
   return {next[0], next.size() > 1 ? next[1] : empty(input, {0})};
 }
 
@@ -302,6 +318,8 @@ Tensor prepack(std::string cell, Tensors weights, int64_t layers, int64_t direct
           header.I = sizes.I;
           header.H = sizes.H;
           header.R = sizes.R;
+          STD_TORCH_CHECK(!in.weight_hr || sizes.R < sizes.H, "fastrnn: weight_hr projects ", sizes.H,
+                          " hidden units to ", sizes.R, ", expected fewer");
         }
         sizes.I = entry < directions ? header.I : directions * header.R;
         sizes.H = header.H;

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 
 #include "cpu/kernels.h"
+#include "torch/checks.h"
 #include "torch/instruction_sets.h"
 #include "torch/op.h"
 
@@ -19,6 +21,7 @@ namespace fastrnn::cpu {
 struct alignas(kCacheLine) PackedHeader {
   static constexpr std::array<char, 8> kMagic{'f', 'a', 's', 't', 'r', 'n', 'n'};
   static constexpr int32_t kLayout = 1;  // rises when the order of packed weights changes
+  static constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max() / (4 * kMaxSize);
 
   std::array<char, 8> magic = kMagic;
   int32_t layout = kLayout;
@@ -29,7 +32,14 @@ struct alignas(kCacheLine) PackedHeader {
   int64_t first_bytes = 0, other_bytes = 0;  // of an entry of the first layer, and of the others
   std::array<char, 16> set{}, cell{};        // names, zeros after them
 
+  bool is_sane() const {
+    const auto fits = [](int64_t size) { return 0 <= size && size <= kMaxSize; };
+    return (directions == 1 || directions == 2) && 0 < layers && layers <= kMaxSize && fits(I) && fits(H) && fits(R) &&
+           WeightType::kOperand <= type && type <= WeightType::kInt8 && 0 < first_bytes && first_bytes <= kMaxBytes &&
+           0 < other_bytes && other_bytes <= kMaxBytes && set.back() == 0 && cell.back() == 0;
+  }
   int64_t entries() const { return layers * directions; }
+  int64_t bytes(int64_t entry) const { return entry < directions ? first_bytes : other_bytes; }
   int64_t begin(int64_t entry) const {
     const int64_t first = std::min<int64_t>(entry, directions);
     return sizeof(PackedHeader) + first * first_bytes + (entry - first) * other_bytes;
@@ -40,22 +50,24 @@ inline bool is_name(const std::array<char, 16>& text, std::string_view name) {
   return std::string_view(text.data(), std::min(name.size(), text.size())) == name && text[name.size()] == 0;
 }
 
-// Looks at a tensor as packed weights; throws where it is none.
+// Looks at a tensor as packed weights; throws where it is none. What the header says of each layer's bytes is compared
+// with its sizes where the layer runs.
 inline const PackedHeader& packed_header(const Tensor& packed) {
   STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
                       packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
                   "fastrnn: packed must be what prepack returned");
-  const auto& header = *static_cast<const PackedHeader*>(packed.const_data_ptr());
-  STD_TORCH_CHECK(header.magic == PackedHeader::kMagic && header.layout == PackedHeader::kLayout &&
-                      header.begin(header.entries()) == packed.numel() && header.set.back() == 0 &&
-                      header.cell.back() == 0,
+  const void* const data = packed.const_data_ptr();
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % alignof(PackedHeader) == 0,
+                  "fastrnn: packed must begin at a multiple of ", alignof(PackedHeader), " bytes");
+  const auto& header = *static_cast<const PackedHeader*>(data);
+  STD_TORCH_CHECK(header.magic == PackedHeader::kMagic && header.layout == PackedHeader::kLayout && header.is_sane() &&
+                      header.begin(header.entries()) == packed.numel(),
                   "fastrnn: packed must be what this version's prepack returned");
   return header;
 }
 
-// The same for a call: throws where the weights are for another cell, type or instruction set.
-inline const PackedHeader& check_packed(const Tensor& packed, std::string_view cell, const Tensor& input) {
-  const PackedHeader& header = packed_header(packed);
+// Throws where a call is for another cell, type or instruction set than the packed weights.
+inline void check_packed(const PackedHeader& header, std::string_view cell, const Tensor& input) {
   STD_TORCH_CHECK(is_name(header.cell, cell), "fastrnn: the weights were packed for another cell than ",
                   std::string(cell));
   STD_TORCH_CHECK(is_name(header.set, instruction_set().name), "fastrnn: the weights were packed for ",
@@ -63,7 +75,6 @@ inline const PackedHeader& check_packed(const Tensor& packed, std::string_view c
   STD_TORCH_CHECK(header.dtype == static_cast<int32_t>(input.scalar_type()), "fastrnn: input has dtype ",
                   static_cast<int>(input.scalar_type()), ", expected that of the packed weights, ", header.dtype);
   STD_TORCH_CHECK(header.I == input.size(-1), "fastrnn: input has ", input.size(-1), " features, expected ", header.I);
-  return header;
 }
 
 }  // namespace fastrnn::cpu

@@ -572,6 +572,7 @@ def test_the_op_refuses_what_is_no_packed_weights():
         "empty": packed[:0].clone(),
         "no magic": torch.zeros_like(packed),
         "every second": packed.repeat_interleave(2)[::2],
+        "between cache lines": torch.cat([packed[:1], packed])[1:],
     }
     for each in wrong.values():
         with pytest.raises(RuntimeError, match="prepack"):
@@ -587,10 +588,30 @@ def test_the_op_refuses_what_is_no_packed_weights():
     with pytest.raises(RuntimeError, match="no projection"):
         projected = make("LSTM", proj_size=3)
         ops.packed_step(torch.randn(3, 5), None, None, fastrnn.freeze(projected)._packed)
+    with pytest.raises(RuntimeError, match="one layer"):
+        deep = fastrnn.freeze(make("GRU", num_layers=2))
+        ops.packed_step(torch.randn(3, 5), None, None, deep._packed)
+    for h, c in [(None, torch.zeros(1, 3, 19)), (torch.zeros(1, 3, 19), torch.zeros(1, 3, 19))]:
+        with pytest.raises(RuntimeError, match="the cell has none"):
+            ops.packed_stack(x, h, c, packed, None, False)
+    with pytest.raises(RuntimeError, match="expected fewer"):
+        weights = [torch.randn(16, 5), torch.randn(16, 4), torch.randn(4, 4)]
+        ops.prepack("lstm", weights, 1, 1, "")
     with pytest.raises(RuntimeError, match="float32 weights"):
         ops.prepack("gru", [w.double() for w in module.parameters()], 1, 1, "int8")
     with pytest.raises(RuntimeError, match="shape"):
         ops.prepack("gru", [*list(module.parameters())[:3], torch.randn(3)], 1, 1, "")
+
+
+def test_a_forged_header_of_packed_weights_is_refused():
+    x, packed = torch.randn(2, 3, 5), fastrnn.freeze(make("GRU"))._packed
+    names_end = 104  # of the header's fields
+    for at in range(names_end):
+        for value in {0x01, 0x7F, 0xFF} - {int(packed[at])}:
+            forged = packed.clone()
+            forged[at] = value
+            with pytest.raises(RuntimeError, match=r"packed|cell|features|dtype"):
+                torch.ops.fastrnn.packed_stack(x, None, None, forged, None, False)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "RNNCell"])

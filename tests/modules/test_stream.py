@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,33 @@ def test_a_forked_child_goes_on():
         said = pipe.read()
     os.waitpid(child, 0)
     assert said == stream(x).numpy().tobytes()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork where threads are
+def test_a_child_forked_within_a_step_is_refused():
+    """The step's states are half written there, and the thread that wrote them is not."""
+    stream, x = fastrnn.Stream(make("LSTM", I=64, H=256), 64), torch.randn(400, 64, 64)
+    stream(x)
+    status = 0
+    for _ in range(20):
+        worker = threading.Thread(target=stream, args=(x,))
+        worker.start()
+        time.sleep(0.01)  # the step takes a hundred times as long
+        child = os.fork()
+        if child == 0:
+            try:
+                for _ in range(2):
+                    with pytest.raises(RuntimeError, match="another thread"):
+                        stream.reset()
+                os._exit(7)
+            finally:
+                os._exit(1)
+        worker.join()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 7:
+            break
+    assert status == 7
+    stream.reset()
 
 
 def test_repr():

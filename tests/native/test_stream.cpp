@@ -1,10 +1,8 @@
 // The C functions of fastrnn_stream.h: chunks, states, damaged files, threads, and that a step allocates nothing.
-#include <unistd.h>
-
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -58,11 +56,14 @@ void seal(Bytes& file) {
   std::memcpy(file.data() + 12, &checksum, sizeof checksum);
 }
 
-Bytes make_file(std::string_view cell, int gates, int layers, int64_t I, int64_t H, int64_t R, int type) {
-  FileHeader header{FileHeader::kMagic, FileHeader::kVersion, 0, {}, layers, type, 1, R != H, I, H, R};
+Bytes make_file(std::string_view cell, int gates, int layers, int64_t I, int64_t H, int64_t R, int type,
+                bool projects_to_all = false) {
+  const bool projected = R != H || projects_to_all;
+  FileHeader header{FileHeader::kMagic, FileHeader::kVersion, 0, {}, layers, type, 1, projected, I, H, R};
   std::copy(cell.begin(), cell.end(), header.cell.begin());
   int64_t floats = 0;
-  for (int layer = 0; layer < layers; ++layer) floats += gates * H * ((layer ? R : I) + R + 2) + (R != H ? R * H : 0);
+  for (int layer = 0; layer < layers; ++layer)
+    floats += gates * H * ((layer ? R : I) + R + 2) + (projected ? R * H : 0);
   Bytes file(sizeof header + floats * sizeof(float));
   std::memcpy(file.data(), &header, sizeof header);
   std::mt19937 random(1);
@@ -121,15 +122,17 @@ void check_chunks(const Bytes& file, int64_t N, const std::string& name) {
   check(after == first, name + ": all begin anew");
 }
 
-void check_allocations(const Bytes& file, const std::string& name) {
-  const Handle stream = open(file, 2);
+void check_allocations(const Bytes& file, const std::string& name, int64_t N = 2,
+                       const std::vector<int64_t>& chunks = {1, 16, 5, 100, 1}) {
+  const Handle stream = open(file, N);
   const int64_t I = fastrnn_stream_input_size(stream.get()), R = fastrnn_stream_output_size(stream.get());
-  const std::vector<float> x = signal(100 * 2 * I);
-  std::vector<float> y(100 * 2 * R);
+  const int64_t most = *std::max_element(chunks.begin(), chunks.end());
+  const std::vector<float> x = signal(most * N * I);
+  std::vector<float> y(most * N * R);
   long counted = -1;
   const auto run = [&] {
     const long before = allocations;
-    for (const int64_t steps : {1, 16, 5, 100, 1}) fastrnn_stream_step(stream.get(), x.data(), steps, y.data());
+    for (const int64_t steps : chunks) fastrnn_stream_step(stream.get(), x.data(), steps, y.data());
     fastrnn_stream_reset(stream.get(), 0);
     counted = allocations - before;
   };
@@ -162,6 +165,16 @@ void check_damage(const Bytes& file) {
   check(!fastrnn_stream_open(nullptr, 1, 1), "a null path is refused");
   check(!open(file, 0) && !open(file, 1, 0), "a batch and chunk of nothing are refused");
   check(!fastrnn_stream_read(file.data(), file.size(), 1, 1, "mmx"), "an unknown instruction set is refused");
+  check(!open(file, 1 << 13, 1 << 12), "more rows at once than sizes allow are refused");
+  check(!open(make_file("lstm", 4, 1, 3, 8, 8, 0, true), 1), "a projection to as many units is refused");
+  Bytes moved(file.size() + 1);
+  std::copy(file.begin(), file.end(), moved.begin() + 1);
+  check(Handle(fastrnn_stream_read(moved.data() + 1, file.size(), 1, 1, nullptr)) != nullptr, "bytes lie anywhere");
+  const Handle stream = open(file, 1);
+  check(fastrnn_stream_step(stream.get(), nullptr, -1, nullptr) == FASTRNN_STREAM_ERROR &&
+            std::strstr(fastrnn_stream_error(), "-1"),
+        "a negative number of steps is refused");
+  check(fastrnn_stream_step(stream.get(), nullptr, 0, nullptr) == FASTRNN_STREAM_OK, "no steps are none");
 }
 
 // Two threads on one stream: one of them is told.
@@ -218,6 +231,7 @@ int main() {
     check_allocations(lstm, "lstm");
     check_allocations(make_file("gru", 3, 1, 5, 33, 33, 2), "gru of int8");
     check_allocations(make_file("rnn_tanh", 1, 2, 3, 5, 5, 1), "rnn of bfloat16");
+    check_allocations(lstm, "a batch whose buffers take more than a thread keeps", 1 << 18, {1, 1});
   }
   check_damage(lstm);
   check_threads(lstm);
