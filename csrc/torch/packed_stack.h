@@ -34,9 +34,12 @@ struct alignas(kCacheLine) PackedHeader {
 
   bool is_sane() const {
     const auto fits = [](int64_t size) { return 0 <= size && size <= kMaxSize; };
+    const auto is_text = [](const std::array<char, 16>& name) {  // that an error can show
+      return name.back() == 0 && std::none_of(name.begin(), name.end(), [](char c) { return c & 0x80; });
+    };
     return (directions == 1 || directions == 2) && 0 < layers && layers <= kMaxSize && fits(I) && fits(H) && fits(R) &&
            WeightType::kOperand <= type && type <= WeightType::kInt8 && 0 < first_bytes && first_bytes <= kMaxBytes &&
-           0 < other_bytes && other_bytes <= kMaxBytes && set.back() == 0 && cell.back() == 0;
+           0 < other_bytes && other_bytes <= kMaxBytes && is_text(set) && is_text(cell);
   }
   int64_t entries() const { return layers * directions; }
   int64_t bytes(int64_t entry) const { return entry < directions ? first_bytes : other_bytes; }
@@ -47,7 +50,8 @@ struct alignas(kCacheLine) PackedHeader {
 };
 
 inline bool is_name(const std::array<char, 16>& text, std::string_view name) {
-  return std::string_view(text.data(), std::min(name.size(), text.size())) == name && text[name.size()] == 0;
+  return name.size() < text.size() && std::equal(name.begin(), name.end(), text.begin()) &&
+         std::all_of(text.begin() + name.size(), text.end(), [](char c) { return c == 0; });
 }
 
 // Looks at a tensor as packed weights; throws where it is none. What the header says of each layer's bytes is compared
