@@ -94,6 +94,7 @@ test-tsan: $(filter-out %activations,$(NATIVE_TESTS:%=build/native/tsan/test_%))
 
 test-neon: $(NATIVE_TESTS:%=build/native/neon/test_%) ## the same for 64-bit Arm, emulated (g++-aarch64-linux-gnu, qemu-user)
 	$(foreach test,$(filter-out %activations,$^),qemu-aarch64 $(test) &&) qemu-aarch64 $(filter %activations,$^) 997
+	qemu-aarch64 -cpu cortex-a53 $(filter %stream,$^) # a chip without SDOT
 
 # The checkout is not on the path here, for its fastrnn would be tested in the place of the wheel's.
 test-abi: wheel ## one library under the oldest and the newest torch (downloads several GB)

@@ -48,7 +48,7 @@ def freeze(
         weights: the type that products read weights in, of float32 modules. ``bfloat16`` rounds
             them. ``int8`` keeps for each row of a matrix (a gate's unit) a scale, the row's largest
             magnitude divided by 127, and rounds to its multiples; biases stay float32.
-            Products with int8 round each sample's activations to 16 bits and sum integers; all
+            Products with int8 round each sample's activations to 8 bits and sum integers; all
             else is float32. A module of another dtype is left where a type is named, but its own;
             None is each module's own.
         report: filled with what was frozen and what was left, with reasons; print it.

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include "cpu/isa.h"
 

@@ -118,13 +118,13 @@ template <class S>
 struct Factors {
   const Operand<S>* a;
   int64_t a_row;
-  Int16Rows int16;  // where the weights are int8
+  Int8Rows int8;  // where the weights are int8
 
   Factors(int64_t rows, const Operand<S>* data, int64_t row, const PackedWeights<S>& w)
-      : a(data), a_row(row), int16(int16_rows(rows, w)) {}
+      : a(data), a_row(row), int8(int8_rows(rows, w)) {}
 
  private:
-  Int16Rows int16_rows(int64_t rows, const PackedWeights<S>& w) const {
+  Int8Rows int8_rows(int64_t rows, const PackedWeights<S>& w) const {
     if constexpr (std::is_same_v<S, float>)
       if (w.kept().type == WeightType::kInt8) return {rows, a, a_row, w.depth()};
     return {};
@@ -152,7 +152,7 @@ void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights
     const KeptWeights& kept = w.kept();
     const int32_t* const words = kept.words() + (w.is_short() ? w.word_at(kept.type, panel, 0) : 0);
     if (kept.type == WeightType::kInt8)
-      return multiply_int8(rows, factors.int16, words, vecs, kept.scales + w.offset(panel), init, out, out_row);
+      return multiply_int8(rows, factors.int8, words, vecs, kept.scales + w.offset(panel), init, out, out_row);
     if (rows == 1 && w.is_short()) return multiply_bfloat16_row<1>(a, w.depth(), words, vecs, init, out);
   }
   int64_t k = 0;

@@ -63,73 +63,75 @@ void multiply_bfloat16_row(const float* a, int64_t depth, const int32_t* pairs, 
   kTable[vecs - 1](a, depth, pairs, init, out);
 }
 
-// --- int8: activations become int16, whose rounding is 256 times finer than that of the weights ---
+// --- int8: activations become int8, too, and sums are exact, so that every set has the same bits ---
 
-// Rows as multiples of a scale for each, by which its largest magnitude is 32767. A row with a value that is not finite
+// Rows as multiples of a scale for each, by which its largest magnitude is 127. A row with a value that is not finite
 // has the scale NaN.
-class Int16Rows {
+class Int8Rows {
  public:
-  Int16Rows() = default;
-  Int16Rows(int64_t rows, const float* a, int64_t a_row, int64_t depth)
-      : fours_((depth + 3) / 4), values_(rows * 4 * fours_), scales_(rows) {
-    for (int64_t r = 0; r < rows; ++r) scales_[r] = round(a + r * a_row, depth, values_.get() + r * 4 * fours_);
+  Int8Rows() = default;
+  Int8Rows(int64_t rows, const float* a, int64_t a_row, int64_t depth)
+      : fours_((depth + 3) / 4), row_(round_up_to_vec<float>(depth)), values_(rows * row_), scales_(rows) {
+    for (int64_t r = 0; r < rows; ++r) scales_[r] = round(a + r * a_row, depth, values_.get() + r * row_);
   }
 
-  // Returns for each four k the pairs (k, k + 2) and (k + 1, k + 3), as even_int8 and odd_int8 give the weights.
-  const int16_t* row(int64_t r) const { return values_.get() + r * 4 * fours_; }
+  const int8_t* row(int64_t r) const { return values_.get() + r * row_; }
   float scale(int64_t r) const { return scales_[r]; }
   int64_t fours() const { return fours_; }
 
  private:
-  static float round(const float* a, int64_t depth, int16_t* out) {
-    float largest = 0, zero = 0;  // zero is NaN after a value that is not finite
-    for (int64_t k = 0; k < depth; ++k) {
-      largest = std::max(largest, std::abs(a[k]));
-      zero += a[k] * 0;
+  using V = Vec<float>;
+
+  // Rounds a row, whole vectors of it with zeros at its end, and returns its scale.
+  static float round(const float* a, int64_t depth, int8_t* out) {
+    V magnitudes(0.0f), zeros(0.0f);  // zeros are NaN after a value that is not finite
+    for (int64_t k = 0; k < depth; k += V::kWidth) {
+      const V x = load_first(a + k, depth - k);
+      magnitudes = max(abs(x), magnitudes);
+      zeros = zeros + x * V(0.0f);
     }
-    const float scale = zero == 0 ? largest / 32767 : std::numeric_limits<float>::quiet_NaN();
-    const float inverse = zero == 0 && largest > 0 ? 32767 / largest : 0;
-    std::fill_n(out, (depth + 3) / 4 * 4, int16_t{0});
-    constexpr int kPlace[] = {0, 2, 1, 3};
-    // 32767 / largest is infinite where largest is below 9.6e-35: such a row counts as zero.
-    for (int64_t k = 0; k < depth && std::isfinite(inverse) && inverse > 0; ++k)
-      out[k / 4 * 4 + kPlace[k % 4]] = static_cast<int16_t>(std::nearbyint(a[k] * inverse));
-    return scale;
+    float largest = 0, zero = 0;
+    for (int j = 0; j < V::kWidth; ++j) {
+      largest = std::max(largest, magnitudes.raw[j]);
+      zero += zeros.raw[j];
+    }
+    const bool finite = zero == 0;
+    // 127 / largest is infinite where largest is below 3.8e-37: such a row counts as zero.
+    const float inverse = finite && largest > 0 && std::isfinite(127 / largest) ? 127 / largest : 0;
+    for (int64_t k = 0; k < depth; k += V::kWidth)
+      store_int8(finite ? load_first(a + k, depth - k) * V(inverse) : V(0.0f), out + k);
+    return finite ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
   }
 
-  int64_t fours_ = 0;
-  Buffer<int16_t> values_;
+  int64_t fours_ = 0, row_ = 0;
+  Buffer<int8_t> values_;
   Buffer<float> scales_;
 };
 
-// Integers of kSumDepth products are summed exactly: 128 * 127 * 32767 is below 2^31.
-static_assert(kSumDepth<float> * 127 * 32767 <= std::numeric_limits<int32_t>::max());
+// A sum of so many fours of products is below 2^31.
+constexpr int64_t kExactFours = 1 << 15;
+static_assert(4 * kExactFours * 127 * 127 <= std::numeric_limits<int32_t>::max());
 
-// Computes out[r] = init + a[r] W^T for some rows, which share the widened weights, and a panel.
-template <int kRows, int kVecs>
-[[gnu::noinline]] void multiply_int8_tile(const Int16Rows& a, int64_t first, const int32_t* weights,
-                                          const float* scales, const float* init, float* out, int64_t out_row) {
+// Computes out[r] = init + a[r] W^T for some rows, which share the weights they load, and a panel.
+template <bool kDotUnit, int kRows, int kVecs>
+[[gnu::noinline]] void multiply_int8_tile(const Int8Rows& a, int64_t first, const int32_t* weights, const float* scales,
+                                          const float* init, float* out, int64_t out_row) {
   using V = Vec<float>;
-  constexpr int64_t kFours = kSumDepth<float> / 4;
-  const int16_t* rows[kRows];
+  const int8_t* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a.row(first + r);
   V total[kRows][kVecs];
   for (auto& row : total) std::fill_n(row, kVecs, V(0.0f));
-  for (int64_t begin = 0; begin < a.fours(); begin += kFours) {
+  for (int64_t begin = 0; begin < a.fours(); begin += kExactFours) {
     Words sum[kRows][kVecs] = {};
-    for (int64_t i = begin; i < std::min(begin + kFours, a.fours()); ++i, weights += kVecs * V::kWidth) {
-      Words even[kRows], odd[kRows];
+    for (int64_t i = begin; i < std::min(begin + kExactFours, a.fours()); ++i, weights += kVecs * V::kWidth) {
+      Int8Factor factors[kRows];
 #pragma GCC unroll 2
-      for (int r = 0; r < kRows; ++r) {
-        even[r] = broadcast_word(rows[r] + 4 * i);
-        odd[r] = broadcast_word(rows[r] + 4 * i + 2);
-      }
+      for (int r = 0; r < kRows; ++r) factors[r] = Int8Factor(rows[r] + 4 * i);
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
         const Words fours = load_words(weights + v * V::kWidth);
 #pragma GCC unroll 2
-        for (int r = 0; r < kRows; ++r)
-          sum[r][v] += multiply_int16s(even_int8(fours), even[r]) + multiply_int16s(odd_int8(fours), odd[r]);
+        for (int r = 0; r < kRows; ++r) sum[r][v] = factors[r].template add_products<kDotUnit>(fours, sum[r][v]);
       }
     }
 #pragma GCC unroll 2
@@ -145,17 +147,29 @@ template <int kRows, int kVecs>
     }
 }
 
+template <bool kDotUnit, int kRows>
+void multiply_int8_rows(const Int8Rows& a, int64_t first, const int32_t* weights, int64_t vecs, const float* scales,
+                        const float* init, float* out, int64_t out_row) {
+  static constexpr std::array kTable{multiply_int8_tile<kDotUnit, kRows, 1>, multiply_int8_tile<kDotUnit, kRows, 2>,
+                                     multiply_int8_tile<kDotUnit, kRows, 3>, multiply_int8_tile<kDotUnit, kRows, 4>};
+  static_assert(kTable.size() == kMaxVecs);
+  kTable[vecs - 1](a, first, weights, scales, init, out + first * out_row, out_row);
+}
+
 // The same for all rows.
-inline void multiply_int8(int64_t rows, const Int16Rows& a, const int32_t* weights, int64_t vecs, const float* scales,
-                          const float* init, float* out, int64_t out_row) {
-  static constexpr std::array kSingles{multiply_int8_tile<1, 1>, multiply_int8_tile<1, 2>, multiply_int8_tile<1, 3>,
-                                       multiply_int8_tile<1, 4>};
-  static constexpr std::array kDoubles{multiply_int8_tile<2, 1>, multiply_int8_tile<2, 2>, multiply_int8_tile<2, 3>,
-                                       multiply_int8_tile<2, 4>};
-  static_assert(kSingles.size() == kMaxVecs);
+template <bool kDotUnit>
+void multiply_int8(int64_t rows, const Int8Rows& a, const int32_t* weights, int64_t vecs, const float* scales,
+                   const float* init, float* out, int64_t out_row) {
   int64_t r = 0;
-  for (; r + 2 <= rows; r += 2) kDoubles[vecs - 1](a, r, weights, scales, init, out + r * out_row, out_row);
-  if (r < rows) kSingles[vecs - 1](a, r, weights, scales, init, out + r * out_row, out_row);
+  for (; r + 2 <= rows; r += 2) multiply_int8_rows<kDotUnit, 2>(a, r, weights, vecs, scales, init, out, out_row);
+  if (r < rows) multiply_int8_rows<kDotUnit, 1>(a, r, weights, vecs, scales, init, out, out_row);
+}
+
+inline void multiply_int8(int64_t rows, const Int8Rows& a, const int32_t* weights, int64_t vecs, const float* scales,
+                          const float* init, float* out, int64_t out_row) {
+  if constexpr (kMayHaveDotUnit)
+    if (has_dot_unit()) return multiply_int8<true>(rows, a, weights, vecs, scales, init, out, out_row);
+  multiply_int8<false>(rows, a, weights, vecs, scales, init, out, out_row);
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -504,22 +504,13 @@ FASTRNN_FN HalfBits narrow(Vec<float> v, Half) {
 #endif
 }
 
-// Words of 32 bits hold pairs of bfloat16 or of int16, or four int8: they are widened without a shuffle.
+// Words of 32 bits hold pairs of bfloat16, which are widened without a shuffle, or four int8.
 using Words = Vec<float>::RawBits;
-typedef int16_t Int16s __attribute__((vector_size(kVectorBytes)));
 
 FASTRNN_FN Words load_words(const int32_t* p) {
   Words words;
   std::memcpy(&words, p, sizeof words);
   return words;
-}
-
-// The same word in every lane, loaded by itself: a word that came through a general register would take a slot of the
-// multiplications.
-FASTRNN_FN Words broadcast_word(const int16_t* p) {
-  int32_t word;
-  std::memcpy(&word, p, sizeof word);
-  return word - Words{};
 }
 
 FASTRNN_FN Vec<float> to_floats(Words integers) {
@@ -529,23 +520,90 @@ FASTRNN_FN Vec<float> to_floats(Words integers) {
 FASTRNN_FN Vec<float> low_bfloat16(Words pairs) { return Vec<float>((Vec<float>::Raw)(pairs << 16)); }
 FASTRNN_FN Vec<float> high_bfloat16(Words pairs) { return Vec<float>((Vec<float>::Raw)(pairs & ~0xffff)); }
 
-// The first and third of four int8 as a pair of int16, and the second and fourth.
-FASTRNN_FN Words even_int8(Words fours) { return (Words)((Int16s)fours << 8 >> 8); }
-FASTRNN_FN Words odd_int8(Words fours) { return (Words)((Int16s)fours >> 8); }
-
-// Sums the two products of pairs of int16.
-FASTRNN_FN Words multiply_int16s(Words a, Words b) {
-#if defined(FASTRNN_ISA_AVX512)
-  return (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(FASTRNN_ISA_AVX2)
-  return (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(FASTRNN_ISA_NEON)
-  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
-  return (Words)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
-#else
-  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
-#endif
+// Stores the nearest integers, ties to even, of values of at most 127.
+FASTRNN_FN void store_int8(Vec<float> values, int8_t* p) {
+  typedef int8_t Narrow __attribute__((vector_size(Vec<float>::kWidth)));
+  constexpr float kToInteger = 0x1.8p23f;  // its sum with a small number has no digits after the point
+  const auto rounded = (values + Vec<float>(kToInteger)) - Vec<float>(kToInteger);
+  const Narrow narrow = __builtin_convertvector(__builtin_convertvector(rounded.raw, Words), Narrow);
+  std::memcpy(p, &narrow, sizeof narrow);
 }
+
+// Later chips have an instruction that adds four products of int8 to a word: AVX512-VNNI, and SDOT of 64-bit Arm.
+#if defined(FASTRNN_ISA_AVX512)
+constexpr bool kMayHaveDotUnit = true;
+inline bool has_dot_unit() {
+  static const bool has = __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+#elif defined(FASTRNN_ISA_NEON) && defined(__linux__)
+constexpr bool kMayHaveDotUnit = true;
+inline bool has_dot_unit() {
+  static const bool has = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+  return has;
+}
+#else
+constexpr bool kMayHaveDotUnit = false;
+inline bool has_dot_unit() { return false; }
+#endif
+
+// Four int8, none of them -128, that multiply every word of weights. Instructions of the dot unit are written as
+// assembly: the file is compiled for chips that lack them.
+class Int8Factor {
+ public:
+  Int8Factor() = default;
+  FASTRNN_FN explicit Int8Factor(const int8_t* fours) {
+    int32_t word;
+    std::memcpy(&word, fours, sizeof word);
+    values_ = word - Words{};
+#if defined(FASTRNN_ISA_AVX512)
+    magnitudes_ = (Words)_mm512_abs_epi8((__m512i)values_);
+    negative_ = _mm512_movepi8_mask((__m512i)values_);
+#elif defined(FASTRNN_ISA_AVX2)
+    magnitudes_ = (Words)_mm256_abs_epi8((__m256i)values_);
+#endif
+  }
+
+  // Adds to each sum the products with the four weights of its word, which are not -128 either. On x86 one factor of
+  // an instruction has no sign: the other takes it. Sums of two products, at most 2 * 127 * 127, fit into 16 bits.
+  template <bool kDotUnit>
+  FASTRNN_FN Words add_products(Words weights, Words sums) const {
+#if defined(FASTRNN_ISA_AVX512)
+    const __m512i weight = (__m512i)weights, magnitude = (__m512i)magnitudes_;
+    const __m512i with_sign = _mm512_mask_sub_epi8(weight, negative_, _mm512_setzero_si512(), weight);
+    if constexpr (kDotUnit) {
+      asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(magnitude), "v"(with_sign));
+      return sums;
+    }
+    return sums + (Words)_mm512_madd_epi16(_mm512_maddubs_epi16(magnitude, with_sign), _mm512_set1_epi16(1));
+#elif defined(FASTRNN_ISA_AVX2)
+    const __m256i with_sign = _mm256_sign_epi8((__m256i)weights, (__m256i)values_);
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)magnitudes_, with_sign);
+    return sums + (Words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(FASTRNN_ISA_NEON)
+    const int8x16_t a = (int8x16_t)values_, w = (int8x16_t)weights;
+    if constexpr (kDotUnit) {
+      asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(a), "w"(w));
+      return sums;
+    }
+    const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(w)), vmull_high_s8(a, w));
+    return (Words)vpadalq_s16((int32x4_t)sums, pairs);
+#else
+    for (int shift = 0; shift < 32; shift += 8)
+      sums += (values_ << (24 - shift) >> 24) * (weights << (24 - shift) >> 24);
+    return sums;
+#endif
+  }
+
+ private:
+  Words values_;
+#if defined(FASTRNN_ISA_AVX512)
+  Words magnitudes_;
+  __mmask64 negative_;
+#elif defined(FASTRNN_ISA_AVX2)
+  Words magnitudes_;
+#endif
+};
 
 // Pairs of bfloat16 as the 32-bit words of a vector, so that pairs are moved and transposed whole.
 FASTRNN_FN Vec<float> load_words(const BFloat16* p) {
