@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -128,8 +127,8 @@ def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].split(":", 1)[1].strip() if models else cpu
-    packages = dict.fromkeys(peer.distribution for peer in PEERS if peer.installed)
-    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    packages = {peer.distribution: peer.version for peer in PEERS if peer.installed}
+    versions = [f"{name} {version}" for name, version in packages.items()]
     versions = [f"Python {platform.python_version()}", f"fastrnn {fastrnn.__version__}", *versions]
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from .native import compiled
 
 SOURCE = Path(__file__).with_name("limit.cpp")
 REACHED = 0.95  # share of clock times width below which the loop is not the limit
@@ -47,12 +45,7 @@ class Limit:
     """The loop, compiled for this machine."""
 
     def __init__(self) -> None:
-        compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder, "limit.so")
-            options = ["-O3", "-march=native", "-std=c++20", "-pthread", "-shared", "-fPIC"]
-            subprocess.run([compiler, *options, SOURCE, "-o", library], check=True)
-            self._library = ctypes.CDLL(str(library))
+        self._library = compiled(SOURCE)
         self._library.flop_rate.restype = ctypes.c_double
         self._library.flop_rate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64]
         self._library.vectors_per_cycle.restype = ctypes.c_double

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastrnn
 
-from . import transforms
+from . import rtneural, transforms
 from .cases import (
     DOUBLE,
     FEW_STEPS,
@@ -37,7 +37,7 @@ from .cases import (
     Case,
     Problem,
 )
-from .rows import FROZEN, OURS
+from .rows import FROZEN, OURS, STREAM
 from .transforms import Results, Transform
 
 
@@ -85,6 +85,18 @@ class Peer:
     @property
     def version(self) -> str:
         return metadata.version(self.distribution)
+
+
+class Compiled(Peer):
+    """One that is no Python package."""
+
+    @property
+    def installed(self) -> bool:
+        return rtneural.checkout() is not None
+
+    @property
+    def version(self) -> str:
+        return rtneural.version()
 
 
 # --- torch.nn and fastrnn: the same code, another package -----------------------------------------
@@ -230,6 +242,22 @@ def ours_frozen(
     if training or problem.case.group not in FEW_STEPS or problem.device != "cpu":
         raise Unsupported("inference of few steps on a CPU")
     return torch_module(fastrnn, problem, training, change=partial(fastrnn.freeze, weights=weights))
+
+
+def ours_stream(problem: Problem, training: bool, threads: int) -> Contestant:
+    """A stream goes on from call to call; for its results it begins with the case's state."""
+    case = problem.case
+    if training or case.group != "step" or case.unit == "cell" or problem.device != "cpu":
+        raise Unsupported("inference of a layer's few steps on a CPU")
+    stream = fastrnn.Stream(case.module(fastrnn, torch.float32), case.N)
+    x = problem.x.float()
+
+    def results(_: Tensor) -> Results:
+        first = tuple(state.float() for state in problem.states)
+        stream.state = first if len(first) == 2 else first[0]
+        return {"output": stream(x, copy=True)}
+
+    return Contestant(lambda: stream(x), results)
 
 
 def torch_int8(problem: Problem, training: bool, threads: int) -> Contestant:
@@ -553,6 +581,22 @@ def flashrnn(problem: Problem, training: bool, threads: int) -> Contestant:
     return Contestant(run, lambda results: {"output": results[0][0].detach()})
 
 
+def rtneural_layer(problem: Problem, training: bool, threads: int) -> Contestant:
+    """It has no way to give a state: it begins with zeros, and goes on from call to call."""
+    case = problem.case
+    if training or case.group != "step" or case.unit == "cell" or case.cell == "rnn":
+        raise Unsupported("inference of a GRU's or LSTM's few steps")
+    if case.N > 1:
+        raise Unsupported("one sample")
+    module = case.module(torch.nn, torch.float32)
+    assert isinstance(module, torch.nn.RNNBase)
+    layer = rtneural.Layer(module)
+    x = problem.x.float()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x[:, 0]), module(x)[0][:, 0])
+    return Contestant(lambda: layer(x[:, 0]), lambda output: {"output": output[:, None]})
+
+
 PEERS = (
     Peer("torch.nn", "torch", "torch", nn),
     Peer("torch.nn, a loop over samples", "torch", "torch", nn_loop, transforms=(PER_SAMPLE,)),
@@ -562,6 +606,7 @@ PEERS = (
     Peer("OpenVINO", "openvino", "openvino", openvino),
     Peer("JAX", "jax", "jax", jax_scan),
     Peer("FlashRNN", "flashrnn", "flashrnn", flashrnn, same_problem=False, transforms=("",)),
+    Compiled("RTNeural", "RTNeural", "", rtneural_layer, same_problem=False, transforms=("",)),
     Peer("torch.ao int8", "torch", "torch", torch_int8, weights="int8"),
     Peer("ONNX Runtime int8", "onnxruntime", "onnxruntime", onnx_int8, weights="int8"),
 )
@@ -570,6 +615,7 @@ OURSELVES = (
     Peer("fastrnn float32", "fastrnn", "fastrnn", ours_float32),
     Peer("fastrnn, all steps", "fastrnn", "fastrnn", ours_all_steps, same_problem=False),
     Peer(FROZEN, "fastrnn", "fastrnn", ours_frozen),
+    Peer(STREAM, "fastrnn", "fastrnn", ours_stream),
     *(
         Peer(
             f"{FROZEN} {weights}",

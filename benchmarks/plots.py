@@ -7,7 +7,7 @@ from typing import Any
 
 from .cases import GATES, TRANSFORMS
 from .report import lost, measured
-from .rows import FROZEN, OURS, Row, Run
+from .rows import FROZEN, OURS, STREAM, Row, Run
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
 CELL_COLORS = {"rnn": "#0072b2", "gru": "#009e73", "lstm": "#d55e00"}
@@ -19,8 +19,9 @@ PEER_STYLES = {
     "ONNX Runtime": ("s", "#e69f00"),
     "OpenVINO": ("^", "#56b4e9"),
     "JAX": ("D", "#cc79a7"),
+    "RTNeural": ("*", "#999999"),
 }
-OUR_STYLES = {OURS: ("o", "#d55e00"), FROZEN: ("D", "#009e73")}
+OUR_STYLES = {OURS: ("o", "#d55e00"), FROZEN: ("D", "#009e73"), STREAM: ("v", "#0072b2")}
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 MODES = ((False, "forward"), (True, "forward + backward"))
 
@@ -271,7 +272,7 @@ def step(run: Run, pyplot: Any) -> Any:
     )
     for axes, cell in zip(panels[0], cells, strict=True):
         chosen = sorted((row for row in rows if row.case.cell == cell), key=lambda row: row.case.H)
-        for name in measured(rows, [OURS, FROZEN, "torch.nn", "ONNX Runtime"]):
+        for name in measured(rows, [OURS, FROZEN, STREAM, "torch.nn", "ONNX Runtime", "RTNeural"]):
             marker, color = (OUR_STYLES | PEER_STYLES)[name]
             times_against(axes, chosen, "H", name, 1e6, f"{marker}-", color=color, label=name)
         sizes_along(axes, chosen, "H")

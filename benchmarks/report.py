@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from .cases import FEW_STEPS, TRANSFORMS
-from .rows import FROZEN, NOISE, OURS, Row, Run
+from .rows import FROZEN, NOISE, OURS, STREAM, Row, Run
 
 TITLES = {
     "main": "Every cell at seven shapes",
@@ -163,7 +163,7 @@ def tables(run: Run) -> Iterable[Filled]:
         heading = f"{title}: {transform}" if transform else title
         yield filled(heading, columns(run, rows), rows, [lost(run, row) for row in rows])
         if group in FEW_STEPS:
-            chosen = single_calls(rows, [OURS, FROZEN, *run.peers])
+            chosen = single_calls(rows, [OURS, FROZEN, STREAM, *run.peers])
             yield filled(f"{title}: {CALLS}", chosen, rows)
         if rounding := measured(rows, run.rounding):
             rounded = [row for row in rows if measured([row], rounding)]

@@ -13,6 +13,7 @@ from .cases import Case
 
 OURS = "fastrnn"
 FROZEN = "fastrnn frozen"  # our module with its weights packed once
+STREAM = "fastrnn stream"  # the same with its state and buffers, called by ctypes
 NOISE = 0.03  # two times closer than this are the same
 
 

@@ -41,7 +41,7 @@ from benchmarks.peers import (
     Unsupported,
     reference,
 )
-from benchmarks.rows import FROZEN, OURS, Row, Run, Times
+from benchmarks.rows import FROZEN, OURS, STREAM, Row, Run, Times
 
 SMALL = [
     *(Case("main", cell, 5, 3, 4, 6) for cell in GATES),
@@ -105,6 +105,8 @@ def test_everyone_computes_the_same(peer, case, training):
             problem.weights, 3
         )
     assert set(actual) == (set(expected) if training else {"output"})
+    if not peer.same_problem:
+        return
     tolerance = TOLERANCES[case.dtype] if case.dtype == "bfloat16" else 2e-6
     error = relative_error(actual, expected)
     assert error < (peer.tolerance if peer.weights else tolerance)
@@ -127,8 +129,8 @@ def test_all_steps_are_another_problem(kind):
 @pytest.mark.parametrize(
     ("case", "frozen"),
     [
-        (Case("step", "gru", 10, 1, 4, 512, state=True), {FROZEN, *SHORT}),
-        (Case("step", "gru", 10, 2, 4, 512, state=True), {FROZEN}),
+        (Case("step", "gru", 10, 1, 4, 512, state=True), {FROZEN, STREAM, *SHORT}),
+        (Case("step", "gru", 10, 2, 4, 512, state=True), {FROZEN, STREAM}),
         (Case("step", "rnn", 1, 1, 4, 6, unit="cell", state=True), {FROZEN}),
         (Case("decoder", "lstm", 3, 2, 4, 6, unit="cell", state=True), {FROZEN}),
         (Case("main", "gru", 10, 1, 4, 512), set()),
@@ -452,8 +454,8 @@ def test_few_steps_are_rows_of_their_own(tmp_path, run_main, monkeypatch):
     assert [(row.case, row.training) for row in run.rows] == [
         (case, training) for case in small[:2] for training in (False, True)
     ]
-    assert set(run.rows[0].seconds) == {OURS, FROZEN, "torch.nn"}
-    assert set(run.rows[2].seconds) == {OURS, FROZEN, "torch.nn", int8, *SHORT}
+    assert set(run.rows[0].seconds) == {OURS, FROZEN, STREAM, "torch.nn"}
+    assert set(run.rows[2].seconds) == {OURS, FROZEN, STREAM, "torch.nn", int8, *SHORT}
     for row in run.rows[1::2]:
         assert set(row.seconds) == {OURS, "torch.nn"}
     assert run.rows[3].absent == {int8: "inference only"}
