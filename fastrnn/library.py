@@ -232,49 +232,52 @@ def _step_fake(cell, input, states, weights, packed=None):  # type: ignore[no-un
     return [input.new_empty(shape) for _ in range(1 + CELLS[cell].has_cell_state)]
 
 
+class ScanCall(NamedTuple):
+    """What the op `scan` takes besides tensors, in its order."""
+
+    cell: str
+    present: Sequence[int]  # the places of the tensors that are there, in the cell's table
+    reverse: bool
+    save: bool
+    recompute: bool
+    all_states: bool
+    groups: int
+    tf32: bool
+
+
 def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     """Keep what differentiates a scan; inputs are the op's arguments."""
-    cell, tensors, present, *schedule, reverse, save, _, all_states, groups, tf32 = inputs
-    kept = [*with_absent(CELLS[cell].tensors, tensors, present), *schedule]
-    ctx.present = present
-    keep_for_backward(ctx, kept, cell, reverse, save, all_states, groups, tf32, output)
+    cell, tensors, present, *others = inputs
+    schedule, flags = split(others, len(SCHEDULE))
+    keep_for_backward(ctx, ScanCall(cell, present, *flags), (*schedule, *tensors), output)
 
 
 def keep_for_backward(
-    ctx: Any,
-    kept: Sequence[Tensor | None],
-    cell: str,
-    reverse: bool,
-    save: bool,
-    all_states: bool,
-    groups: int,
-    tf32: bool,
-    output: Sequence[Tensor],
+    ctx: Any, call: ScanCall, tensors: Sequence[Tensor | None], output: Sequence[Tensor]
 ) -> None:
-    """Keep what :func:`scan_backward_arguments` takes: kept are all tensors and the schedule."""
-    facts = CELLS[cell]
+    """Keep the call, its schedule with the cell's tensors behind it, and what the scan saved."""
+    ctx.call = call
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*kept, *chosen(output, facts.saved_at))
-    ctx.cell, ctx.reverse, ctx.save, ctx.groups, ctx.tf32 = cell, reverse, save, groups, tf32
-    ctx.all_states = all_states and facts.has_cell_state
+    ctx.save_for_backward(*tensors, *chosen(output, CELLS[call.cell].saved_at))
 
 
 def scan_backward_arguments(
-    ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
+    ctx: Any, grads: Sequence[Tensor | None], of_tensors: Sequence[bool]
 ) -> tuple[Any, ...]:
-    """The arguments of scan_backward, from what was kept, the gradients of a scan's results and
-    for which of its tensors gradients are needed."""
-    if not ctx.save:
+    """The arguments of scan_backward, from what was kept, the gradients of a scan's
+    results and for which of the tensors that are there gradients are needed."""
+    cell, present, reverse, save, _, all_states, groups, tf32 = ctx.call
+    if not save:
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
-    facts = CELLS[ctx.cell]
-    tensors, schedule, saved = split(ctx.saved_tensors, len(facts.tensors), len(SCHEDULE))
+    facts = CELLS[cell]
+    schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(present))
     of_results = chosen(grads, facts.differentiable_at)
-    if facts.has_cell_state and not ctx.all_states:
+    if facts.has_cell_state and not all_states:
         of_results[-1] = None  # of the cell states, which the caller does not see
-    return (
-        ctx.cell, of_results, *without_absent(tensors), *schedule, ctx.reverse, list(saved),
-        list(needs), ctx.groups, ctx.tf32,
-    )  # fmt: skip
+    needs = [False] * len(facts.tensors)
+    for index, need in zip(present, of_tensors, strict=True):
+        needs[index] = need
+    return cell, of_results, tensors, present, *schedule, reverse, saved, needs, groups, tf32
 
 
 def without_absent(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], list[int]]:
@@ -311,13 +314,11 @@ def where_needed(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> l
 
 
 def _differentiate_bare_scan(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    if ctx.groups:
+    if ctx.call.groups:
         raise NotImplementedError("fastrnn: the bare op with groups has no gradient; use ops.scan")
     of_tensors = ctx.needs_input_grad[1]
-    table = CELLS[ctx.cell].tensors
-    needs = [bool(need) for need in with_absent(table, of_tensors, ctx.present)]
-    results = torch.ops.fastrnn.scan_backward(*scan_backward_arguments(ctx, grads, needs))
-    gradients = [results[index] for index in ctx.present]
+    results = torch.ops.fastrnn.scan_backward(*scan_backward_arguments(ctx, grads, of_tensors))
+    gradients = chosen(results, ctx.call.present)
     others = len(ctx.needs_input_grad) - 2
     return (None, where_needed(gradients, of_tensors), *(None,) * others)
 

@@ -15,6 +15,7 @@ derivatives, and forward mode within forward mode, which torch gets wrong for an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from fastrnn.library import (
     SCHEDULE,
     WEIGHT_RANKS,
     CellFacts,
+    ScanCall,
     ScanWeights,
     TensorInfo,
     accumulate_dtype,
@@ -233,39 +235,46 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         setup_scan(ctx, _Scan.op_arguments(inputs), output)
-        ctx.save_for_forward(*inputs[1 : 1 + len(CELLS[ctx.cell].tensors) + len(SCHEDULE)])
+        ctx.save_for_forward(*inputs[1 : 1 + len(CELLS[ctx.call.cell].tensors) + len(SCHEDULE)])
         _Scan.mark_constants(ctx, output)
 
     @staticmethod
-    def mark_constants(ctx: Any, results: tuple[Tensor, ...]) -> None:
-        facts = CELLS[ctx.cell]
+    def mark_constants(ctx: Any, results: Sequence[Tensor]) -> None:
+        facts = CELLS[ctx.call.cell]
         seen = facts.differentiable_at
-        if facts.has_cell_state and not ctx.all_states:
+        if facts.has_cell_state and not ctx.call.all_states:
             seen = seen[:-1]  # the cell states are the last
         ctx.mark_non_differentiable(*[r for i, r in enumerate(results) if i not in seen])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.cell].tensors))
-        arguments = scan_backward_arguments(ctx, grads, needs)
-        cell, of_results, there, present, *schedule, reverse, saved, _, groups, tf32 = arguments
+        needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.call.cell].tensors))
+        arguments = scan_backward_arguments(ctx, grads, chosen(needs, ctx.call.present))
+        gradients = where_needed(_Scan.gradients_in_graph(arguments), needs)
+        return (None, *gradients, *(None,) * len(others))
+
+    @staticmethod
+    def gradients_in_graph(backward_arguments: Sequence[Any]) -> list[Tensor | None]:
+        """The gradients of all of the cell's tensors, as a node of the graph."""
+        cell, of_results, there, present, *others = backward_arguments
+        *schedule, reverse, saved, needs, groups, tf32 = others
         tensors = with_absent(CELLS[cell].tensors, there, present)
         gradients = _ScanBackward.apply(
             cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, tf32
         )
-        gradients = where_needed(_sum_groups(gradients, tensors), needs)
-        return (None, *gradients, *(None,) * len(others))
+        return _sum_groups(gradients, tensors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        facts = CELLS[ctx.cell]
+        call = ctx.call
+        facts = CELLS[call.cell]
         tensors, schedule = split(ctx.saved_tensors, len(facts.tensors))
         of_results = _ScanTangent.apply(
-            ctx.cell, *tensors, *tangents[1 : 1 + len(tensors)], *schedule, ctx.reverse,
-            ctx.all_states, ctx.groups,
+            call.cell, *tensors, *tangents[1 : 1 + len(tensors)], *schedule, call.reverse,
+            call.all_states, call.groups,
         )  # fmt: skip
         by_name = named(facts.differentiable, of_results)
-        if not ctx.all_states:
+        if not call.all_states:
             by_name["cells"] = None
         return tuple(by_name.get(result.name) for result in facts.results)
 
@@ -273,26 +282,32 @@ class _Scan(torch.autograd.Function):
 
 
 class _EagerScan(torch.autograd.Function):
-    """_Scan outside of every transform, in torch's older style: a Function with setup_context looks
-    up its signature at each call, which takes longer than a step."""
+    """_Scan outside of every transform: the results of scan from a ScanCall, the schedule and the
+    tensors that are there.
+
+    Half of a step is what Python does for it: each argument takes time, so absent tensors are none,
+    and a Function in torch's newer style, with setup_context, would look up its signature.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        cell, *kept, reverse, save, _, all_states, groups, tf32 = args
-        results = tuple(_below_autograd(_scan_op, *_Scan.op_arguments(args)))
-        keep_for_backward(ctx, kept, cell, reverse, save, all_states, groups, tf32, results)
+    def forward(ctx: Any, call: ScanCall, *tensors: Any) -> tuple[Tensor, ...]:
+        cell, present, *flags = call
+        schedule, there = split(tensors, len(SCHEDULE))
+        results = _below_autograd(_scan_op, cell, there, present, *schedule, *flags)
+        keep_for_backward(ctx, call, tensors, results)
         _Scan.mark_constants(ctx, results)
-        return results
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # With create_graph the gradient is a node of the graph; is_grads_batched is a vmap.
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
-            return _Scan.backward(ctx, *grads)
-        needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.cell].tensors))
+        others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
         arguments = scan_backward_arguments(ctx, grads, needs)
-        gradients = _below_autograd(_scan_backward_op, *arguments)
-        return (None, *where_needed(gradients, needs), *(None,) * len(others))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
+            gradients = _Scan.gradients_in_graph(arguments)
+        else:
+            gradients = _below_autograd(_scan_backward_op, *arguments)
+        return (*(None,) * len(others), *where_needed(chosen(gradients, ctx.call.present), needs))
 
 
 class _ScanBackward(torch.autograd.Function):
@@ -640,7 +655,9 @@ def scan(
     elif torch.autograd.forward_ad._current_level >= 0:
         results = _Scan.apply(*function_arguments(grad))
     elif grad and any(t is not None and t.requires_grad for t in tensors):
-        results = _EagerScan.apply(*function_arguments(True))
+        there, present = without_absent(tensors)
+        call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32)
+        results = _EagerScan.apply(call, *schedule, *there)
     else:
         results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
     of = named(facts.results, results)
@@ -659,13 +676,20 @@ def scan_flat(
 
     Weights are those that are there, in torch's order. Returns y, h_n and, of an LSTM, c_n.
     """
-    has_c = CELLS[cell].has_cell_state
-    biases = weights[2:4] if len(weights) >= 4 else (None, None)
-    projection = (weights[-1] if len(weights) % 2 else None,) * has_c
-    # reset_h, reset_c and the schedule are absent.
-    absent = (None,) * (1 + has_c + len(SCHEDULE))
-    results = _EagerScan.apply(
-        cell, input, *states, *weights[:2], *biases, *projection, *absent, reverse, True, recompute,
-        False, 0, False,
-    )  # fmt: skip
-    return results[: 2 + has_c]
+    call = _plain_call(cell, len(weights), reverse, recompute)
+    results = _EagerScan.apply(call, *_NO_SCHEDULE, input, *states, *weights)
+    return results[: 2 + CELLS[cell].has_cell_state]
+
+
+_NO_SCHEDULE = (None,) * len(SCHEDULE)
+
+
+@functools.cache
+def _plain_call(cell: str, count: int, reverse: bool, recompute: bool) -> ScanCall:
+    """A call with so many weights, given states and nothing else."""
+    weights = ["weight_ih", "weight_hh", *["bias_ih", "bias_hh"] * (count >= 4)]
+    weights += ["weight_hr"] * (count % 2)
+    table = CELLS[cell].tensors
+    given = {"input", "h_0", "c_0", *weights}
+    present = [index for index, info in enumerate(table) if info.name in given]
+    return ScanCall(cell, present, reverse, True, recompute, False, 0, False)
