@@ -29,6 +29,7 @@ spawner = multiprocessing.get_context("forkserver")
 spawner.set_forkserver_preload(
     [
         "fastrnn.training.command_line",
+        "torch._dynamo",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.checkpoint.state_dict_loader",
         "torch.distributed.checkpoint.state_dict_saver",
