@@ -59,8 +59,8 @@ def cached(name: str, make: Callable[[Path], object]) -> Path:
     return path
 
 
-def run(command: Sequence[str | Path]) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+def run(command: Sequence[str | Path], folder: Path | None = None) -> str:
+    done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         raise BuildError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -40,14 +40,29 @@ def cxx_flags() -> tuple[str, ...]:
     return (*CXX_FLAGS, "-mfma", "-mavx2") if has_fma else CXX_FLAGS
 
 
-def compile_ptx(source: Path | str, arch: str = "compute_80", flags: Iterable[str] = ()) -> str:
-    """PTX of a .cu file, with the lines of the source."""
+def compile_ptx(
+    source: Path | str,
+    arch: str = "compute_80",
+    flags: Iterable[str] = (),
+    folder: Path | None = None,
+) -> str:
+    """PTX of a .cu file, with the lines of the source.
+
+    With a folder, source and flags name files from there, and the PTX does, too: equal copies of a
+    folder share it, wherever they lie.
+    """
     nvcc = toolchain.nvcc()
     command: list[str | Path] = [nvcc, "-ptx", "-lineinfo", f"-arch={arch}", "-std=c++17", *flags]
     # The preprocessed text holds every header that matters.
-    text = run([*command[:1], "-E", *command[2:], source])
+    text = run([*command[:1], "-E", *command[2:], source], folder)
     key = digest(text, version_of(str(nvcc)), *map(str, command))
-    return cached(f"{key}.ptx", lambda path: run([*command, source, "-o", path])).read_text()
+
+    def make(path: Path) -> None:
+        run([*command, source, "-o", path], folder)
+        if folder:  # nvcc names files from the root, whatever it was given
+            path.write_text(path.read_text().replace(f"{folder.resolve()}/", ""))
+
+    return cached(f"{key}.ptx", make).read_text()
 
 
 @functools.cache

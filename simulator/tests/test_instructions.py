@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1236,6 +1237,21 @@ def test_recursion_is_refused() -> None:
             text
             + ".visible .entry k() { .param .b32 q; .param .b32 s; call.uni (s), twice, (q); ret; }"
         )
+
+
+def test_equal_folders_share_their_ptx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMULATOR_CACHE", str(tmp_path / "cache"))
+    texts = []
+    for name in ("one", "copy"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "value.h").write_text("constexpr int kValue = 1;\n")
+        (folder / "k.cu").write_text(
+            '#include "value.h"\nextern "C" __global__ void k(int* x) { *x = kValue; }\n'
+        )
+        texts.append(module.compile_ptx("k.cu", flags=["-I."], folder=folder))
+    assert texts[0] == texts[1] and '"k.cu"' in texts[0]
+    assert len(list((tmp_path / "cache").glob("*.ptx"))) == 1
 
 
 def test_source_reaches_findings(tmp_path: Any) -> None:

@@ -24,8 +24,9 @@ def flags(csrc: Path) -> tuple[str, ...]:
 @functools.cache
 def ptx(unit: str, csrc: Path = KERNELS) -> str:
     """The PTX of a storage type's kernels; names of sources do not tell where the checkout lies."""
-    text = compile_ptx(csrc / "cuda" / f"launch_{unit}.cu", flags=flags(csrc))
-    return text.replace(f"{csrc}/", "csrc/")
+    name = Path(csrc.name)
+    source = name / "cuda" / f"launch_{unit}.cu"
+    return compile_ptx(source, flags=flags(name), folder=csrc.parent)
 
 
 def launch_code(unit: str, storage: str) -> Path:
