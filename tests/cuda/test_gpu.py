@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from simulator.cache import cached, digest, version_of
 from tools import resources
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,29 @@ def test_size_of_a_library():
     assert large.faults == ["is larger than 64 MB"]
 
 
+def kept_kernels(archs: list[str]) -> list[resources.Kernel]:
+    """resources.kernels(), which takes minutes, kept by a hash of sources, flags and tools."""
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".h")]
+    makers = [ROOT / "setup.py", Path(resources.__file__)]
+    commands = [str(resources.toolkit().root / "bin/nvcc"), resources.tool("cuobjdump")]
+    key = digest(
+        *archs,
+        *map(version_of, commands),
+        *(
+            part
+            for path in sorted(sources)
+            for part in (str(path.relative_to(ROOT)), path.read_bytes())
+        ),
+        *(path.read_bytes() for path in makers),
+    )
+
+    def make(path: Path) -> None:
+        path.write_text(json.dumps([asdict(kernel) for kernel in resources.kernels(archs)]))
+
+    kept = json.loads(cached(f"{key}-kernels.json", make).read_text())
+    return [resources.Kernel(**fields) for fields in kept]
+
+
 @pytest.mark.slow
 def test_resources():
     """No kernel of the shipped sources has a fault on the architectures that CI builds."""
@@ -58,7 +84,7 @@ def test_resources():
         pytest.skip("needs nvcc")
     if not (shutil.which("cuobjdump") or resources.triton_tool("cuobjdump")):
         pytest.skip("needs cuobjdump (pip install triton)")
-    kernels = resources.kernels(["8.0", "9.0"])
+    kernels = kept_kernels(["8.0", "9.0"])
     assert {k.arch for k in kernels} == {"8.0", "9.0"}
     assert [f"{k.name} {k.arch} {k.faults}" for k in kernels if k.faults] == []
     assert len(re.findall(r"^\| `", resources.table(kernels), re.MULTILINE)) == len(kernels)
