@@ -17,6 +17,8 @@ from torch.autograd import forward_ad
 from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
 
 __all__ = [
+    "PLAIN",
+    "is_transformed",
     "over_layers",
     "run_cell",
     "run_layers",
@@ -26,7 +28,7 @@ __all__ = [
     "side_by_side",
 ]
 
-_PLAIN = frozenset({Tensor, nn.Parameter})
+PLAIN = frozenset({Tensor, nn.Parameter})
 
 _stack = torch.ops.fastrnn.stack.default
 _step = torch.ops.fastrnn.step.default
@@ -40,15 +42,22 @@ _count_dispatch_modes = torch._C._len_torch_dispatch_stack
 _count_function_modes = torch._C._len_torch_function_stack
 
 
+def is_transformed() -> bool:
+    """Whether torch.jit, a transform or forward mode looks at this call."""
+    return (
+        _tracing_state() is not None
+        or _peek_transform() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
 def _is_eager() -> bool:
     """Whether no tracer, transform or mode looks at this call."""
     return not (
         _is_compiling()
-        or _tracing_state() is not None
-        or _peek_transform() is not None
+        or is_transformed()
         or _count_dispatch_modes()
         or _count_function_modes()
-        or forward_ad._current_level >= 0
         or torch.is_autocast_enabled("cpu")
     )
 
@@ -63,8 +72,8 @@ def _plain_states(hx: Any, has_cell_state: bool) -> tuple[Tensor, ...] | None:
     if hx is None:
         return ()
     if not has_cell_state:
-        return (hx,) if type(hx) in _PLAIN else None
-    if type(hx) in (tuple, list) and len(hx) == 2 and _PLAIN.issuperset(map(type, hx)):
+        return (hx,) if type(hx) in PLAIN else None
+    if type(hx) in (tuple, list) and len(hx) == 2 and PLAIN.issuperset(map(type, hx)):
         return tuple(hx)
     return None
 
@@ -82,7 +91,7 @@ def run_layers(
     recompute: bool,
 ) -> tuple[Tensor, Any] | None:
     """What :func:`fastrnn.functional.run` returns for these arguments, or None: take that."""
-    if not (_is_eager() and type(input) in _PLAIN and _PLAIN.issuperset(map(type, weights))):
+    if not (_is_eager() and type(input) in PLAIN and PLAIN.issuperset(map(type, weights))):
         return None
     facts = CELLS[cell]
     states = _plain_states(hx, facts.has_cell_state)
@@ -131,7 +140,7 @@ def run_stack(
     are called one by one: with gradients, or where something looks at the call."""
     flat = [weight for each in weights for weight in each if weight is not None]
     tensors = (input, *states, *reset_states, *flat)
-    if not (_is_eager() and _PLAIN.issuperset(map(type, tensors)) and _has_kernel(input)):
+    if not (_is_eager() and PLAIN.issuperset(map(type, tensors)) and _has_kernel(input)):
         return None
     if torch.is_grad_enabled() and _needs_grad(*tensors):
         return None
@@ -213,7 +222,7 @@ def run_cell(
     cell: str, input: Any, states: Sequence[Any], weights: Sequence[Tensor]
 ) -> Sequence[Tensor] | None:
     """h' and, of an LSTM, c' of one step, or None: take the long way."""
-    if not (_is_eager() and _PLAIN.issuperset(map(type, (input, *states, *weights)))):
+    if not (_is_eager() and PLAIN.issuperset(map(type, (input, *states, *weights)))):
         return None
     if not _has_kernel(input):
         return None
@@ -244,7 +253,7 @@ def run_packed_layers(
     reverse: bool,
 ) -> tuple[Tensor, Any] | None:
     """As :func:`run_layers`, of a frozen module."""
-    if type(input) not in _PLAIN or input.is_nested or not _is_eager():
+    if type(input) not in PLAIN or input.is_nested or not _is_eager():
         return None
     states = _plain_states(hx, has_cell_state)
     if states is None or (torch.is_grad_enabled() and _needs_grad(input, *states)):
@@ -276,7 +285,7 @@ def run_packed_cell(
     packed: Tensor, input: Any, states: Sequence[Any]
 ) -> tuple[Tensor, Tensor] | None:
     """h' and, of an LSTM, c' of a frozen cell, or None: take the long way."""
-    if type(input) not in _PLAIN or not _PLAIN.issuperset(map(type, states)) or not _is_eager():
+    if type(input) not in PLAIN or not PLAIN.issuperset(map(type, states)) or not _is_eager():
         return None
     if torch.is_grad_enabled() and _needs_grad(input, *states):
         return None

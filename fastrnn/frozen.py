@@ -193,7 +193,7 @@ class Frozen(nn.Module):
                 f"{type(self).__name__}: return_all_states with weights={self._weight_type!r}; "
                 "freeze in the weights' own type"
             )
-        self._refuse_derivatives(*inputs)
+        refuse_derivatives(type(self).__name__, *inputs)
         looked_at = torch.compiler.is_compiling() or is_recorded()
         if not looked_at and self._packed_for != cpu_instruction_set():
             self._pack()
@@ -274,23 +274,23 @@ class Frozen(nn.Module):
         super().__setstate__(state)
         self._pack()
 
-    def _refuse_derivatives(self, *values: Any) -> None:
-        """Raise rather than lose a gradient, a tangent or a batch of vmap's."""
-        name = type(self).__name__
-        tensors = list(_flatten(values))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            raise RuntimeError(
-                f"{name} has no gradients, and an input requires grad: detach it, call under "
-                "torch.no_grad(), or use the original"
-            )
-        if torch.compiler.is_compiling():
-            return
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise NotImplementedError(f"{name} has no vmap, grad or jvp: use the original")
-        if torch.autograd.forward_ad._current_level >= 0 and any(
-            torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-        ):
-            raise NotImplementedError(f"{name} has no tangents: use the original")
+
+def refuse_derivatives(name: str, *values: Any) -> None:
+    """Raise rather than lose a gradient, a tangent or a batch of vmap's."""
+    tensors = list(_flatten(values))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise RuntimeError(
+            f"{name} has no gradients, and an input requires grad: detach it, call under "
+            "torch.no_grad(), or use the original"
+        )
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(f"{name} has no vmap, grad or jvp: use the original")
+    if torch.autograd.forward_ad._current_level >= 0 and any(
+        torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        raise NotImplementedError(f"{name} has no tangents: use the original")
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

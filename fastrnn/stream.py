@@ -10,20 +10,17 @@ import ctypes
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastrnn import frozen, modules
+from fastrnn.eager import PLAIN, is_transformed
+from fastrnn.layers import is_recorded
 from fastrnn.library import PATH, cpu_instruction_set
 
 __all__ = ["Stream"]
-
-_FLOATS: dict[str, Any] = {
-    "dtype": torch.float32,
-    "device": "cpu",
-}  # what C reads and writes, whatever the defaults
 
 _Handle = _Floats = ctypes.c_void_p
 _Count, _Status = ctypes.c_int64, ctypes.c_int
@@ -40,6 +37,7 @@ for _name, _result, *_arguments in (
     _function = getattr(_library, f"fastrnn_stream_{_name}")
     _function.restype, _function.argtypes = _result, _arguments
 _step = _library.fastrnn_stream_step
+_increment_version = torch._C._increment_version  # torch.autograd.graph's, less 0.1 µs
 
 _MAGIC, _VERSION = b"fastrstr", 1
 _TYPES = {"": 0, "bfloat16": 1, "int8": 2}
@@ -52,13 +50,46 @@ def _fail(status: int) -> None:
     raise RuntimeError(f"{text}; give each thread a Stream" if status == 2 else text)
 
 
+def _check_values(name: str, tensor: Any) -> None:
+    """Refuse what has no float32 values that C can read, and what would lose a derivative."""
+    if type(tensor) not in PLAIN:
+        raise TypeError(f"Stream: {name} must be a tensor, of no subclass, got {type(tensor)}")
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        got = f"{tensor.dtype} on {tensor.device}"
+        raise TypeError(f"Stream: {name} must be a float32 tensor on CPU, got {got}")
+    if tensor.is_neg():
+        raise TypeError(f"Stream: {name} is a view that negates: pass {name}.resolve_neg()")
+    if tensor.requires_grad or is_transformed():
+        frozen.refuse_derivatives("Stream", tensor)
+        if is_recorded():
+            raise TypeError("Stream: torch.jit cannot trace a stream; trace its module")
+
+
+def _buffer(*shape: int) -> Tensor:
+    """A tensor that C writes, whatever torch's defaults are and who keeps it for its gradients."""
+    with torch.inference_mode(False):
+        buffer = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if type(buffer) is not Tensor:
+        raise TypeError(f"Stream runs on memory, and a mode gives {type(buffer)}")
+    return buffer
+
+
+class _Chunk(NamedTuple):
+    """A chunk's shape and where its output lies."""
+
+    shape: tuple[int, ...]  # of the input
+    steps: ctypes.c_int64
+    place: Tensor  # (steps or more, N, R)
+    output: Tensor  # a view of it, laid out as the input
+
+
 class Stream:
     """Layers that run a signal chunk by chunk, with the state held inside.
 
     A stream is a snapshot of a module's weights, packed once, and runs on the thread that calls it.
     Its output is the module's; but denormal numbers count as zero, for a signal that dies away
-    would slow every step. After the first call nothing is allocated: an output lies where the
-    last one lay.
+    would slow every step. After the first call of a length nothing is allocated, unless an input is
+    not contiguous in the order (T, N, I), which is copied: an output lies where the last one lay.
 
     Args:
         module: an RNN, GRU, LSTM or cell of one direction, fastrnn's, torch.nn's or frozen, float32
@@ -76,9 +107,11 @@ class Stream:
     Raises:
         ValueError: a module of two directions, reversed, of another dtype or device; an input of
             another shape.
-        TypeError: something else than a recurrent module, or an input that is no float32 tensor.
-        RuntimeError: an input that requires grad (where gradients are enabled); another thread runs
-            this stream now.
+        TypeError: something else than a recurrent module; an input or a state that is no plain
+            float32 tensor with values in memory.
+        RuntimeError: an input or a state that requires grad (where gradients are enabled); another
+            thread runs this stream now; backward through a kept output that was overwritten.
+        NotImplementedError: vmap, grad, jvp, or a dual tensor.
 
     Example::
 
@@ -103,15 +136,14 @@ class Stream:
         self.output_size = getattr(module, "proj_size", 0) or module.hidden_size
         self.num_layers = getattr(module, "num_layers", 1)
         self._has_cell_state = module._has_cell_state
-        self._handle = _library.fastrnn_stream_read(
+        handle = _library.fastrnn_stream_read(
             self._file, len(self._file), batch, _MOST_STEPS, cpu_instruction_set().encode()
         )
-        if not self._handle:
+        if not handle:
             _fail(1)
-        self._output = torch.empty(0, batch, self.output_size, **_FLOATS)
-        self._shape: tuple[int, ...] = ()  # of the last input, whose output is `_view`
-        self._view = self._output
-        self._steps = 0
+        self._handle = _Handle(handle)
+        nothing = _buffer(0, batch, self.output_size)
+        self._chunk = _Chunk((), _Count(0), nothing, nothing)  # the last
 
     def __call__(self, input: Tensor, copy: bool = False) -> Tensor:
         """Run a chunk.
@@ -121,30 +153,25 @@ class Stream:
             copy: return a tensor of its own; otherwise the next call overwrites what this one
                 returned.
         """
-        if type(input) is not Tensor or input.shape != self._shape:
-            self._prepare(input)
-        if input.dtype is not torch.float32 or not input.is_cpu:
-            got = f"{input.dtype} on {input.device}"
-            raise TypeError(f"Stream: input must be a float32 tensor on CPU, got {got}")
-        if input.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                "Stream has no gradients, and the input requires grad: detach it, or call under "
-                "torch.no_grad()"
-            )
+        _check_values("input", input)
+        chunk = self._chunk  # read once, for another thread may replace it
+        if input.shape != chunk.shape or chunk.output.requires_grad:
+            chunk = self._prepare(tuple(input.shape))
         if self.batch_first and input.dim() == 3:
             input = input.transpose(0, 1)
         if not input.is_contiguous():
             input = input.contiguous()
-        status = _step(self._handle, input.data_ptr(), self._steps, self._output.data_ptr())
+        values = input.data_ptr()
+        if not values:
+            raise TypeError("Stream: input has no memory, as some tangents of zero: copy it")
+        status = _step(self._handle, values, chunk.steps, chunk.place.data_ptr())
         if status:
             _fail(status)
-        return self._view.clone() if copy else self._view
+        _increment_version((chunk.output,))  # so autograd knows if a kept one was saved
+        return chunk.output.clone() if copy else chunk.output
 
-    def _prepare(self, input: Any) -> None:
+    def _prepare(self, shape: tuple[int, ...]) -> _Chunk:
         """Check the shape of an input, and make room for its output."""
-        if not isinstance(input, Tensor) or torch.compiler.is_compiling():
-            raise TypeError(f"Stream: input must be a tensor, in eager mode, got {type(input)}")
-        shape = tuple(input.shape)
         batched = len(shape) == 3
         time = 1 if batched and self.batch_first else 0
         expected = (self.batch, self.input_size) if batched else (self.input_size,)
@@ -153,15 +180,18 @@ class Stream:
             sizes = ["T >= 1", str(self.batch), str(self.input_size)]
             sizes[:2] = sizes[1::-1] if self.batch_first else sizes[:2]
             raise ValueError(f"Stream: input has shape {shape}, expected ({', '.join(sizes)})")
-        steps = shape[time]
-        if steps > self._output.size(0):
-            self._output = torch.empty(steps, self.batch, self.output_size, **_FLOATS)
-        view = self._output[:steps]
-        if not batched:
-            view = view[:, 0]
-        elif self.batch_first:
-            view = view.transpose(0, 1)
-        self._shape, self._view, self._steps = shape, view, steps
+        steps, place = shape[time], self._chunk.place
+        # What a caller wrote into the last output may have made it a node of a graph.
+        if steps > place.size(0) or place.requires_grad:
+            place = _buffer(steps, self.batch, self.output_size)
+        with torch.inference_mode(False):
+            output = place[:steps]
+            if not batched:
+                output = output[:, 0]
+            elif self.batch_first:
+                output = output.transpose(0, 1)
+        self._chunk = chunk = _Chunk(shape, _Count(steps), place, output)
+        return chunk
 
     def reset(self, sample: int | None = None) -> None:
         """Set the state of one sample to zero, or of all."""
@@ -173,20 +203,24 @@ class Stream:
     @property
     def state(self) -> Any:
         """A copy of the state, in a module's shapes: h, or (h, c). It can be set, too."""
-        h = torch.empty(self.num_layers, self.batch, self.output_size, **_FLOATS)
-        c = torch.empty(self.num_layers, self.batch, self.hidden_size, **_FLOATS)
+        h = _buffer(self.num_layers, self.batch, self.output_size)
+        c = _buffer(self.num_layers, self.batch, self.hidden_size)
         self._exchange(_library.fastrnn_stream_get_state, h, c)
         return (h, c) if self._has_cell_state else h
 
     @state.setter
     def state(self, state: Any) -> None:
+        if self._has_cell_state and (not isinstance(state, (tuple, list)) or len(state) != 2):
+            raise TypeError(f"Stream: the state of an LSTM is a pair (h, c), got {type(state)}")
         parts = tuple(state) if self._has_cell_state else (state,)
+        for part in parts:
+            _check_values("the state", part)
         sizes = (self.output_size, self.hidden_size)[: 1 + self._has_cell_state]
         shapes = [(self.num_layers, self.batch, size) for size in sizes]
         got = [tuple(part.shape) for part in parts]
         if got != shapes:
             raise ValueError(f"Stream: the state has shapes {got}, expected {shapes}")
-        h, *rest = [part.detach().float().contiguous() for part in parts]
+        h, *rest = [part.contiguous() for part in parts]
         self._exchange(_library.fastrnn_stream_set_state, h, rest[0] if rest else None)
 
     def _exchange(self, function: Any, h: Tensor, c: Tensor | None) -> None:

@@ -8,6 +8,7 @@ import pickle
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
+from torch.utils._pytree import tree_leaves
 
 import fastrnn
 
@@ -91,6 +95,40 @@ def test_an_output_is_overwritten_unless_copied():
     assert stream(x[:1]).data_ptr() == second.data_ptr()
 
 
+@pytest.mark.parametrize("overwriting", [torch.no_grad, torch.inference_mode])
+def test_autograd_knows_of_outputs_that_were_overwritten(overwriting):
+    stream, x = fastrnn.Stream(make("GRU")), torch.randn(3, 1, 5)
+    w = torch.ones(3, 1, 19, requires_grad=True)
+    kept, copied = stream(x) * w, stream(x, copy=True) * w
+    with overwriting():
+        stream(x[:1])
+    copied.sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.sum().backward()
+
+
+def test_outputs_of_inference_mode_are_ordinary():
+    stream, x = fastrnn.Stream(make("GRU")), torch.randn(3, 1, 5)
+    w = torch.ones(3, 1, 19, requires_grad=True)
+    with torch.inference_mode():
+        first = stream(x)
+    assert not first.is_inference()
+    second = stream(x)
+    (second * w).sum().backward()
+    assert torch.equal(w.grad, second)
+
+
+def test_an_output_that_was_changed_within_a_graph_is_left_to_it():
+    stream, x = fastrnn.Stream(make("GRU")), torch.randn(3, 1, 5)
+    output, w = stream(x), torch.full((19,), 2.0, requires_grad=True)
+    before = output.clone()
+    output.mul_(w)
+    after = stream(x)
+    assert not after.requires_grad
+    output.sum().backward()
+    assert torch.equal(w.grad, before.sum((0, 1)))
+
+
 def test_inputs_of_any_strides_and_without_a_batch():
     module = make("LSTM", num_layers=2)
     x = torch.randn(6, 1, 5)
@@ -128,6 +166,33 @@ def test_a_state_is_set(name):
     assert torch.equal(stream(x), run(module, x, state)[0])
     with pytest.raises(ValueError, match="state has shapes"):
         stream.state = torch.randn(1, 1, 1) if name != "LSTM" else (torch.randn(1, 1, 1),) * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (torch.Tensor.double, TypeError, "float64 on cpu"),
+        (lambda state: state.to("meta"), TypeError, "on meta"),
+        (torch.Tensor.tolist, TypeError, "must be a tensor"),
+        (lambda state: state.requires_grad_(), RuntimeError, "requires grad"),
+        (torch._neg_view, TypeError, "resolve_neg"),
+    ],
+)
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_a_state_that_cannot_be_set_is_named(name, change, error, message):
+    stream, h = fastrnn.Stream(make(name)), torch.ones(1, 1, 19)
+    good = (h, h) if name == "LSTM" else h
+    stream.state = good
+    with pytest.raises(error, match=message):
+        stream.state = (h, change(h.clone())) if name == "LSTM" else change(h.clone())
+    assert all(torch.equal(part, h) for part in tree_leaves(stream.state))
+
+
+def test_the_state_of_an_lstm_is_a_pair():
+    stream, h = fastrnn.Stream(make("LSTM")), torch.ones(1, 1, 19)
+    for state in (h, (h,), (h, h, h)):
+        with pytest.raises(TypeError, match=r"a pair \(h, c\)"):
+            stream.state = state
 
 
 def test_default_types_and_devices_change_nothing():
@@ -204,26 +269,114 @@ def test_bad_calls_are_named(batch, call, error, message):
     assert torch.equal(stream(good), expected)
 
 
-def test_two_threads_do_not_share_a_stream():
-    stream = fastrnn.Stream(make("LSTM", I=64, H=256), 4)
-    x = torch.randn(64, 4, 64)
-    refused = []
+class Subclass(torch.Tensor):
+    pass
 
-    def work():
+
+def fake(x):
+    with FakeTensorMode():
+        return torch.empty(x.shape)
+
+
+def zeros_without_memory(x):
+    return torch._efficientzerotensor(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (fake, "FakeTensor"),
+        (lambda x: x.as_subclass(Subclass), "Subclass"),
+        (lambda x: torch.complex(x, x).conj().imag, "resolve_neg"),
+        (zeros_without_memory, "no memory"),
+    ],
+)
+def test_tensors_without_values_are_refused(change, message):
+    stream, x = fastrnn.Stream(make("GRU")), torch.randn(3, 1, 5)
+    stream(x)
+    with pytest.raises(TypeError, match=message):
+        stream(change(x))
+
+
+def test_transforms_are_refused():
+    stream, x = fastrnn.Stream(make("GRU")), torch.randn(3, 1, 5)
+    stream(x)
+    with pytest.raises(NotImplementedError, match="no vmap"):
+        torch.vmap(stream)(torch.stack([x, x]))
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(stream, (x,), (x,))
+    with forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="tangents"):
+            stream(forward_ad.make_dual(x, x))
+        stream(x)
+    with pytest.raises(TypeError, match=r"torch\.jit"):
+        torch.jit.trace(lambda x: stream(x), (x,))
+    longer = torch.randn(4, 1, 5)
+    with FakeTensorMode(), pytest.raises(TypeError, match="a mode gives"):
+        stream(longer)
+
+
+def test_a_compiled_function_breaks_its_graph_at_a_stream():
+    stream, x = fastrnn.Stream(make("GRU")), torch.randn(3, 1, 5)
+    output = torch.compile(lambda x: stream(x * 2) + 1, backend="eager")(x)
+    stream.reset()
+    assert torch.equal(output, stream(x * 2) + 1)
+
+
+def in_threads(*calls):
+    """Runs each call 40 times, on a thread each, and returns what they gave; refusals are named."""
+    served = [[] for _ in calls]
+
+    def work(call, results):
         for _ in range(40):
             try:
-                stream(x)
+                results.append(call())
             except RuntimeError as error:
-                refused.append(str(error))
+                assert "give each thread a Stream" in str(error)
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(calls, served, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all("another thread" in text for text in refused) and len(refused) < 80
+    return served
+
+
+def test_two_threads_do_not_share_a_stream():
+    stream = fastrnn.Stream(make("LSTM", I=64, H=256), 4)
+    x = torch.randn(64, 4, 64)
+    served = in_threads(lambda: stream(x), lambda: stream(x))
+    assert any(served)
     stream.reset()
     assert torch.equal(stream(x), fastrnn.Stream(make("LSTM", I=64, H=256), 4)(x))
+
+
+def test_threads_with_chunks_of_unlike_lengths():
+    stream = fastrnn.Stream(make("LSTM", I=64, H=256), 1)
+    chunks = [torch.zeros(T, 1, 64) for T in (1, 100)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        served = in_threads(*(lambda x=x: stream(x, copy=True).shape for x in chunks))
+    finally:
+        sys.setswitchinterval(before)
+    for shapes, x in zip(served, chunks, strict=True):
+        assert set(shapes) <= {(len(x), 1, 256)}
+    assert any(served)
+
+
+def test_a_call_within_a_call_takes_its_own_shape(monkeypatch):
+    """As another thread may, between the check of an input and the step."""
+    stream, long, short = fastrnn.Stream(make("GRU"), 1), torch.randn(9, 1, 5), torch.randn(1, 1, 5)
+    real, waiting = fastrnn.stream._step, [short]
+
+    def step(*arguments):
+        if waiting:
+            assert stream(waiting.pop()).shape == (1, 1, 19)
+        return real(*arguments)
+
+    monkeypatch.setattr(fastrnn.stream, "_step", step)
+    assert stream(long).shape == (9, 1, 19)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork where threads are
