@@ -154,9 +154,10 @@ class Stream:
                 returned.
         """
         _check_values("input", input)
-        chunk = self._chunk  # read once, for another thread may replace it
-        if input.shape != chunk.shape or chunk.output.requires_grad:
-            chunk = self._prepare(tuple(input.shape))
+        # They are read at once, for another thread may replace them.
+        shape, steps, place, output = self._chunk
+        if input.shape != shape or output.requires_grad:
+            _, steps, place, output = self._prepare(tuple(input.shape))
         if self.batch_first and input.dim() == 3:
             input = input.transpose(0, 1)
         if not input.is_contiguous():
@@ -164,11 +165,11 @@ class Stream:
         values = input.data_ptr()
         if not values:
             raise TypeError("Stream: input has no memory, as some tangents of zero: copy it")
-        status = _step(self._handle, values, chunk.steps, chunk.place.data_ptr())
+        status = _step(self._handle, values, steps, place.data_ptr())
         if status:
             _fail(status)
-        _increment_version((chunk.output,))  # so autograd knows if a kept one was saved
-        return chunk.output.clone() if copy else chunk.output
+        _increment_version((output,))  # so autograd knows if a kept one was saved
+        return output.clone() if copy else output
 
     def _prepare(self, shape: tuple[int, ...]) -> _Chunk:
         """Check the shape of an input, and make room for its output."""
