@@ -6,8 +6,10 @@ holds the module, a Parameter or a hook of it (an optimizer, a list, a compiled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -98,16 +100,12 @@ def _swap(
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, kinds)
     ]
+    report.left.update(unregistered(model, kinds))
     reasons: dict[nn.Module, str | None] = {}
     for name, module in candidates:
         if module not in reasons:
-            target = mapping.get(_unparametrized_class(module))
-            if target is None:
-                reasons[module] = "a subclass, which may rely on what it overrides"
-            else:
-                reasons[module] = _odd_instance(module) or reason_to_leave(module)
-            if target is not None and reasons[module] is None:
-                _change_class(module, target)
+            with in_eval_mode(module):
+                reasons[module] = _swap_class(module, mapping, reason_to_leave)
         reason = reasons[module]
         if reason is None:
             kind = _unparametrized_class(module)
@@ -116,6 +114,58 @@ def _swap(
         else:
             report.left[name] = f"{type(module).__qualname__}: {reason}"
     return model
+
+
+def _swap_class(
+    module: nn.Module,
+    mapping: Mapping[type[nn.Module], type[nn.Module]],
+    reason_to_leave: Callable[[nn.Module], str | None],
+) -> str | None:
+    """Change a module's class, or say why not."""
+    target = mapping.get(_unparametrized_class(module))
+    if target is None:
+        return "a subclass, which may rely on what it overrides"
+    reason = _odd_instance(module) or reason_to_leave(module)
+    if reason is None:
+        _change_class(module, target)
+    return reason
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """A module whose weights can be read: in training, spectral_norm's change as they are read."""
+    training = [each for each in module.modules() if each.training]
+    for each in training:
+        each.training = False
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True
+
+
+def unregistered(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, str]:
+    """Where a model holds modules of these kinds in lists and dicts, and why they are left."""
+    registered = set(model.modules())
+    return {
+        f"{name}.{place}.{inside}".strip("."): f"{type(module).__qualname__}: in a plain list or "
+        "dict, which torch.nn does not look into; take a ModuleList or ModuleDict"
+        for name, owner in model.named_modules()
+        for attribute, value in owner.__dict__.items()
+        for place, held in _held(attribute, value)
+        for inside, module in held.named_modules()
+        if isinstance(module, kinds) and module not in registered
+    }
+
+
+def _held(place: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The modules inside lists, tuples and dicts."""
+    if isinstance(value, nn.Module):
+        yield place, value
+    elif isinstance(value, (list, tuple, Mapping)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, each in items:
+            yield from _held(f"{place}[{key!r}]", each)
 
 
 def _unparametrized_class(module: nn.Module) -> type[nn.Module]:

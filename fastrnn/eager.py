@@ -18,6 +18,7 @@ from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
 
 __all__ = [
     "PLAIN",
+    "is_eager",
     "is_transformed",
     "over_layers",
     "run_cell",
@@ -51,7 +52,7 @@ def is_transformed() -> bool:
     )
 
 
-def _is_eager() -> bool:
+def is_eager() -> bool:
     """Whether no tracer, transform or mode looks at this call."""
     return not (
         _is_compiling()
@@ -91,7 +92,7 @@ def run_layers(
     recompute: bool,
 ) -> tuple[Tensor, Any] | None:
     """What :func:`fastrnn.functional.run` returns for these arguments, or None: take that."""
-    if not (_is_eager() and type(input) in PLAIN and PLAIN.issuperset(map(type, weights))):
+    if not (is_eager() and type(input) in PLAIN and PLAIN.issuperset(map(type, weights))):
         return None
     facts = CELLS[cell]
     states = _plain_states(hx, facts.has_cell_state)
@@ -101,11 +102,10 @@ def run_layers(
     entries = num_layers * directions
     if any(state.dim() != rank or state.size(0) != entries for state in states):
         return None
-    if rank == 2:
-        input = input.unsqueeze(1)
-        states = tuple(state.unsqueeze(1) for state in states)
-    elif batch_first:
-        input = input.transpose(0, 1)
+    is_time_first = rank == 3 and not batch_first
+    finals: Sequence[Tensor]
+    if not is_time_first:
+        input, states, _ = _time_first(rank, input, states, None)
     try:
         if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
             output, *finals = _differentiably(
@@ -118,12 +118,28 @@ def run_layers(
             )  # fmt: skip
     except RuntimeError:
         return None
-    if rank == 2:
-        output = output.squeeze(1)
-        finals = [final.squeeze(1) for final in finals]
-    elif batch_first:
-        output = output.transpose(0, 1)
+    if not is_time_first:
+        output, finals = _as_given(rank, output, finals)
     return output, tuple(finals) if facts.has_cell_state else finals[0]
+
+
+def _time_first(
+    rank: int, input: Tensor, states: tuple[Tensor, ...], reset: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """What the ops take of an input (T, I) or (N, T, I): the same with (T, N, I)."""
+    if rank == 3:
+        return input.transpose(0, 1), states, None if reset is None else reset.transpose(0, 1)
+    states = tuple(state.unsqueeze(1) for state in states)
+    return input.unsqueeze(1), states, None if reset is None else reset.unsqueeze(1)
+
+
+def _as_given(
+    rank: int, output: Tensor, finals: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The inverse of it, for results."""
+    if rank == 3:
+        return output.transpose(0, 1), finals
+    return output.squeeze(1), [final.squeeze(1) for final in finals]
 
 
 def run_stack(
@@ -140,7 +156,7 @@ def run_stack(
     are called one by one: with gradients, or where something looks at the call."""
     flat = [weight for each in weights for weight in each if weight is not None]
     tensors = (input, *states, *reset_states, *flat)
-    if not (_is_eager() and PLAIN.issuperset(map(type, tensors)) and _has_kernel(input)):
+    if not (is_eager() and PLAIN.issuperset(map(type, tensors)) and _has_kernel(input)):
         return None
     if torch.is_grad_enabled() and _needs_grad(*tensors):
         return None
@@ -222,7 +238,7 @@ def run_cell(
     cell: str, input: Any, states: Sequence[Any], weights: Sequence[Tensor]
 ) -> Sequence[Tensor] | None:
     """h' and, of an LSTM, c' of one step, or None: take the long way."""
-    if not (_is_eager() and PLAIN.issuperset(map(type, (input, *states, *weights)))):
+    if not (is_eager() and PLAIN.issuperset(map(type, (input, *states, *weights)))):
         return None
     if not _has_kernel(input):
         return None
@@ -252,40 +268,36 @@ def run_packed_layers(
     batch_first: bool,
     reverse: bool,
 ) -> tuple[Tensor, Any] | None:
-    """As :func:`run_layers`, of a frozen module."""
-    if type(input) not in PLAIN or input.is_nested or not _is_eager():
+    """As :func:`run_layers`, of a frozen module, where :func:`is_eager` says so."""
+    if type(input) not in PLAIN or input.is_nested:
         return None
     states = _plain_states(hx, has_cell_state)
     if states is None or (torch.is_grad_enabled() and _needs_grad(input, *states)):
         return None
     rank = input.dim()
+    if rank not in (2, 3):
+        return None
     if reset is not None and (type(reset) is not Tensor or reset.dim() != rank - 1):
         return None
-    if rank == 2:
-        input = input.unsqueeze(1)
-        states = tuple(state.unsqueeze(1) for state in states)
-        reset = None if reset is None else reset.unsqueeze(1)
-    elif batch_first and rank == 3:
-        input = input.transpose(0, 1)
-        reset = None if reset is None else reset.transpose(0, 1)
-    h_0, c_0 = (*states, None, None)[:2]
+    is_time_first = rank == 3 and not batch_first
     try:
+        if not is_time_first:
+            input, states, reset = _time_first(rank, input, states, reset)
+        h_0, c_0 = (*states, None, None)[:2]
         output, h_n, c_n = _packed_stack(input, h_0, c_0, packed, reset, reverse)
-    except RuntimeError:
+    except (IndexError, RuntimeError):
         return None
-    if rank == 2:
-        output, h_n = output.squeeze(1), h_n.squeeze(1)
-        c_n = c_n.squeeze(1) if has_cell_state else c_n
-    elif batch_first:
-        output = output.transpose(0, 1)
-    return output, (h_n, c_n) if has_cell_state else h_n
+    finals: Sequence[Tensor] = (h_n, c_n) if has_cell_state else (h_n,)
+    if not is_time_first:
+        output, finals = _as_given(rank, output, finals)
+    return output, tuple(finals) if has_cell_state else finals[0]
 
 
 def run_packed_cell(
     packed: Tensor, input: Any, states: Sequence[Any]
 ) -> tuple[Tensor, Tensor] | None:
-    """h' and, of an LSTM, c' of a frozen cell, or None: take the long way."""
-    if type(input) not in PLAIN or not PLAIN.issuperset(map(type, states)) or not _is_eager():
+    """As :func:`run_cell`, of a frozen cell, where :func:`is_eager` says so."""
+    if type(input) not in PLAIN or not PLAIN.issuperset(map(type, states)):
         return None
     if torch.is_grad_enabled() and _needs_grad(input, *states):
         return None

@@ -8,23 +8,29 @@ type, and beside them as torch has them: for its state dict, and for graphs that
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import eager, modules
-from fastrnn.accelerate import Report, accelerate
+from fastrnn.accelerate import Report, accelerate, in_eval_mode, unregistered
 from fastrnn.layers import is_recorded
 from fastrnn.library import CELLS, cpu_instruction_set
+from fastrnn.modules import all_weight_names
 
 __all__ = ["freeze", "refresh"]
 
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
 _ADVICE = "change the original, then call refresh(original) or freeze it anew"
+_version = attrgetter("_version")
+_KINDS = (modules.RecurrentModule, modules.RecurrentCell)
+_OPTIONS = ("nonlinearity", "batch_first", "reverse")  # that no weight's shape tells
 
 
 def freeze(
@@ -70,11 +76,20 @@ def freeze(
         raise ValueError(f"freeze: weights must be one of {WEIGHT_TYPES} or None, got {weights!r}")
     report = Report() if report is None else report
     swapped = Report()
-    model = accelerate(copy.deepcopy(model), report=swapped).eval().requires_grad_(False)
+    with torch.inference_mode(False):  # whose tensors could not be refreshed outside
+        model = accelerate(copy.deepcopy(model).eval(), report=swapped).requires_grad_(False)
+        _freeze_inside(model, weights, report)
     report.left.update(swapped.left)
+    if not report.replaced:
+        raise ValueError(f"freeze: nothing was frozen\n{report}")
+    return model
+
+
+def _freeze_inside(model: nn.Module, weights: str | None, report: Report) -> None:
+    report.left.update(unregistered(model, _KINDS))
     reasons: dict[nn.Module, str | None] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, (modules.RecurrentModule, modules.RecurrentCell)):
+        if not isinstance(module, _KINDS):
             continue
         if module not in reasons:
             reasons[module] = _freeze_in_place(module, weights)
@@ -83,16 +98,13 @@ def freeze(
             report.replaced[name] = f"fastrnn.frozen.{type(module).__name__}"
         else:
             report.left[name] = f"{type(module).__qualname__}: {reason}"
-    if not report.replaced:
-        raise ValueError(f"freeze: nothing was frozen\n{report}")
-    return model
 
 
 def refresh(frozen: nn.Module, original: nn.Module) -> None:
     """Give a frozen model the present weights of the model it was made of, packed anew, in place.
 
-    Parameters and buffers outside the recurrent modules are copied, too. No other thread may run
-    the frozen model meanwhile.
+    Parameters and buffers outside the recurrent modules are copied, too. All is checked before
+    anything changes. No other thread may run the frozen model meanwhile.
 
     Args:
         frozen: what :func:`freeze` returned.
@@ -102,18 +114,25 @@ def refresh(frozen: nn.Module, original: nn.Module) -> None:
         TypeError, ValueError: a module, parameter or buffer is missing there, or has another shape.
     """
     inside: set[str] = set()
-    found = False
+    layers: list[tuple[Frozen, dict[str, Tensor]]] = []
     for name, module in frozen.named_modules():
         if isinstance(module, Frozen):
-            module.refresh(_part(nn.Module.get_submodule, original, name))
-            inside |= {f"{name}.{own}" if name else own for own in module._buffers}
-            found = True
-    if not found:
+            part = _part(nn.Module.get_submodule, original, name)
+            layers.append((module, module._weights_of(part)))
+            inside |= {f"{name}.{own}" if name else own for own in all_weight_names(module)}
+    if not layers:
         raise TypeError(f"refresh: {type(frozen).__name__} contains no frozen module")
+    others: list[tuple[Tensor, Tensor]] = []
+    for name, tensor in _tensors(frozen):
+        if name not in inside:
+            value = _part(_tensor, original, name)
+            _check_shape(name, value, tensor)
+            others.append((tensor, value))
     with torch.no_grad():
-        for name, tensor in _tensors(frozen):
-            if name not in inside:
-                tensor.copy_(_part(_tensor, original, name))
+        for tensor, value in others:
+            tensor.copy_(value)
+    for module, weights in layers:
+        module._take(weights)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -133,6 +152,12 @@ def _part(get: Callable[[nn.Module, str], Any], original: nn.Module, name: str) 
         raise TypeError(f"refresh: the original has no {name}") from error
 
 
+def _check_shape(name: str, value: Tensor | None, own: Tensor | None) -> None:
+    shape, expected = [None if each is None else tuple(each.shape) for each in (value, own)]
+    if shape != expected:
+        raise ValueError(f"refresh: {name} has shape {shape}, expected {expected}")
+
+
 def _freeze_in_place(module: nn.Module, weights: str | None) -> str | None:
     """Freeze one of fastrnn's modules; or else why it cannot be."""
     if isinstance(module, Frozen):
@@ -147,8 +172,8 @@ def _freeze_in_place(module: nn.Module, weights: str | None) -> str | None:
         return "its forward was replaced"
     if module._forward_pre_hooks:
         return "it has forward pre-hooks, which may compute its weights"
-    names = modules.all_weight_names(module)
-    with torch.no_grad():
+    names = all_weight_names(module)
+    with torch.no_grad(), in_eval_mode(module):
         values = [getattr(module, name) for name in names]
     first = values[0]
     if first.device.type != "cpu":
@@ -172,75 +197,123 @@ class Frozen(nn.Module):
     """What all frozen modules share: weights as buffers, and a copy of them as kernels read it."""
 
     _weight_type: str  # of the packed ones; empty: the module's own
-    _packed_for: str  # an instruction set
     _has_cell_state: bool
+    # What was packed last; no buffer, for torch.export would write it into its file.
+    _packed: Tensor
+    _packed_for: str  # an instruction set
+    _packed_from: tuple[Tensor, ...]
+    _packed_versions: list[int]  # autograd's, of these
 
     def _pack(self: Any) -> None:
         weights = self._weights()
-        if self._weight_type == "int8" and not all(w.isfinite().all() for w in weights):
-            raise ValueError("freeze: int8 cannot hold weights that are not finite")
-        packed = torch.ops.fastrnn.prepack(*self._pack_arguments(), self._weight_type)
-        self._packed_for = cpu_instruction_set()
-        before = self._buffers.get("_packed")
+        device = weights[0].device
+        if device.type != "cpu":
+            raise RuntimeError(
+                f"{type(self).__name__} packs its weights for the CPU, and they are on device "
+                f"'{device}': load it with map_location='cpu'"
+            )
+        if self._weight_type == "int8":
+            _check_finite(weights)
+        with torch.inference_mode(False):
+            packed = torch.ops.fastrnn.prepack(*self._pack_arguments(), self._weight_type)
+        before = self.__dict__.get("_packed")
         if before is not None and before.shape == packed.shape:
-            before.copy_(packed)  # whoever shares it with other processes goes on sharing it
+            before.copy_(packed)  # a process that was forked after share_memory() reads it, too
         else:
-            self.register_buffer("_packed", packed, persistent=False)
+            self._packed = packed
+        self._packed_for = cpu_instruction_set()
+        self._packed_from = tuple(weights)
+        self._packed_versions = [weight._version for weight in weights]
+
+    def _is_current(self, has_versions: bool = True) -> bool:
+        """Whether the weights are the tensors that were packed and, where tensors have versions,
+        unchanged since."""
+        return (
+            all(map(is_, self._packed_from, self._buffers.values()))
+            and not self._parameters
+            and (not has_versions or self._packed_versions == [*map(_version, self._packed_from)])
+        )
 
     def _packed_weights(self, *inputs: Any, all_states: bool = False) -> Tensor:
+        name = type(self).__name__
         if all_states and self._weight_type:
             raise NotImplementedError(
-                f"{type(self).__name__}: return_all_states with weights={self._weight_type!r}; "
+                f"{name}: return_all_states with weights={self._weight_type!r}; "
                 "freeze in the weights' own type"
             )
-        refuse_derivatives(type(self).__name__, *inputs)
-        looked_at = torch.compiler.is_compiling() or is_recorded()
-        if not looked_at and self._packed_for != cpu_instruction_set():
+        refuse_derivatives(name, *inputs)
+        if is_recorded():
+            return self._packed
+        is_eager = not torch.compiler.is_compiling()
+        if not self._is_current(has_versions=is_eager):
+            raise RuntimeError(
+                f"{name} is a snapshot, and its weights were replaced or changed (by assignment, "
+                f"functional_call or in place): {_ADVICE}"
+            )
+        if is_eager and self._packed_for != cpu_instruction_set():
             self._pack()
-        return self._buffers["_packed"]  # type: ignore[return-value]
+        return self._packed
 
     def refresh(self, original: nn.Module) -> Frozen:
         """Take the present weights of a module like the one this was made of, and pack them.
 
         Args:
-            original: torch.nn's or fastrnn's, of the same sizes; parametrizations are evaluated.
+            original: torch.nn's or fastrnn's, of the same sizes; parametrizations are evaluated, as
+                in eval mode. Its type and device may be others.
 
         Returns:
-            This module.
+            This module, which is as before if an error is raised.
 
         Raises:
-            TypeError, ValueError: it is another kind of module, or has other shapes.
+            TypeError, ValueError: it is another kind of module, or has other options or shapes;
+                weights that are not finite as int8.
         """
-        kind = _UNFROZEN[type(self)].__name__
-        names = [name for name in self._buffers if name != "_packed"]
-        kinds = [getattr(modules, kind), getattr(nn, kind)]
-        nonlinearities = [getattr(each, "nonlinearity", None) for each in (self, original)]
-        if not isinstance(original, tuple(kinds)) or nonlinearities[0] != nonlinearities[1]:
-            raise TypeError(f"refresh: the original must be a {kind} like this one, got {original}")
-        weights = {name: getattr(original, name, None) for name in names}
-        for name, weight in weights.items():
-            own = self._buffers[name]
-            if _shape(own) != _shape(weight):
-                raise ValueError(
-                    f"refresh: {name} has shape {_shape(weight)}, expected {_shape(own)}"
-                )
-        if isinstance(self, modules.RecurrentModule):
-            expected, count = len(names), len(modules.flat_weight_names(original))
-            if count != expected:
-                raise ValueError(f"refresh: the original has {count} weights, expected {expected}")
-        with torch.no_grad():
-            for name, weight in weights.items():
-                if weight is not None:
-                    self._buffers[name].copy_(weight)  # type: ignore[union-attr]
-        self._pack()
+        self._take(self._weights_of(original))
         return self
 
-    def train(self, mode: bool = True) -> Frozen:
-        """Raise, but for ``train(False)``."""
+    def _weights_of(self, original: nn.Module) -> dict[str, Tensor]:
+        """The weights of a module for this one, by name, which is checked to be like it."""
+        kind = _UNFROZEN[type(self)].__name__
+        kinds = (getattr(modules, kind), getattr(nn, kind))
+        options = [
+            [getattr(each, option, False) for option in _OPTIONS] for each in (self, original)
+        ]
+        if not isinstance(original, kinds) or options[0] != options[1]:
+            raise TypeError(f"refresh: the original must be a {kind} like {self}, got {original}")
+        names = all_weight_names(self)
+        with torch.no_grad(), in_eval_mode(original):
+            weights = {name: getattr(original, name, None) for name in names}
+        own = dict(zip(names, self._packed_from, strict=False))  # biases, which come last, may lack
+        for name, weight in weights.items():
+            _check_shape(name, weight, own.get(name))
+        count = len(all_weight_names(original))
+        if count != len(names):
+            raise ValueError(f"refresh: the original has {count} weights, expected {len(names)}")
+        present = {name: weight for name, weight in weights.items() if weight is not None}
+        if self._weight_type == "int8":
+            _check_finite(present.values())
+        return present
+
+    def _take(self, weights: dict[str, Tensor]) -> None:
+        own = dict(zip(weights, self._packed_from, strict=True))
+        with torch.no_grad():
+            for name, weight in weights.items():
+                own[name].copy_(weight)
+        # An assignment may have put other tensors into their places, whose order counts.
+        self._parameters.clear()
+        self._buffers = {**own, **self._buffers, **own}
+        self._pack()
+
+    @property
+    def training(self) -> bool:
+        """False, whatever the ``train()`` of a model around this one does."""
+        return False
+
+    @training.setter
+    def training(self, mode: bool) -> None:
         if mode:
             name = type(self).__name__
             raise RuntimeError(f"{name} is for inference: train the original, then refresh")
-        return super().train(False)
 
     def reset_parameters(self) -> None:
         """Raise."""
@@ -257,6 +330,7 @@ class Frozen(nn.Module):
                 f"{type(self).__name__} keeps its type and device: convert or move the original, "
                 "and freeze that"
             )
+        self._packed = fn(self._packed)
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -266,9 +340,7 @@ class Frozen(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_buffers"] = {k: v for k, v in self._buffers.items() if k != "_packed"}
-        return state
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_packed")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -283,18 +355,32 @@ def refuse_derivatives(name: str, *values: Any) -> None:
             f"{name} has no gradients, and an input requires grad: detach it, call under "
             "torch.no_grad(), or use the original"
         )
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _in_transform():
         raise NotImplementedError(f"{name} has no vmap, grad or jvp: use the original")
-    if torch.autograd.forward_ad._current_level >= 0 and any(
-        torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-    ):
-        raise NotImplementedError(f"{name} has no tangents: use the original")
+    if not _in_forward_mode():
+        return
+    for tensor in tensors:
+        # torch.compile sees no tangents, and would answer for a function of its own.
+        if torch.compiler.is_compiling() or forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{name} has no tangents: use the original")
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
+def _in_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0
+
+
+# torch.compile asks these as it traces, when it has entered the transforms of what it traces.
+_in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_in_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _check_finite(weights: Iterable[Tensor]) -> None:
+    if not all(weight.isfinite().all() for weight in weights):
+        raise ValueError("fastrnn: int8 cannot hold weights that are not finite")
 
 
 def _flatten(value: Any) -> Iterator[Tensor]:
@@ -314,10 +400,11 @@ class _FrozenLayers(Frozen):
         return self._cell, self._weights(), self.num_layers, 1 + self.bidirectional
 
     def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
+        if not (eager.is_eager() and self._is_current()):
+            return None
         return eager.run_packed_layers(
-            self._buffers["_packed"], input, hx, reset, self._has_cell_state, self.batch_first,
-            self.reverse,
-        )  # fmt: skip
+            self._packed, input, hx, reset, self._has_cell_state, self.batch_first, self.reverse
+        )
 
 
 class _FrozenCell(Frozen):
@@ -327,7 +414,9 @@ class _FrozenCell(Frozen):
         return self._cell, self._weights(), 1, 1
 
     def _step_eagerly(self: Any, input: Any, states: tuple[Tensor, ...]) -> Any:
-        return eager.run_packed_cell(self._buffers["_packed"], input, states)
+        if not (eager.is_eager() and self._is_current()):
+            return None
+        return eager.run_packed_cell(self._packed, input, states)
 
 
 class FrozenRNN(_FrozenLayers, modules.RNN):

@@ -33,7 +33,7 @@ def long_way(monkeypatch):
 
     def call(function):
         with monkeypatch.context() as patch:
-            patch.setattr(eager, "_is_eager", lambda: False)
+            patch.setattr(eager, "is_eager", lambda: False)
             return function()
 
     return call

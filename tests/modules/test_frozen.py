@@ -11,6 +11,7 @@ import torch
 from common import AVAILABLE_INSTRUCTION_SETS, assert_equal
 from pairs import flatten
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, rnn
 from torch.utils._pytree import tree_leaves
 
@@ -237,6 +238,64 @@ def test_changes_of_the_original_are_seen_after_a_refresh(name):
             assert torch.equal(copied.state_dict()[key], weight)
 
 
+@pytest.fixture
+def dynamo():
+    """torch.compile skips a function for good whose trace raised: it must forget that."""
+    yield
+    torch._dynamo.reset()
+
+
+def zeros(module):
+    return {name: torch.zeros_like(weight) for name, weight in module.state_dict().items()}
+
+
+def assign(kind, index):
+    def change(module, x):
+        name, weight = list(zeros(module).items())[index]
+        setattr(module, name, kind(weight))
+
+    return change
+
+
+def in_place(index):
+    return lambda module, x: list(module.buffers())[index].mul_(2)
+
+
+def call_with_zeros(module, x):
+    return torch.func.functional_call(module, zeros(module), (x,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(assign(kind, index) for kind in (nn.Parameter, torch.Tensor.clone) for index in (0, -1)),
+        *(in_place(index) for index in (0, -1)),
+    ],
+)
+@every_module
+def test_changes_of_the_copy_are_refused_until_a_refresh(name, change):
+    module = make(name)
+    copied = fastrnn.freeze(module)
+    x = torch.randn((3, 5) if name in CELLS else (2, 3, 5))
+    with torch.no_grad():
+        change(copied, x)
+        with pytest.raises(RuntimeError, match=r"snapshot.*refresh\(original\)"):
+            copied(x)
+    assert_same(module, copied.refresh(module), x)
+    assert list(copied.state_dict()) == list(module.state_dict())
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_functional_calls_are_refused(name, compiled, dynamo):
+    copied = fastrnn.freeze(make(name))
+    x = torch.randn((3, 5) if name in CELLS else (2, 3, 5))
+    call = torch.compile(call_with_zeros, backend="eager") if compiled else call_with_zeros
+    with pytest.raises(RuntimeError, match="snapshot"):
+        call(copied, x)
+    assert_same(make(name), copied, x)
+
+
 class Model(nn.Module):
     def __init__(self, package):
         super().__init__()
@@ -341,6 +400,37 @@ def test_parametrized_weights_are_evaluated_once():
     assert_same(module, copied.refresh(module), x)
 
 
+@pytest.mark.parametrize("swap", [None, fastrnn.accelerate, fastrnn.freeze])
+def test_evaluating_a_parametrization_does_not_change_it(swap):
+    """In training, spectral_norm changes its vectors whenever the weight is read."""
+    module = parametrizations.spectral_norm(make("LSTM"), "weight_hh_l0").train()
+    before = copy.deepcopy(module.state_dict())
+    copied = fastrnn.freeze(module)
+    if swap is None:
+        copied.refresh(module)
+    else:
+        swap(module)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(each.training for each in module.modules())
+    assert_same(copy.deepcopy(module).eval(), copied, torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("made", [torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("frozen_in", [torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("refreshed_in", [torch.inference_mode, torch.enable_grad])
+def test_inference_mode_makes_no_difference(made, frozen_in, refreshed_in):
+    with made():
+        model, other = (nn.Sequential(nn.Linear(5, 5), make("GRU")) for _ in range(2))
+    with frozen_in():
+        copied = fastrnn.freeze(model)
+    assert not any(t.is_inference() for t in [*copied.parameters(), *copied.buffers()])
+    with refreshed_in():
+        fastrnn.refresh(copied, other)
+    x = torch.randn(2, 3, 5)
+    with torch.no_grad():
+        assert_equal(flatten(copied(x)), flatten(other(x)))
+
+
 def test_autocast_changes_nothing():
     copied, x = fastrnn.freeze(make("GRU")), torch.randn(2, 3, 5)
     cell = fastrnn.freeze(make("GRUCell"))
@@ -368,6 +458,19 @@ def test_the_short_way_is_taken(monkeypatch):
     cell(x[0, 0])
 
 
+@every_module
+def test_one_packed_op_a_call(name, monkeypatch):
+    copied, calls = fastrnn.freeze(make(name)), []
+
+    def counted(op, real):
+        return lambda *args: (calls.append(op), real(*args))[1]
+
+    for op in ("_stack", "_step", "_packed_stack", "_packed_step"):
+        monkeypatch.setattr(eager, op, counted(op, getattr(eager, op)))
+    copied(torch.randn((3, 5) if name in CELLS else (2, 3, 5)))
+    assert calls == ["_packed_step" if name in CELLS else "_packed_stack"]
+
+
 # --- graphs ---------------------------------------------------------------------------------------
 
 
@@ -390,6 +493,8 @@ def test_recorded_graphs_have_the_ordinary_weights(name):
     ops = {str(node.target) for node in program.graph.nodes if "fastrnn" in str(node.target)}
     assert ops == {"fastrnn.scan.default"}
     assert "_packed" not in program.state_dict
+    for strict in (True, False):
+        assert not torch.export.export(copied, (x,), strict=strict).constants
     assert_same(module, program.module(), x)
     with torch.no_grad():
         traced = torch.jit.trace(copied, (x,), check_trace=False)
@@ -436,11 +541,48 @@ def test_transforms_are_refused(name):
         torch.func.jvp(first, (x,), (x,))
     with pytest.raises((NotImplementedError, RuntimeError), match=r"grad"):
         torch.func.grad(lambda x: first(x).sum())(x)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
         with pytest.raises(NotImplementedError, match="tangents"):
             copied(dual)
         copied(x)
+
+
+def jvp(function, x):
+    return torch.func.jvp(function, (x,), (x,))[1]
+
+
+def dual(function, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x))).tangent
+
+
+def grad(function, x):
+    return torch.func.grad(lambda x: function(x).sum())(x)
+
+
+def vmap(function, x):
+    return torch.vmap(function)(torch.stack([x, x]))
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["within", "around"])
+@pytest.mark.parametrize("transform", [jvp, dual, grad, vmap])
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_transforms_are_refused_in_compiled_functions(name, transform, outside, dynamo):
+    copied = fastrnn.freeze(make(name))
+    x = torch.randn((3, 5) if name in CELLS else (2, 3, 5))
+
+    def first(x):
+        return flatten(copied(x))[0]
+
+    def compiled(function):
+        return torch.compile(function, backend="aot_eager")
+
+    with pytest.raises((NotImplementedError, RuntimeError), match=f"Frozen{name} has no"):
+        if outside:
+            transform(compiled(first), x)
+        else:
+            compiled(lambda x: transform(first, x))(x)
 
 
 @every_module
@@ -463,6 +605,61 @@ def test_what_would_change_the_snapshot_is_refused(name):
         model.train()
     with pytest.raises(RuntimeError, match="load into the original"):
         model.load_state_dict(model.state_dict())
+
+
+class KeepsItsMode(nn.Module):
+    """A model whose train() does not look into its modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = make("GRU", num_layers=2, dropout=0.5)
+
+    def train(self, mode=True):
+        self.training = mode
+        return self
+
+    def forward(self, x):
+        return self.rnn(x, return_all_states=True)[:2]
+
+
+def test_frozen_layers_are_never_in_training():
+    model = KeepsItsMode()
+    copied, x = fastrnn.freeze(model), torch.randn(2, 3, 5)
+    copied.train()
+    assert copied.training and not copied.rnn.training
+    model.rnn.eval()
+    assert_same(model, copied, x)
+    with pytest.raises(RuntimeError, match="inference"):
+        copied.rnn.training = True
+
+
+class Hidden(nn.Module):
+    def __init__(self, package):
+        super().__init__()
+        self.seen = package.GRU(5, 19)
+        self.layers = [package.GRU(5, 19), {"cell": nn.Sequential(package.RNNCell(5, 6))}]
+        self.again = (self.seen,)
+
+
+@pytest.mark.parametrize("package", [nn, fastrnn], ids=["torch.nn", "fastrnn"])
+def test_modules_in_plain_lists_are_reported(package):
+    model, report = Hidden(package), fastrnn.Report()
+    fastrnn.freeze(model, report=report)
+    assert list(report.replaced) == ["seen"]
+    assert list(report.left) == ["layers[0]", "layers[1]['cell'].0"]
+    assert "in a plain list or dict" in report.left["layers[0]"]
+    swap = fastrnn.accelerate if package is nn else fastrnn.decelerate
+    swapped = fastrnn.Report()
+    swap(nn.Sequential(model), report=swapped)
+    assert list(swapped.left) == ["0.layers[0]", "0.layers[1]['cell'].0"]
+
+
+def test_other_devices_are_named_when_a_module_is_loaded():
+    file = io.BytesIO()
+    torch.save(fastrnn.freeze(make("GRU")), file)
+    file.seek(0)
+    with pytest.raises(RuntimeError, match="map_location='cpu'"):
+        torch.load(file, map_location="meta", weights_only=False)
 
 
 class Subclass(fastrnn.GRU):
@@ -536,6 +733,53 @@ def test_refresh_names_what_does_not_fit(original, error, message):
     copied = fastrnn.freeze(make("LSTM"))
     with pytest.raises(error, match=message):
         copied.refresh(original())
+
+
+@pytest.mark.parametrize("option", ["reverse", "batch_first"])
+def test_refresh_refuses_other_options(option):
+    for own in (False, True):
+        copied = fastrnn.freeze(make("GRU", **{option: own}))
+        with pytest.raises(TypeError, match=f"{option}=True"):
+            copied.refresh(make("GRU", **{option: not own}))
+
+
+class Pair(nn.Module):
+    def __init__(self, last=3, value=0.0):
+        super().__init__()
+        self.first, self.second = make("GRU"), make("LSTM")
+        self.last = nn.Parameter(torch.full((last,), value))
+        self.linear = nn.Linear(2, 2)
+
+
+def broken(change):
+    model = Pair(value=7.0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+        change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model, "last", nn.Parameter(torch.ones(1))), "last has shape"),
+        (lambda model: delattr(model, "linear"), "has no linear"),
+        (lambda model: setattr(model, "second", make("LSTM", H=20)), "has shape"),
+        (lambda model: model.second.weight_hh_l0[0, 0].fill_(torch.nan), "not finite"),
+    ],
+)
+def test_a_refused_refresh_changes_nothing(change, message):
+    copied = fastrnn.freeze(Pair(), "int8")
+    before = copy.deepcopy(copied.state_dict())
+    x = torch.randn(2, 3, 5)
+    with torch.no_grad():
+        output = copied.second(x)[0]
+        with pytest.raises((TypeError, ValueError), match=message):
+            fastrnn.refresh(copied, broken(change))
+        assert torch.equal(copied.second(x)[0], output)
+    after = copied.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_refresh_of_models_names_what_does_not_fit():
@@ -629,7 +873,3 @@ def test_a_forged_header_of_packed_weights_is_refused():
 def test_repr_says_the_type(name):
     assert str(fastrnn.freeze(make(name), "int8")) == f"Frozen{name}(5, 19, weights=int8)"
     assert str(fastrnn.freeze(make(name))) == f"Frozen{name}(5, 19)"
-
-
-def test_eager_knows_the_ops():
-    assert eager._packed_stack is torch.ops.fastrnn.packed_stack.default
