@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastrnn import functional
+from fastrnn.layers import run_stack
 from fastrnn.library import CELLS, named, with_absent
 
 __all__ = ["Explanation", "ScanExplanation", "explain"]
+
+_PACKED_WHERE_READ = "weights are packed where they are read: a single step reads them once"
 
 
 @dataclass
@@ -37,6 +41,7 @@ class ScanExplanation:
         saved_bytes: kept for backward: input, output, cell states and gates; 0 in inference.
         flop: of the forward products, two for a multiply-add; backward has twice as many.
         reasons: why no faster kernel was chosen.
+        weights: of a frozen layer, in which type they are packed once; else empty.
     """
 
     cell: str
@@ -52,6 +57,7 @@ class ScanExplanation:
     flop: int
     reasons: list[str] = field(default_factory=list)
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: str = ""
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name} {value}" for name, value in self.sizes.items())
@@ -60,6 +66,8 @@ class ScanExplanation:
             f"{self.cell} {self.direction}, {self.dtype}, {self.layout}: {sizes}",
             f"kernel: {self.kernel}, {self.instruction_set}",
         ]
+        if self.weights:
+            lines.append(f"weights: {self.weights}, packed once")
         lines += [
             f"{pass_name}: " + ", ".join(f"{name} {value}" for name, value in plan.items())
             for pass_name, plan in self.plans.items()
@@ -133,9 +141,45 @@ class _Listener(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         results = func(*args, **(kwargs or {}))
-        if func is torch.ops.fastrnn.scan.default:
+        ops = torch.ops.fastrnn
+        if func is ops.scan.default:
             self.scans.append(_describe(args, results))
+        elif func in (ops.stack.default, ops.step.default):
+            self._listen_to_scans_of(_stack_of_step(*args) if func is ops.step.default else args)
         return results
+
+    def _listen_to_scans_of(self, stack: Sequence[Any]) -> None:
+        """Describe a call of a frozen module, by the scans that it stands for."""
+        cell, input, states, reset_states, weights, layers, directions, *schedule = stack
+        lengths, batch_sizes, offsets, reset, reverse, packed = schedule
+        before, each = len(self.scans), len(weights) // (layers * directions)
+        fields = (True, True, each >= 4, each >= 4, each % 2 == 1)
+        with self:
+            run_stack(
+                cell,
+                input,
+                states,
+                functional.split_weights(cell, weights, fields, layers, directions),
+                directions=directions,
+                dropout=0.0,
+                reset_states=reset_states,
+                lengths=lengths,
+                batch_sizes=batch_sizes,
+                offsets=offsets,
+                reset=reset,
+                reverse=reverse,
+            )
+        for scan in self.scans[before:]:
+            scan.weights = packed.weight_type
+            scan.reasons = [reason for reason in scan.reasons if reason != _PACKED_WHERE_READ]
+
+
+def _stack_of_step(
+    cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], packed: Tensor
+) -> tuple[Any, ...]:
+    """The arguments of the op `stack` for those of `step`, (N, I) or (I,)."""
+    rows = [tensor.reshape(1, -1, tensor.size(-1)) for tensor in (input, *states)]
+    return cell, rows[0], rows[1:], (), weights, 1, 1, None, None, None, None, False, packed
 
 
 def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation:
@@ -230,5 +274,5 @@ def _cpu_reasons(
             "would not pay for its start"
         )
     if not number["packs"] and facts["not_in_lanes"]:
-        reasons.append("weights are packed where they are read: a single step reads them once")
+        reasons.append(_PACKED_WHERE_READ)
     return reasons

@@ -216,6 +216,7 @@ class Frozen(nn.Module):
             _check_finite(weights)
         with torch.inference_mode(False):
             packed = torch.ops.fastrnn.prepack(*self._pack_arguments(), self._weight_type)
+        packed.weight_type = self._weight_type or str(weights[0].dtype).removeprefix("torch.")
         before = self.__dict__.get("_packed")
         if before is not None and before.shape == packed.shape:
             before.copy_(packed)  # a process that was forked after share_memory() reads it, too

@@ -205,7 +205,7 @@ def lstm(
     )  # fmt: skip
 
 
-def _split_weights(
+def split_weights(
     name: str, weights: Sequence[Tensor], fields: Sequence[bool], num_layers: int, directions: int
 ) -> list[ScanWeights]:
     """A flat list in torch's order as one entry per layer and direction, each of these fields."""
@@ -277,7 +277,7 @@ def run(
         checks.check_state_ranks(states[initial:], layout.batched, "reset_state")
 
     fields = (True, True, bias, bias, projection)
-    stack = _split_weights(name, weights, fields, num_layers, directions)
+    stack = split_weights(name, weights, fields, num_layers, directions)
     checks.check_stack(name, facts.gates, stack, directions)
     first = stack[0]
     hidden_size, output_size = first.weight_hh.size(0) // facts.gates, first.weight_hh.size(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,35 @@ def test_layouts_lengths_and_a_single_step():
     (step,) = scans(fastrnn.GRUCell(3, 20), torch.randn(4, 3))
     assert step.sizes["T"] == 1
     assert any("a single step" in reason for reason in step.reasons)
+
+
+@pytest.mark.parametrize("weights", [None, "bfloat16", "int8"])
+def test_frozen_layers_tell_the_type_of_their_packed_weights(weights):
+    lstm = fastrnn.LSTM(7, 24, num_layers=2, bidirectional=True, proj_size=5, bias=False)
+    copied, x, lengths = (
+        fastrnn.freeze(lstm, weights),
+        torch.randn(5, 3, 7),
+        torch.tensor([5, 1, 2]),
+    )
+    own = weights or "float32"
+    with torch.no_grad():
+        for options in ({}, {"lengths": lengths}):
+            expected = scans(lstm, x, **options)
+            entries = scans(copied, x, **options)
+            assert [scan.weights for scan in entries] == [own] * 4
+            for scan, ordinary in zip(entries, expected, strict=True):
+                assert ordinary.weights == "" and replace(scan, weights="") == ordinary
+    assert f"weights: {own}, packed once" in str(fastrnn.explain(copied, x))
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_frozen_cells(name):
+    cell = getattr(fastrnn, name)(7, 24)
+    for shape in ((3, 7), (7,)):
+        (scan,) = scans(fastrnn.freeze(cell, "int8"), torch.randn(shape))
+        assert scan.sizes["N"] == (3 if len(shape) == 2 else 1)
+        assert (scan.weights, scan.sizes["T"]) == ("int8", 1)
+        assert not any("packed where they are read" in reason for reason in scan.reasons)
 
 
 def test_what_does_not_run_a_layer():
