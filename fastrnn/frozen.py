@@ -44,7 +44,9 @@ def freeze(
     own type, the bits of fastrnn's modules; parametrizations are evaluated once.
 
     A frozen module takes no part in training: an input that requires grad (where gradients are
-    enabled), vmap, jvp, ``train()``, ``load_state_dict`` and moves to another type or device raise.
+    enabled), vmap, jvp, ``train()``, ``load_state_dict`` and moves to another type or device raise;
+    so does a call after its weights were assigned, changed in place or replaced by functional_call.
+    In a model, such a move or load has by then changed the modules before the frozen one.
     Its state dict, its pickle and what torch.export and torch.jit make of it have the ordinary
     weights, which are packed again when they are loaded; torch.compile calls the packed ones. Under
     autocast it keeps its type.
@@ -104,7 +106,9 @@ def refresh(frozen: nn.Module, original: nn.Module) -> None:
     """Give a frozen model the present weights of the model it was made of, packed anew, in place.
 
     Parameters and buffers outside the recurrent modules are copied, too. All is checked before
-    anything changes. No other thread may run the frozen model meanwhile.
+    anything changes. No other thread may run the frozen model meanwhile. After ``share_memory()``,
+    processes that were forked see the new weights; one that was spawned packs for itself, and must
+    call this itself.
 
     Args:
         frozen: what :func:`freeze` returned.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 
 import pytest
@@ -370,6 +371,51 @@ def test_copies_pack_again(copies, weights):
         assert other._packed.data_ptr() != copied._packed.data_ptr()
         x = torch.randn((3, 5) if name in CELLS else (2, 3, 5))
         assert_same(copied, other, x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork where threads are
+def test_a_forked_process_sees_a_refresh_of_shared_memory():
+    module, x = make("GRU"), torch.randn(2, 3, 5)
+    copied = fastrnn.freeze(module).share_memory()
+    (child_reads, writes), (reads, child_writes) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(child_reads, 1)  # until the refresh
+            with torch.no_grad():
+                os.write(child_writes, copied(x)[0].numpy().tobytes())
+        finally:
+            os._exit(0)
+    os.close(child_writes)
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(0.5)
+        copied.refresh(module)
+        os.write(writes, b"!")
+        with os.fdopen(reads, "rb") as pipe:
+            assert pipe.read() == module(x)[0].numpy().tobytes()
+    os.waitpid(child, 0)
+    os.close(child_reads)
+    os.close(writes)
+
+
+def run_in_child(copied, x, pipe):
+    with torch.no_grad():
+        output = copied(x)[0].numpy().tobytes()
+    pipe.send((output, copied.weight_hh_l0.is_shared(), copied._packed.is_shared()))
+
+
+@pytest.mark.slow  # The child imports torch.
+def test_a_spawned_process_packs_for_itself():
+    module, x = make("GRU"), torch.randn(2, 3, 5)
+    copied = fastrnn.freeze(module).share_memory()
+    context = torch.multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_in_child, args=(copied, x, theirs))
+    process.start()
+    output, shares_weights, shares_packed = ours.recv()
+    process.join()
+    assert output == module(x)[0].detach().numpy().tobytes()
+    assert shares_weights and not shares_packed and copied._packed.is_shared()
 
 
 @every_layer
