@@ -115,7 +115,8 @@ def refresh(frozen: nn.Module, original: nn.Module) -> None:
         original: a model of the same structure, of torch.nn's recurrent modules or fastrnn's.
 
     Raises:
-        TypeError, ValueError: a module, parameter or buffer is missing there, or has another shape.
+        TypeError, ValueError: a module, parameter or buffer is missing there, or has another shape;
+            a recurrent module has other options; weights that are not finite as int8.
     """
     inside: set[str] = set()
     layers: list[tuple[Frozen, dict[str, Tensor]]] = []
@@ -226,6 +227,8 @@ class Frozen(nn.Module):
             before.copy_(packed)  # a process that was forked after share_memory() reads it, too
         else:
             self._packed = packed
+        own = {name: self._buffers[name] for name in all_weight_names(self)}
+        self._buffers = {**own, **self._buffers}  # first, in the order of _packed_from
         self._packed_for = cpu_instruction_set()
         self._packed_from = tuple(weights)
         self._packed_versions = [weight._version for weight in weights]
@@ -296,7 +299,7 @@ class Frozen(nn.Module):
             raise ValueError(f"refresh: the original has {count} weights, expected {len(names)}")
         present = {name: weight for name, weight in weights.items() if weight is not None}
         if self._weight_type == "int8":
-            _check_finite(present.values())
+            _check_finite(weight.to(own[name].dtype) for name, weight in present.items())
         return present
 
     def _take(self, weights: dict[str, Tensor]) -> None:
@@ -304,9 +307,8 @@ class Frozen(nn.Module):
         with torch.no_grad():
             for name, weight in weights.items():
                 own[name].copy_(weight)
-        # An assignment may have put other tensors into their places, whose order counts.
-        self._parameters.clear()
-        self._buffers = {**own, **self._buffers, **own}
+        self._parameters.clear()  # where an assignment may have put some
+        self._buffers.update(own)
         self._pack()
 
     @property

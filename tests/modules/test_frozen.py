@@ -477,6 +477,17 @@ def test_inference_mode_makes_no_difference(made, frozen_in, refreshed_in):
         assert_equal(flatten(copied(x)), flatten(other(x)))
 
 
+def test_buffers_of_the_users_are_kept_and_refreshed():
+    module, x = make("GRU"), torch.randn(2, 3, 5)
+    module.register_buffer("scale", torch.ones(2))
+    copied = fastrnn.freeze(module)
+    assert_same(module, copied, x)
+    module.scale.mul_(3)
+    fastrnn.refresh(copied, module)
+    assert torch.equal(copied.scale, module.scale)
+    assert_same(module, copied, x)
+
+
 def test_autocast_changes_nothing():
     copied, x = fastrnn.freeze(make("GRU")), torch.randn(2, 3, 5)
     cell = fastrnn.freeze(make("GRUCell"))
@@ -813,6 +824,7 @@ def broken(change):
         (lambda model: delattr(model, "linear"), "has no linear"),
         (lambda model: setattr(model, "second", make("LSTM", H=20)), "has shape"),
         (lambda model: model.second.weight_hh_l0[0, 0].fill_(torch.nan), "not finite"),
+        (lambda model: model.second.double().weight_hh_l0[0, 0].fill_(1e300), "not finite"),
     ],
 )
 def test_a_refused_refresh_changes_nothing(change, message):
