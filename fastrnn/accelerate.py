@@ -39,7 +39,8 @@ class Report:
 
     Attributes:
         replaced: qualified name of each module replaced ("" is the model itself), and its new type.
-        left: qualified name of each recurrent module left as it was, and why.
+        left: qualified name of each recurrent module left as it was, and why; in plain lists and
+            dicts, too, with its place there as the name.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
