@@ -9,28 +9,46 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastrnn import modules
+from fastrnn import dropin, modules
 from fastrnn.library import DEVICES, DTYPES
 
 __all__ = ["Report", "accelerate", "decelerate"]
 
-_TORCH_TO_FAST: dict[type[nn.Module], type[nn.Module]] = {
-    nn.RNN: modules.RNN,
-    nn.GRU: modules.GRU,
-    nn.LSTM: modules.LSTM,
-    nn.RNNCell: modules.RNNCell,
-    nn.GRUCell: modules.GRUCell,
-    nn.LSTMCell: modules.LSTMCell,
-}
-_FAST_TO_TORCH = {fast: slow for slow, fast in _TORCH_TO_FAST.items()}
+_Kind: TypeAlias = type[nn.Module]
+_CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+_TORCH: tuple[_Kind, ...] = (nn.RNN, nn.GRU, nn.LSTM, *_CELLS)
+_OURS = (modules.RecurrentModule, modules.RecurrentCell)
+_PLAIN: dict[_Kind, _Kind] = {kind: getattr(modules, kind.__name__) for kind in _TORCH}
+_DROP_IN: dict[_Kind, _Kind] = {kind: getattr(dropin, kind.__name__) for kind in _TORCH}
+_TO_TORCH = {fast: kind for table in (_PLAIN, _DROP_IN) for kind, fast in table.items()}
 
 # Private attributes of torch.nn's classes; _change_class makes them again for torch.nn.
-_TORCH_CACHES = {"_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights"}
+_TORCH_CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
+
+# Methods that torch.nn's forward calls and fastrnn's does not.
+_TORCH_STEPS = {
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+}
+# What a subclass may override: it runs above either forward, or is not called by it.
+_FREE = {"forward", "extra_repr", "flatten_parameters", "reset_parameters"}
+_SUBCLASS = "a subclass, which may rely on what it overrides"
+
+# How a class may make its own copies; what torch's classes do here keeps the layers' class.
+_COPYING = ("__deepcopy__", "__setstate__", "__reduce__", "__reduce_ex__")
+
+# The class that a module takes, or why it stays as it is, or None where there is nothing to say.
+_Decision: TypeAlias = _Kind | str | None
 
 
 @dataclass
@@ -41,33 +59,58 @@ class Report:
         replaced: qualified name of each module replaced ("" is the model itself), and its new type.
         left: qualified name of each recurrent module left as it was, and why; in plain lists and
             dicts, too, with its place there as the name.
+        copied: qualified name of each module with replaced ones inside whose class makes its own
+            copies, and the method: deep copies and pickles of it may hold torch.nn's layers again.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [
-            f"replaced {name or '(the model)'} by {kind}" for name, kind in self.replaced.items()
+        lines = [f"replaced {_called(name)} by {kind}" for name, kind in self.replaced.items()]
+        lines += [f"left {_called(name)}: {reason}" for name, reason in self.left.items()]
+        lines += [
+            f"copies of {_called(name)} are made by {method}, perhaps with torch.nn's layers: "
+            "accelerate a copy, too"
+            for name, method in self.copied.items()
         ]
-        lines += [f"left {name or '(the model)'}: {reason}" for name, reason in self.left.items()]
         return "\n".join(lines) or "no recurrent module found"
 
 
-def accelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
-    """Replace every torch.nn RNN, GRU, LSTM and cell inside a model by fastrnn's.
+def _called(name: str) -> str:
+    return name or "(the model)"
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    keep_type: bool = True,
+    cells: bool = False,
+    report: Report | None = None,
+) -> nn.Module:
+    """Replace every torch.nn RNN, GRU and LSTM inside a model by fastrnn's.
 
     Each module stays the object it is, with its Parameters, hooks, training flag and
-    parametrizations; an optimizer made before goes on working. Subclasses of torch.nn's modules are
-    left alone, for they may rely on what they override; so are modules whose ``forward`` was
-    replaced, and those in a dtype or on a device without a kernel.
+    parametrizations; an optimizer made before goes on working. It becomes an instance of fastrnn's
+    class and stays one of torch.nn's. So do subclasses of torch.nn's that override nothing but a
+    ``forward`` which calls ``super().forward``. Other subclasses are left alone, for they may rely
+    on what they override; so are modules of which a method was replaced, and those in a dtype or on
+    a device without a kernel.
 
     Args:
         model: changed in place; may itself be a recurrent module.
+        keep_type: an accelerated module is an instance of torch.nn's class, too. Otherwise it is of
+            fastrnn's own, as the constructors make it, and subclasses are left alone.
+        cells: also replace RNNCell, GRUCell and LSTMCell. In a Python loop they may train slower
+            than torch.nn's.
         report: filled with what was replaced and what was left, with reasons; print it.
 
     Returns:
         The model.
+
+    Raises:
+        TypeError: the model is no module.
 
     Example::
 
@@ -76,60 +119,46 @@ def accelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
         >>> print(report)
         replaced encoder.rnn by fastrnn.LSTM
     """
-    return _swap(model, _TORCH_TO_FAST, _reason_to_leave, report)
+    return _swap("accelerate", model, lambda module: _faster(module, keep_type, cells), report)
 
 
 def decelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
     """Undo :func:`accelerate`: replace every fastrnn module inside a model by torch.nn's.
 
     Arguments and results are those of :func:`accelerate`. What torch.nn's forward does not take
-    (``lengths=``) fails at the next call.
+    (``lengths=``) fails at the next call; a layer with ``reverse=True`` is left.
     """
-    return _swap(model, _FAST_TO_TORCH, lambda module: None, report)
+    return _swap("decelerate", model, _torchs, report)
 
 
 def _swap(
+    caller: str,
     model: nn.Module,
-    mapping: Mapping[type[nn.Module], type[nn.Module]],
-    reason_to_leave: Callable[[nn.Module], str | None],
+    decide: Callable[[nn.Module], _Decision],
     report: Report | None,
 ) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{caller}: model must be a torch.nn.Module, an instance, got {given}")
     report = Report() if report is None else report
-    kinds: tuple[type[nn.Module], ...] = tuple(mapping)
-    candidates = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, kinds)
-    ]
-    report.left.update(unregistered(model, kinds))
-    reasons: dict[nn.Module, str | None] = {}
-    for name, module in candidates:
-        if module not in reasons:
+    report.left.update(unregistered(model, _TORCH if caller == "accelerate" else _OURS))
+    decisions: dict[nn.Module, _Decision] = {}
+    replaced = []
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module not in decisions:
             with in_eval_mode(module):
-                reasons[module] = _swap_class(module, mapping, reason_to_leave)
-        reason = reasons[module]
-        if reason is None:
-            kind = _unparametrized_class(module)
-            package = "fastrnn" if kind in _FAST_TO_TORCH else "torch.nn"
-            report.replaced[name] = f"{package}.{kind.__name__}"
-        else:
-            report.left[name] = f"{type(module).__qualname__}: {reason}"
+                decision = decisions[module] = decide(module)
+                if isinstance(decision, type):
+                    _change_class(module, decision)
+                    replaced.append(module)
+        decision = decisions[module]
+        if isinstance(decision, type):
+            report.replaced[name] = _name_of(decision)
+        elif decision is not None:
+            report.left[name] = f"{type(module).__qualname__}: {decision}"
+    if caller == "accelerate":
+        report.copied.update(_makers_of_copies(model, replaced))
     return model
-
-
-def _swap_class(
-    module: nn.Module,
-    mapping: Mapping[type[nn.Module], type[nn.Module]],
-    reason_to_leave: Callable[[nn.Module], str | None],
-) -> str | None:
-    """Change a module's class, or say why not."""
-    target = mapping.get(_unparametrized_class(module))
-    if target is None:
-        return "a subclass, which may rely on what it overrides"
-    reason = _odd_instance(module) or reason_to_leave(module)
-    if reason is None:
-        _change_class(module, target)
-    return reason
 
 
 @contextmanager
@@ -169,22 +198,102 @@ def _held(place: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
             yield from _held(f"{place}[{key!r}]", each)
 
 
-def _unparametrized_class(module: nn.Module) -> type[nn.Module]:
+def _name_of(kind: _Kind) -> str:
+    user = vars(kind).get(dropin.USER_CLASS)
+    if user is not None:
+        return f"{user.__qualname__} over {_name_of(kind.__bases__[-1])}"
+    if kind in _TO_TORCH:
+        return f"fastrnn.{kind.__name__}"
+    return f"torch.nn.{kind.__name__}" if kind in _TORCH else kind.__qualname__
+
+
+def _faster(module: nn.Module, keep_type: bool, cells: bool) -> _Decision:
+    if isinstance(module, torch.jit.ScriptModule):
+        compiled = module.original_name in {kind.__name__ for kind in _TORCH}
+        return "torch.jit compiled it; accelerate the model it was made of" if compiled else None
+    kind = _unparametrized_class(module)
+    if isinstance(module, _OURS):
+        made_plain = not keep_type and kind in _DROP_IN.values()
+        return _PLAIN[_TO_TORCH[kind]] if made_plain else None
+    base = next((each for each in _TORCH if isinstance(module, each)), None)
+    if base is None:
+        return None
+    if base in _CELLS and not cells:
+        return "a cell, which may train slower; accelerate(model, cells=True) replaces it"
+    if kind is base:
+        target = (_DROP_IN if keep_type else _PLAIN)[base]
+        odd = None
+    elif keep_type:
+        target = dropin.subclass_over(kind, _DROP_IN[base])
+        odd = _odd_class(kind, base)
+    else:
+        return _SUBCLASS
+    methods = {"forward", *_TORCH_STEPS}
+    taken = _names_of_ours(base) - set(_TORCH_CACHES)
+    return odd or _odd_instance(module, methods, taken) or _without_kernel(module) or target
+
+
+def _torchs(module: nn.Module) -> _Decision:
+    if not isinstance(module, _OURS):
+        return None
+    kind = _unparametrized_class(module)
+    target = vars(kind).get(dropin.USER_CLASS) or _TO_TORCH.get(kind)
+    if target is None:
+        return _SUBCLASS
+    if getattr(module, "reverse", False):
+        return "torch.nn has no reverse=True"
+    return _odd_instance(module, {"forward"}, set()) or target
+
+
+def _unparametrized_class(module: nn.Module) -> _Kind:
     """The class of a module before torch.nn.utils.parametrize replaced it by a subclass."""
     kind = type(module)
     return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
 
 
-def _odd_instance(module: nn.Module) -> str | None:
-    """Why this instance differs from others of its class, or None."""
-    if "forward" in module.__dict__:
-        return "its forward was replaced"
+def _names_of_ours(base: _Kind) -> set[str]:
+    """The attributes that a class of ours has above torch.nn's, but for those that are free."""
+    above = _above(_DROP_IN[base], base)
+    return {name for kind in above for name in vars(kind) if not name.startswith("__")} - _FREE
+
+
+def _above(kind: _Kind, base: _Kind) -> tuple[type, ...]:
+    return kind.__mro__[: kind.__mro__.index(base)]
+
+
+def _odd_class(kind: _Kind, base: _Kind) -> str | None:
+    """Why fastrnn's forward cannot run below a subclass of torch.nn's, or None."""
+    defined = {name for each in _above(kind, base) for name in vars(each)}
+    relied_on = sorted(defined & (_TORCH_STEPS | _names_of_ours(base)))
+    if relied_on:
+        return f"{_SUBCLASS}: {', '.join(relied_on)}"
+    for each in _above(kind, base):
+        forward = vars(each).get("forward")
+        names = getattr(getattr(forward, "__code__", None), "co_names", ())
+        if forward is not None and not {"super", "forward"}.issubset(names):
+            return "a subclass whose forward does not call super().forward"
+    return None
+
+
+def _odd_instance(module: nn.Module, methods: set[str], taken: set[str]) -> str | None:
+    """Why this instance differs from others of its class, or None.
+
+    Methods are those that must be the class's; taken are names that mean something to fastrnn.
+    """
+    replaced = sorted(methods & vars(module).keys())
+    if replaced:
+        return f"its {replaced[0]} was replaced"
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    if own & taken:
+        return f"its attribute {min(own & taken)!r} means something else to fastrnn"
     missing = [name for name in modules.all_weight_names(module) if not hasattr(module, name)]
     return f"it has no {missing[0]}" if missing else None
 
 
-def _reason_to_leave(module: nn.Module) -> str | None:
+def _without_kernel(module: nn.Module) -> str | None:
     weight = getattr(module, modules.all_weight_names(module)[0])
+    if module.hidden_size == 0:
+        return "it has no hidden units"
     if weight.device.type not in DEVICES:
         return f"fastrnn has no kernel for device '{weight.device}' in this build"
     if weight.dtype not in DTYPES:
@@ -192,19 +301,36 @@ def _reason_to_leave(module: nn.Module) -> str | None:
     return None
 
 
-def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
+def _makers_of_copies(model: nn.Module, replaced: list[nn.Module]) -> Iterator[tuple[str, str]]:
+    """Modules around replaced ones whose classes, not torch's, make their own copies."""
+    for name, module in model.named_modules():
+        kind = type(module)
+        for method in _COPYING:
+            owner = next((each for each in kind.__mro__ if method in vars(each)), object)
+            if owner.__module__.partition(".")[0] in ("builtins", "torch") or module in replaced:
+                continue
+            if any(part in replaced for part in module.modules()):
+                yield name, f"{kind.__qualname__}.{method}"
+                break
+
+
+def _change_class(module: nn.Module, target: _Kind) -> None:
     parametrized: list[str] = []
     if parametrize.is_parametrized(module):
         parametrized = list(module.parametrizations)  # type: ignore[arg-type]
-    for name in _TORCH_CACHES:
-        module.__dict__.pop(name, None)
+    has_caches = isinstance(module, nn.RNNBase)
+    if not issubclass(target, nn.RNNBase):
+        for name in _TORCH_CACHES:
+            module.__dict__.pop(name, None)
     module.__class__ = target
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase) and not has_caches:
         module._all_weights = modules.weight_names(module)
         module._flat_weights_names = modules.flat_weight_names(module)
     if parametrized:
         parametrize._inject_new_class(module)
         for name in parametrized:
             parametrize._inject_property(module, name)
-    if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
+    if isinstance(module, nn.RNNBase) and (parametrized or not has_caches):
+        # The list keeps what a parametrization computed; of that, with a graph, there is no copy.
+        with torch.no_grad():
+            module._init_flat_weights()

@@ -79,8 +79,9 @@ def freeze(
     report = Report() if report is None else report
     swapped = Report()
     with torch.inference_mode(False):  # whose tensors could not be refreshed outside
-        model = accelerate(copy.deepcopy(model).eval(), report=swapped).requires_grad_(False)
-        _freeze_inside(model, weights, report)
+        copied = copy.deepcopy(model).eval()
+        model = accelerate(copied, keep_type=False, cells=True, report=swapped)
+        _freeze_inside(model.requires_grad_(False), weights, report)
     report.left.update(swapped.left)
     if not report.replaced:
         raise ValueError(f"freeze: nothing was frozen\n{report}")

@@ -85,7 +85,7 @@ class RecurrentModule(nn.Module):
         recompute: bool,
         reverse: bool,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the next class may be torch.nn's, which makes its own weights
         checks.check_module_arguments(
             input_size=input_size,
             hidden_size=hidden_size,
@@ -493,7 +493,7 @@ class RecurrentCell(nn.Module):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the next class may be torch.nn's, which makes its own weights
         checks.check_cell_arguments(input_size, hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
+import subprocess
+import sys
+from abc import ABC, abstractmethod
 
 import pytest
 import torch
@@ -13,12 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 import fastrnn
+from fastrnn import dropin
 
 KINDS = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
 
 
 class UsersLSTM(nn.LSTM):
-    pass
+    def check_forward_args(self, input, hidden, batch_sizes):
+        pass
 
 
 class Model(nn.Module):
@@ -53,7 +59,7 @@ def test_nested_model():
     with OurMasks(dropout=0.3, num_layers=2):
         expected = reference(x)
     report = fastrnn.Report()
-    assert fastrnn.accelerate(model, report=report) is model
+    assert fastrnn.accelerate(model, cells=True, report=report) is model
     assert report.replaced == {
         "encoder.rnn": "fastrnn.LSTM",
         "stack.0": "fastrnn.GRU",
@@ -62,7 +68,9 @@ def test_nested_model():
         "cell": "fastrnn.LSTMCell",
     }
     assert list(report.left) == ["users"]
-    assert "UsersLSTM: a subclass" in str(report)
+    assert "UsersLSTM: a subclass, which may rely on what it overrides: check_forward_args" in str(
+        report
+    )
     assert model.tied is model.stack[1]
     assert isinstance(model.tied, fastrnn.RNN)
     assert type(model.users) is UsersLSTM
@@ -87,21 +95,49 @@ def test_nested_model():
     torch.testing.assert_close(model(x), reference(x))
 
 
+@pytest.mark.parametrize("keep_type", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_model_itself(kind):
+def test_model_itself(kind, keep_type):
     original = getattr(nn, kind)(3, 4).eval()
-    fast = fastrnn.accelerate(copy.deepcopy(original))
-    assert type(fast) is getattr(fastrnn, kind)
+    fast = fastrnn.accelerate(copy.deepcopy(original), keep_type=keep_type, cells=True)
+    assert isinstance(fast, getattr(fastrnn, kind))
+    assert isinstance(fast, getattr(nn, kind)) is keep_type
+    assert type(fast) is getattr(dropin if keep_type else fastrnn, kind)
     assert not fast.training
     assert repr(fast) == repr(original)
     x = torch.randn(5, 3)
     torch.testing.assert_close(fast(x), original(x))
-    assert fastrnn.accelerate(fast) is fast
+    # Whether a second time changes the class, is a question of keep_type=False alone.
+    again = fastrnn.Report()
+    assert fastrnn.accelerate(fast, cells=True, report=again) is fast
+    assert type(fast) is getattr(dropin if keep_type else fastrnn, kind)
+    assert again == fastrnn.Report()
+    assert type(fastrnn.accelerate(copy.deepcopy(fast), keep_type=False)) is getattr(fastrnn, kind)
     slow = fastrnn.decelerate(fast)
     assert type(slow) is type(original)
     torch.testing.assert_close(slow(x), original(x))
     # No trace is left of either change of class.
     assert vars(slow).keys() == vars(original).keys()
+
+
+def test_cells_are_left_unless_asked_for():
+    model, report = nn.Sequential(nn.GRUCell(3, 4)), fastrnn.Report()
+    fastrnn.accelerate(model, report=report)
+    assert type(model[0]) is nn.GRUCell
+    assert report.left == {
+        "0": "GRUCell: a cell, which may train slower; accelerate(model, cells=True) replaces it"
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(None, "an instance, got NoneType"), (nn.LSTM, "an instance, got the class LSTM")],
+    ids=["None", "class"],
+)
+@pytest.mark.parametrize("function", [fastrnn.accelerate, fastrnn.decelerate])
+def test_a_model_is_a_module(function, given, words):
+    with pytest.raises(TypeError, match=rf"{function.__name__}: model must be a .*{words}"):
+        function(given)
 
 
 def test_hooks_and_attributes_are_kept():
@@ -149,7 +185,7 @@ def test_parametrization_can_be_removed_from_the_replacement():
     x = torch.randn(5, 2, 3)
     expected = fast(x)[0]
     nn.utils.parametrize.remove_parametrizations(fast, "weight_ih_l0")
-    assert type(fast) is fastrnn.GRU
+    assert type(fast) is dropin.GRU
     torch.testing.assert_close(fast(x)[0], expected)
 
 
@@ -171,7 +207,7 @@ def test_the_build_decides_which_devices_have_a_kernel(monkeypatch, without_cudn
     report = fastrnn.Report()
     with FakeTensorMode():  # it needs no GPU
         model = nn.Sequential(nn.LSTM(2, 3, device="cuda"), nn.GRUCell(2, 3, device="cuda"))
-    fastrnn.accelerate(model, report=report)
+    fastrnn.accelerate(model, cells=True, report=report)
     if built_with_cuda:
         assert report.replaced == {"0": "fastrnn.LSTM", "1": "fastrnn.GRUCell"}
     else:
@@ -219,16 +255,264 @@ def test_compiled_before():
 
 
 def test_odd_instances_are_left():
-    model = nn.ModuleList([nn.GRU(2, 3), nn.GRU(2, 3), nn.GRU(2, 3)])
+    model = nn.ModuleList([*(nn.GRU(2, 3) for _ in range(6)), nn.GRUCell(2, 0)])
     model[0].forward = lambda x: x
     del model[1].weight_ih_l0
+    model[2].check_forward_args = lambda *args: None
+    model[3].reverse = True
+    model[4].flatten_parameters = lambda: None  # harmless: fastai sets it
     report = fastrnn.Report()
-    fastrnn.accelerate(model, report=report)
+    fastrnn.accelerate(model, cells=True, report=report)
     assert report.left == {
         "0": "GRU: its forward was replaced",
         "1": "GRU: it has no weight_ih_l0",
+        "2": "GRU: its check_forward_args was replaced",
+        "3": "GRU: its attribute 'reverse' means something else to fastrnn",
+        "6": "GRUCell: it has no hidden units",
     }
-    assert list(report.replaced) == ["2"]
+    assert list(report.replaced) == ["4", "5"]
+
+
+def test_a_reversed_layer_is_not_decelerated():
+    layer, report = fastrnn.GRU(3, 4, reverse=True), fastrnn.Report()
+    x = torch.randn(5, 2, 3)
+    expected = layer(x)[0]
+    fastrnn.decelerate(layer, report=report)
+    assert report.left == {"": "GRU: torch.nn has no reverse=True"}
+    assert torch.equal(layer(x)[0], expected)
+
+
+# --- a user's subclasses ---
+
+
+class WithLengths(ABC, nn.RNNBase):
+    """Overrides forward above whichever of torch.nn's layers, as libraries do."""
+
+    @abstractmethod
+    def no_state(self): ...
+
+    def forward(self, x, hx=None, lengths=None):
+        if lengths is None:
+            return super().forward(x, hx=hx)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        return super().forward(packed, hx=hx)
+
+
+class LSTMWithLengths(WithLengths, nn.LSTM):
+    def no_state(self):
+        return torch.zeros(1)
+
+
+class Named(nn.GRU):
+    """Overrides nothing that a forward calls."""
+
+    def __init__(self, *args, name, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.name = name
+
+    def extra_repr(self):
+        return f"{self.name}, {super().extra_repr()}"
+
+
+class CallsTorchsForward(nn.GRU):
+    def forward(self, input):
+        return nn.GRU.forward(self, input)
+
+
+class HasOurName(nn.GRU):
+    def _weights(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    "copier",
+    [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["itself", "deepcopy", "pickle"],
+)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: LSTMWithLengths(3, 4), "LSTMWithLengths over fastrnn.LSTM"),
+        (lambda: Named(3, 4, name="mine"), "Named over fastrnn.GRU"),
+    ],
+    ids=["overridden forward", "no override"],
+)
+def test_a_subclass_that_calls_super_runs_ours(make, name, copier):
+    module, report = make(), fastrnn.Report()
+    kind, text = type(module), repr(module)
+    x = torch.randn(5, 2, 3)
+    expected = module(x)[0]
+    fastrnn.accelerate(module, report=report)
+    assert report.replaced == {"": name}
+    module = copier(module)
+    assert isinstance(module, (kind, nn.RNNBase)) and isinstance(
+        module, fastrnn.modules.RecurrentModule
+    )
+    assert repr(module) == text
+    torch.testing.assert_close(module(x)[0], expected)
+    assert str(fastrnn.explain(module, x)) != "no fastrnn layer ran"
+    again = fastrnn.Report()
+    fastrnn.accelerate(module, report=again)
+    assert again == fastrnn.Report()
+    fastrnn.decelerate(module)
+    assert type(module) is kind
+    torch.testing.assert_close(module(x)[0], expected)
+
+
+def test_a_subclass_may_pack_what_it_gives_super():
+    module, x, lengths = LSTMWithLengths(3, 4), torch.randn(5, 2, 3), torch.tensor([2, 5])
+    expected = module(x, lengths=lengths)
+    actual = fastrnn.accelerate(module)(x, lengths=lengths)
+    torch.testing.assert_close(actual[0].data, expected[0].data)
+    torch.testing.assert_close(actual[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (UsersLSTM, "a subclass, which may rely on what it overrides: check_forward_args"),
+        (HasOurName, "a subclass, which may rely on what it overrides: _weights"),
+        (CallsTorchsForward, "a subclass whose forward does not call super().forward"),
+    ],
+)
+def test_other_subclasses_are_left(kind, reason):
+    module, report = kind(3, 4), fastrnn.Report()
+    fastrnn.accelerate(module, report=report)
+    assert type(module) is kind
+    assert report.left == {"": f"{kind.__name__}: {reason}"}
+
+
+def test_subclasses_are_left_where_types_are_not_kept():
+    module = fastrnn.accelerate(Named(3, 4, name="mine"), keep_type=False)
+    assert type(module) is Named
+
+
+class MakesItsCopies(nn.Module):
+    """Its copies are made by the constructor, as those of some language models."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(3, 4)
+
+    def __getstate__(self):
+        return {"weights": self.state_dict()}
+
+    def __setstate__(self, state):
+        self.__init__()
+        self.load_state_dict(state["weights"])
+
+
+def test_modules_that_make_their_own_copies_are_reported():
+    model, report = (
+        nn.ModuleDict({"lm": MakesItsCopies(), "head": nn.Linear(4, 2)}),
+        fastrnn.Report(),
+    )
+    fastrnn.accelerate(model, report=report)
+    assert type(copy.deepcopy(model)["lm"].rnn) is nn.LSTM
+    assert report.copied == {"lm": "MakesItsCopies.__setstate__"}
+    assert "copies of lm are made by MakesItsCopies.__setstate__" in str(report)
+    # What torch makes copies of, keeps the class.
+    model, report = torch.fx.symbolic_trace(nn.Sequential(nn.GRU(3, 4))), fastrnn.Report()
+    fastrnn.accelerate(model, report=report)
+    assert list(report.replaced) == ["0"] and not report.copied
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_by_jit_are_left():
+    report = fastrnn.Report()
+    model = nn.ModuleList([torch.jit.script(nn.Sequential(nn.LSTM(3, 4)))])
+    fastrnn.accelerate(model, report=report)
+    reason = "torch.jit compiled it; accelerate the model it was made of"
+    assert report.left == {"0.0": f"RecursiveScriptModule: {reason}"}
+
+
+# --- the layers that are torch.nn's, too ---
+
+
+def torchs_list_is_used(layer, x):
+    """Whether a list of weights that somebody set counts, as in torch.nn."""
+    expected = nn.GRU.forward(layer, x)[0]
+    torch.testing.assert_close(layer(x)[0], expected)
+    return expected
+
+
+def test_weights_that_are_put_into_torchs_list_count():
+    layer, x = fastrnn.accelerate(nn.GRU(3, 4)), torch.randn(5, 2, 3)
+    before = torchs_list_is_used(layer, x)
+    layer._flat_weights[1] = torch.randn(12, 4)
+    changed = torchs_list_is_used(layer, x)
+    layer._flat_weights = [torch.randn_like(weight) for weight in layer._flat_weights]
+    assert not torch.equal(torchs_list_is_used(layer, x), changed)
+    layer.weight_hh_l0 = nn.Parameter(layer.weight_hh_l0.clone())
+    torchs_list_is_used(layer, x)
+    layer.to(torch.float32)  # makes the list anew
+    torch.testing.assert_close(torchs_list_is_used(layer, x), before)
+
+
+def test_whatever_torchs_layers_have_is_there():
+    theirs, layer = nn.LSTM(3, 4, proj_size=2), fastrnn.accelerate(nn.LSTM(3, 4, proj_size=2))
+    x, h, c = torch.randn(5, 2, 3), torch.randn(1, 2, 2), torch.randn(1, 2, 4)
+    assert layer.__constants__ == theirs.__constants__
+    assert layer.get_expected_hidden_size(x, None) == (1, 2, 2)
+    assert layer.get_expected_cell_size(x, None) == (1, 2, 4)
+    layer.check_forward_args(x, (h, c), None)
+    with pytest.raises(RuntimeError, match="must be equal to input_size"):
+        layer.check_input(torch.randn(5, 2, 7), None)
+    with pytest.raises(RuntimeError, match="Expected hidden size"):
+        layer.check_hidden_size(h, (1, 3, 2))
+    order = torch.tensor([1, 0])
+    assert torch.equal(layer.permute_hidden((h, c), order)[0], h[:, [1, 0]])
+    assert [len(weights) for weights in layer.all_weights] == [5]
+
+
+def test_made_by_its_own_class():
+    """Code that makes another module of the same kind gets one that runs."""
+    layer = fastrnn.accelerate(nn.LSTM(3, 4))
+    another = type(layer)(5, 6, num_layers=2, reverse=True)
+    assert repr(another) == "LSTM(5, 6, num_layers=2, reverse=True)"
+    x = torch.randn(7, 2, 5)
+    torch.manual_seed(0)
+    another.reset_parameters()
+    torch.manual_seed(0)
+    expected = fastrnn.LSTM(5, 6, num_layers=2, reverse=True)
+    assert torch.equal(another(x)[0], expected(x)[0])
+    cell = type(fastrnn.accelerate(nn.RNNCell(3, 4), cells=True))(5, 6, nonlinearity="relu")
+    assert cell(x[0]).shape == (2, 6)
+
+
+def says_its_type(layer, x):
+    return layer(x)[0] * (2 if isinstance(layer, nn.LSTM) else 3)
+
+
+def test_compiled_code_sees_the_same_type():
+    torch._dynamo.reset()
+    layer, x = fastrnn.accelerate(nn.LSTM(3, 4)), torch.randn(5, 2, 3)
+    compiled = torch.compile(says_its_type, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(layer, x), layer(x)[0] * 2)
+
+
+COMPILES = """
+import torch
+from torch import nn
+{before}
+import fastrnn
+import sys
+layer, x = fastrnn.accelerate(nn.LSTM(3, 4)), torch.randn(5, 2, 3)
+assert ("torch._dynamo" in sys.modules) == {loaded}
+compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+compiled(x)[0].sum().backward()
+assert not torch._dynamo.config.allow_rnn
+theirs = torch.compile(nn.Sequential(nn.LSTM(3, 4)), backend="aot_eager")
+theirs(x)[0].sum().backward()  # torch cannot train it in a graph, and must not try
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import torch._dynamo"], ids=["later", "before"])
+def test_compile_may_be_loaded_before_and_later(before):
+    """Only ours are let into a graph; torch.compile is not loaded for it."""
+    program = COMPILES.format(before=before, loaded=bool(before))
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_mode_decides_as_in_torch():

@@ -43,8 +43,9 @@ def test_one_seed_gives_the_same_initial_values():
         assert name == other_name and torch.equal(w, v)
 
 
-def test_an_accelerated_layer_is_no_instance_of_torch_nn():
-    assert not isinstance(fastrnn.accelerate(nn.LSTM(3, 4)), nn.LSTM)
+def test_only_accelerated_layers_are_instances_of_torch_nn(layer):
+    assert not isinstance(layer, nn.LSTM)
+    assert isinstance(fastrnn.accelerate(nn.LSTM(3, 4)), nn.LSTM)
 
 
 def test_forward_of_torch_nn_does_not_take_our_layer(layer, x):
