@@ -2,24 +2,18 @@
 
 :func:`fastrnn.accelerate` gives a module one of these classes. Its private state stays torch.nn's:
 the list of weights, what keeps that right, and the checks that code calls by name. Only the forward
-is fastrnn's. Whoever imports this module, and be it pickle, holds such layers or will; so here
-torch.compile is told to take them.
+is fastrnn's.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.abc
-import importlib.machinery
 import operator
-import sys
 import types
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from fastrnn import modules
+from fastrnn import modules, tracing
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "subclass_over"]
 
@@ -107,49 +101,4 @@ def _new_over(kind: type[nn.Module], layer: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def _let_dynamo_take_layers(builder: Any) -> None:
-    """Let torch.compile take these layers. It refuses every instance of torch.nn's, unless
-    ``config.allow_rnn`` is set; which stays as it is for those that are torch.nn's alone, as
-    torch cannot train them compiled."""
-    refuse = builder.VariableBuilder.wrap_module
-
-    @functools.wraps(refuse)
-    def wrap_module(self: Any, value: nn.Module) -> Any:
-        if not isinstance(value, modules.RecurrentModule):
-            return refuse(self, value)
-        with builder.config.patch(allow_rnn=True):
-            return refuse(self, value)
-
-    builder.VariableBuilder.wrap_module = wrap_module
-
-
-class _WhenLoaded(importlib.abc.MetaPathFinder):
-    """Calls a function with a module once somebody loads that."""
-
-    def __init__(self, name: str, call: Callable[[types.ModuleType], None]) -> None:
-        self.name, self.call = name, call
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_call(module: types.ModuleType) -> None:
-                load(module)
-                self.call(module)
-
-            spec.loader.exec_module = load_and_call  # type: ignore[method-assign]
-        return spec
-
-
-# torch.compile loads it, later than this: to load it here would take longer than to load torch.
-_BUILDER = "torch._dynamo.variables.builder"
-if _BUILDER in sys.modules:
-    _let_dynamo_take_layers(sys.modules[_BUILDER])
-else:
-    sys.meta_path.insert(0, _WhenLoaded(_BUILDER, _let_dynamo_take_layers))
+tracing.allow_in_compile(modules.RecurrentModule)

@@ -21,6 +21,7 @@ __all__ = [
     "is_eager",
     "is_transformed",
     "over_layers",
+    "plain_states",
     "run_cell",
     "run_layers",
     "run_packed_cell",
@@ -68,7 +69,7 @@ def _has_kernel(input: Tensor) -> bool:
     return input.is_cpu and input.dtype in DTYPES
 
 
-def _plain_states(hx: Any, has_cell_state: bool) -> tuple[Tensor, ...] | None:
+def plain_states(hx: Any, has_cell_state: bool) -> tuple[Tensor, ...] | None:
     """hx as a tuple, empty if it is None; None if it is anything but plain tensors."""
     if hx is None:
         return ()
@@ -95,7 +96,7 @@ def run_layers(
     if not (is_eager() and type(input) in PLAIN and PLAIN.issuperset(map(type, weights))):
         return None
     facts = CELLS[cell]
-    states = _plain_states(hx, facts.has_cell_state)
+    states = plain_states(hx, facts.has_cell_state)
     rank = input.dim()
     if states is None or rank not in (2, 3) or input.is_nested or not _has_kernel(input):
         return None
@@ -271,7 +272,7 @@ def run_packed_layers(
     """As :func:`run_layers`, of a frozen module, where :func:`is_eager` says so."""
     if type(input) not in PLAIN or input.is_nested:
         return None
-    states = _plain_states(hx, has_cell_state)
+    states = plain_states(hx, has_cell_state)
     if states is None or (torch.is_grad_enabled() and _needs_grad(input, *states)):
         return None
     rank = input.dim()

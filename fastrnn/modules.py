@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, eager, functional, ops
+from fastrnn import checks, eager, functional, ops, tracing
 from fastrnn.layers import is_recorded
 from fastrnn.ops import ScanWeights
 
@@ -169,6 +169,15 @@ class RecurrentModule(nn.Module):
             results = self._run_eagerly(input, hx, reset)
             if results is not None:
                 return results
+        options = {
+            "lengths": lengths,
+            "reset": reset,
+            "reset_state": reset_state,
+            "return_all_states": return_all_states,
+        }
+        leaf = tracing.fx_leaf(self, (input, hx), options)
+        if leaf is not None:
+            return leaf
         return functional.run(
             self.mode.partition("_")[0],
             self._cell,
@@ -180,10 +189,7 @@ class RecurrentModule(nn.Module):
             batch_first=self.batch_first,
             dropout=self.dropout if self.training else 0.0,
             bidirectional=self.bidirectional,
-            lengths=lengths,
-            reset=reset,
-            reset_state=reset_state,
-            return_all_states=return_all_states,
+            **options,
             recompute=self.recompute,
             reverse=self.reverse,
             projection=self.proj_size > 0,
@@ -216,6 +222,9 @@ class RecurrentModule(nn.Module):
 
     def flatten_parameters(self) -> None:
         """Do nothing, for code that calls torch.nn's: kernels take each weight by its pointer."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        tracing.refuse_script(self)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -528,11 +537,25 @@ class RecurrentCell(nn.Module):
         """h' and, of an LSTM, c', or None: take the long way."""
         return eager.run_cell(self._cell, input, states, self._weights())
 
-    def _step(self, input: Tensor, states: tuple[Tensor, ...]) -> Sequence[Tensor]:
-        results = self._step_eagerly(input, states)
-        if results is not None:
-            return results
-        cell, name, packed = self._cell, type(self).__name__, self._packed_weights(input, states)
+    def _step(self, input: Any, hx: Any) -> Any:
+        """The results of a call: h', of an LSTM (h', c')."""
+        facts = ops.CELLS[self._cell]
+        states = eager.plain_states(hx, facts.has_cell_state)
+        results = None
+        if states is not None and isinstance(input, Tensor):
+            results = self._step_eagerly(input, states)
+        if results is None:
+            leaf = tracing.fx_leaf(self, (input, hx), {})
+            if leaf is not None:
+                return leaf
+            results = self._step_with_checks(input, hx)
+        return tuple(results) if facts.has_cell_state else results[0]
+
+    def _step_with_checks(self, input: Tensor, hx: Any) -> Sequence[Tensor]:
+        cell, name = self._cell, type(self).__name__
+        count = 1 + ops.CELLS[cell].has_cell_state
+        states = () if hx is None else checks.check_states(name, hx, count == 2)
+        packed = self._packed_weights(input, states)
         input, *rest = functional.autocast(
             [input, *states, *self._weights()], input.device, packed is not None
         )
@@ -542,7 +565,6 @@ class RecurrentCell(nn.Module):
         )
         checks.check_cell_dtype(input, weights[0])
         batched = input.dim() == 2
-        count = 1 + ops.CELLS[cell].has_cell_state
         if not states:
             states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * count
         checks.check_companions(input, states, weights)
@@ -554,6 +576,9 @@ class RecurrentCell(nn.Module):
         _, h_n, c_n, _ = ops.scan(cell, input.unsqueeze(0), h_0, c_0, ScanWeights(*weights))
         results = (h_n,) if c_n is None else (h_n, c_n)
         return results if batched else tuple(result.squeeze(0) for result in results)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        tracing.refuse_script(self)
 
 
 class RNNCell(RecurrentCell):
@@ -590,8 +615,7 @@ class RNNCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """h' (N, H) from input (N, I) and hx (N, H), or without N; hx None is zero."""
-        states = () if hx is None else checks.check_states("RNNCell", hx, False)
-        return self._step(input, states)[0]
+        return self._step(input, hx)
 
 
 class GRUCell(RecurrentCell):
@@ -614,8 +638,7 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """h' (N, H) from input (N, I) and hx (N, H), or without N; hx None is zero."""
-        states = () if hx is None else checks.check_states("GRUCell", hx, False)
-        return self._step(input, states)[0]
+        return self._step(input, hx)
 
 
 class LSTMCell(RecurrentCell):
@@ -641,6 +664,4 @@ class LSTMCell(RecurrentCell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """(h', c') (N, H) from input (N, I) and hx = (h, c), or without N; hx None is zero."""
-        states = () if hx is None else checks.check_states("LSTMCell", hx, True)
-        h, c = self._step(input, states)
-        return h, c
+        return self._step(input, hx)

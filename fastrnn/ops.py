@@ -44,6 +44,7 @@ from fastrnn.library import (
     with_absent,
     without_absent,
 )
+from fastrnn.tracing import scan_in_jit_trace
 
 __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "scan"]
 
@@ -642,7 +643,13 @@ def scan(
         lists = without_absent(tensors)
         return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, tf32)
 
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    results: Sequence[Tensor]
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        lists = without_absent(tensors)
+        results = scan_in_jit_trace()(
+            cell, *lists, *schedule, reverse, recompute, all_states, 0, tf32
+        )
+    elif torch.compiler.is_exporting():
         results = torch.ops.fastrnn.scan(*op_arguments(grad))
     elif torch.compiler.is_compiling():
         _allow_in_graph()

@@ -65,27 +65,6 @@ def test_methods_that_only_torch_nn_has(layer):
         assert name in PAGE.read_text()
 
 
-def test_a_trace_of_fx_needs_our_layer_as_a_leaf(layer):
-    model = nn.Sequential(layer)
-    with pytest.raises(TypeError):
-        torch.fx.symbolic_trace(model)
-
-    class Tracer(torch.fx.Tracer):
-        def is_leaf_module(self, module, name):
-            return isinstance(module, fastrnn.LSTM) or super().is_leaf_module(module, name)
-
-    assert [node.op for node in Tracer().trace(model).nodes].count("call_module") == 1
-
-
-@pytest.mark.filterwarnings("ignore")  # of the tracer, of every size it meets
-def test_a_trace_of_jit_is_made_without_gradients(layer, x):
-    with pytest.raises(torch.jit.TracingCheckError):
-        torch.jit.trace(layer, (x,))
-    with torch.no_grad():
-        traced = torch.jit.trace(layer, (x,))
-        torch.testing.assert_close(traced(x + 1)[0], layer(x + 1)[0])
-
-
 def test_states_of_one_sample_are_shared_by_all(layer, x):
     shared = (torch.randn(1, 1, 4), torch.randn(1, 1, 4))
     expanded = tuple(state.expand(1, 2, 4).contiguous() for state in shared)

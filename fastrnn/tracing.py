@@ -1,0 +1,138 @@
+"""What torch's tracers must be told of the layers: torch.fx, torch.jit and torch.compile."""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["allow_in_compile", "fx_leaf", "refuse_script", "scan_in_jit_trace"]
+
+
+# --- torch.fx -------------------------------------------------------------------------------------
+
+
+def fx_leaf(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The node of a call that torch.fx traces, or None: this is no such call.
+
+    A module of torch.nn is a leaf of a trace for where its class lies; ours becomes one here.
+    Arguments that are None or False are the defaults, and left out.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    proxy = next((v for v in _flatten([*args, *kwargs.values()]) if isinstance(v, fx.Proxy)), None)
+    if proxy is None:
+        return None
+    tracer: Any = proxy.tracer
+    if module is tracer.root:
+        raise TypeError(
+            f"torch.fx cannot look into {type(module).__name__}, which is a leaf of every trace: "
+            "trace a model that contains it"
+        )
+    given = tuple(arg for arg in args if arg is not None)
+    named = {name: v for name, v in kwargs.items() if v is not None and v is not False}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), given, named)
+
+
+def _flatten(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from value if isinstance(value, (tuple, list)) else (value,)
+
+
+# --- torch.jit ------------------------------------------------------------------------------------
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    raise RuntimeError(
+        f"torch.jit.script cannot compile fastrnn's {type(module).__name__}: call "
+        "fastrnn.decelerate(model) first, or use torch.jit.trace"
+    )
+
+
+def _scan(
+    cell: str,
+    tensors: list[Tensor],
+    present: list[int],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    recompute: bool,
+    all_states: bool,
+    groups: int,
+    tf32: bool,
+) -> list[Tensor]:
+    # Whether gates are saved is asked when the graph runs, not when it is traced: so it serves
+    # training and inference, and the check of a trace, without gradients, sees the same graph.
+    return torch.ops.fastrnn.scan(
+        cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse,
+        torch.is_grad_enabled(), recompute, all_states, groups, tf32,
+    )  # fmt: skip
+
+
+@functools.cache
+def scan_in_jit_trace() -> Callable[..., list[Tensor]]:
+    """The op `scan` without its argument `save`, for torch.jit.trace."""
+    return torch.jit.script(_scan)
+
+
+# --- torch.compile --------------------------------------------------------------------------------
+
+
+def allow_in_compile(kind: type[nn.Module]) -> None:
+    """Let torch.compile take modules of a class that torch.nn's recurrent layers are a base of.
+
+    It refuses all of those, unless ``torch._dynamo.config.allow_rnn`` is set; which stays as it is
+    for torch.nn's own, as torch cannot train them compiled. torch.compile is not loaded for this,
+    which takes longer than to load torch.
+    """
+
+    def patch(builder: Any) -> None:
+        wrap = builder.VariableBuilder.wrap_module
+
+        @functools.wraps(wrap)
+        def wrap_module(self: Any, value: nn.Module) -> Any:
+            if not isinstance(value, kind):
+                return wrap(self, value)
+            with builder.config.patch(allow_rnn=True):
+                return wrap(self, value)
+
+        builder.VariableBuilder.wrap_module = wrap_module
+
+    name = "torch._dynamo.variables.builder"
+    if name in sys.modules:
+        patch(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _WhenLoaded(name, patch))
+
+
+class _WhenLoaded(importlib.abc.MetaPathFinder):
+    """Calls a function with a module once somebody loads that."""
+
+    def __init__(self, name: str, call: Callable[[types.ModuleType], None]) -> None:
+        self.name, self.call = name, call
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_call(module: types.ModuleType) -> None:
+                load(module)
+                self.call(module)
+
+            spec.loader.exec_module = load_and_call  # type: ignore[method-assign]
+        return spec
