@@ -67,19 +67,19 @@ def _fold(
     def merged(at: int) -> Tensor:
         """The batch dimension moved behind dimension `at`, and both made one."""
         if dim is None:
-            tensor_ = tensor.unsqueeze(at + 1)
-            shape = (*tensor_.shape[: at + 1], batch, *tensor_.shape[at + 2 :])
-            return tensor_.expand(shape).flatten(at, at + 1)
-        return tensor.movedim(dim, at + 1).flatten(at, at + 1)
+            moved = tensor.unsqueeze(at + 1)
+            moved = moved.expand(*moved.shape[: at + 1], batch, *moved.shape[at + 2 :])
+        else:
+            moved = tensor.movedim(dim, at + 1)
+        # A single sample is flattened to a view of any strides; backward takes dense results alone.
+        return moved.flatten(at, at + 1).contiguous()
 
     if role == "sequence" and tensor.shape == (0,):
         return tensor  # was not saved
     if role == "sequence":
         return merged(0 if packed else 1)
-    if role == "state":
+    if role in ("state", "lengths"):
         return merged(0)
-    if role == "lengths":
-        return merged(0).contiguous()
     if role == "reset":
         return merged(1)
     if role in WEIGHT_RANKS:
@@ -146,6 +146,45 @@ def _set_vmap_rule(
         return tuple(results), tuple(dims)
 
     function.vmap = staticmethod(rule)  # type: ignore[method-assign]
+
+
+def _with_batched_grads(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Let a Function's backward take the batches of ``torch.autograd.grad(is_grads_batched=True)``.
+
+    They come in the form that was before torch.func, whose vmap knows no rule of a Function.
+    """
+
+    @functools.wraps(backward)
+    def taking_batches(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling():
+            return backward(ctx, *grads)
+        batched = [i for i, grad in enumerate(grads) if _is_old_batch(grad)]
+        if not batched:
+            return backward(ctx, *grads)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+
+        def of_one(*some: Tensor) -> dict[int, Tensor]:
+            every = list(grads)
+            for index, grad in zip(batched, some, strict=True):
+                every[index] = grad
+            return {i: g for i, g in enumerate(backward(ctx, *every)) if g is not None}
+
+        # The size, the third argument, is for tensors without this batch.
+        some = [torch._remove_batch_dim(grads[i], level, 0, 0) for i in batched]  # type: ignore[arg-type]
+        gradients = torch.func.vmap(of_one)(*some)
+        return tuple(
+            torch._add_batch_dim(gradients[i], 0, level) if i in gradients else None
+            for i in range(len(ctx.needs_input_grad))
+        )
+
+    return taking_batches
+
+
+def _is_old_batch(grad: Tensor | None) -> bool:
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 # --- dual numbers ---------------------------------------------------------------------------------
@@ -248,6 +287,7 @@ class _Scan(torch.autograd.Function):
         ctx.mark_non_differentiable(*[r for i, r in enumerate(results) if i not in seen])
 
     @staticmethod
+    @_with_batched_grads
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.call.cell].tensors))
         arguments = scan_backward_arguments(ctx, grads, chosen(needs, ctx.call.present))
@@ -300,8 +340,9 @@ class _EagerScan(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @_with_batched_grads
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        # With create_graph the gradient is a node of the graph; is_grads_batched is a vmap.
+        # With create_graph the gradient is a node of the graph.
         others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
         arguments = scan_backward_arguments(ctx, grads, needs)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
@@ -359,6 +400,7 @@ class _ScanBackward(torch.autograd.Function):
         )  # fmt: skip
 
     @staticmethod
+    @_with_batched_grads
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         facts = CELLS[ctx.cell]
         grads_count, count = len(facts.differentiable), len(facts.tensors)
@@ -421,6 +463,7 @@ class _ScanTangent(torch.autograd.Function):
         ctx.mark_non_differentiable(*(result for result in output if result.shape == (0,)))
 
     @staticmethod
+    @_with_batched_grads
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         facts = CELLS[ctx.cell]
         count = len(facts.tensors)
@@ -561,6 +604,11 @@ def _allow_in_graph() -> None:
 _allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _savable(tensor: Tensor) -> Tensor:
+    """Autograd saves no tensor that was made under inference_mode, but a copy of it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _tf32_allowed() -> bool:
     """What nn.RNN, nn.GRU and nn.LSTM follow on a GPU. (``allow_tf32`` raises after mixed use.)"""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
@@ -664,7 +712,7 @@ def scan(
     elif grad and any(t is not None and t.requires_grad for t in tensors):
         there, present = without_absent(tensors)
         call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32)
-        results = _EagerScan.apply(call, *schedule, *there)
+        results = _EagerScan.apply(call, *schedule, *map(_savable, there))
     else:
         results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
     of = named(facts.results, results)

@@ -20,6 +20,7 @@ from common import (
     scan_arguments,
     scan_backward_arguments,
 )
+from pairs import make_pair
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -430,3 +431,43 @@ def test_what_has_no_rule_raises(case, name):
         (NotImplementedError, RuntimeError), match=r"not supported|wrongly|double backward"
     ):
         WITHOUT_A_RULE[case](make_module(name), x)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_batches_of_gradients(name, create_graph):
+    """torch.autograd.grad(is_grads_batched=True) and what torch.autograd.functional makes of it."""
+    options = {"num_layers": 2, "bidirectional": True}
+    theirs, ours = make_pair(name, options, size=(I, H))
+    x = torch.randn(T, N, I, dtype=torch.float64, requires_grad=True)
+    cotangents = torch.randn(3, T, N, 2 * H, dtype=torch.float64)
+
+    def batched(module):
+        leaves = [x, *module.parameters()]
+        slopes = torch.autograd.grad(
+            module(x)[0], leaves, cotangents, is_grads_batched=True, create_graph=create_graph
+        )
+        if not create_graph:
+            return slopes
+        return [*slopes, *torch.autograd.grad(slopes[1].square().sum(), leaves)]
+
+    assert_all_close(batched(ours), batched(theirs), torch.float64)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_vectorized_hessian(name):
+    """Its second derivatives come in a batch, too."""
+    x = torch.randn(3, 1, I, dtype=torch.float64)
+    hessians = [
+        torch.autograd.functional.hessian(lambda x, m=m: m(x)[0].square().sum(), x, vectorize=True)
+        for m in make_pair(name, size=(I, H))
+    ]
+    assert_all_close(hessians[:1], hessians[1:], torch.float64)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_jacobian_of_a_single_sample(name):
+    """A batch folded into one sample is a view of its own strides."""
+    x = torch.randn(3, 1, I, dtype=torch.float64)
+    jacobians = [jacrev(lambda x, m=m: m(x)[0])(x) for m in make_pair(name, size=(I, H))]
+    assert_all_close(jacobians[:1], jacobians[1:], torch.float64)
