@@ -6,7 +6,7 @@ selected, not multiplied by a mask, so that even NaN in the padding has no effec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import Sampler, default_collate
 __all__ = ["Batch", "LengthGroupedSampler", "collate", "length_mask", "masked_loss", "masked_mean"]
 
 Layout = Literal["padded", "packed", "jagged"]
+Targets = Literal["sample", "step"]
 
 
 class Batch(NamedTuple):
@@ -33,26 +34,31 @@ def collate(
     layout: Layout = "padded",
     batch_first: bool = False,
     padding_value: float = 0.0,
+    targets: Targets | None = None,
 ) -> Batch:
     """Make a batch of variable-length sequences: a ``collate_fn`` for a DataLoader.
 
     Args:
         samples: N sequences, each a tensor (T_i, ...) of one dtype, or N pairs (sequence, target).
-            Targets with an entry a step, (T_i, ...) for every sample, are laid out as their
-            sequences are; all others go to :func:`torch.utils.data.default_collate`.
         layout: of the batch's input. ``"padded"``: a tensor (T, N, ...), T the longest length, for
             ``layer(input, lengths=lengths)``. ``"packed"``: a PackedSequence, not sorted by the
             caller. ``"jagged"``: a nested tensor (N, *, ...).
         batch_first: padded tensors are (N, T, ...).
         padding_value: what padded tensors hold past each length.
+        targets: what targets are of. ``"step"``: each has an entry a step, (T_i, ...), and they are
+            laid out as their sequences are. ``"sample"``: they go to
+            :func:`torch.utils.data.default_collate`. None: of steps where each has as many entries
+            as steps, and it would be an accident if they were of samples.
 
     Returns:
         A :class:`Batch` (input, lengths, target); target is None for samples without.
 
     Raises:
-        ValueError: no samples; a sequence without steps where packed or jagged layouts have no
-            place for it; sequences that differ in more than their length.
-        TypeError: a sequence that is not a tensor.
+        ValueError: no samples; samples that are no pairs; a sequence without steps where packed or
+            jagged layouts have no place for it; sequences that differ in more than their length;
+            targets of steps that are not as long as their sequences; ``targets`` is None, and all
+            sequences and targets have one length, so that either may be meant.
+        TypeError: a sequence that is not a tensor; samples that are dicts.
 
     Example::
 
@@ -62,9 +68,13 @@ def collate(
     """
     if layout not in ("padded", "packed", "jagged"):
         raise ValueError(f"layout is {layout!r}, expected 'padded', 'packed' or 'jagged'")
+    if targets not in ("sample", "step", None):
+        raise ValueError(f"targets is {targets!r}, expected 'sample', 'step' or None")
     if not samples:
         raise ValueError("samples is empty, expected at least one sequence")
     paired = not isinstance(samples[0], Tensor)
+    if paired:
+        _check_pairs(samples)
     sequences = [sample[0] for sample in samples] if paired else list(samples)
     _check_sequences(sequences, layout)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
@@ -78,14 +88,46 @@ def collate(
 
     if not paired:
         return Batch(lay_out(sequences), lengths)
-    targets = [sample[1] for sample in samples]
-    by_step = all(
-        isinstance(target, Tensor) and target.dim() > 0 and len(target) == len(sequence)
-        for sequence, target in zip(sequences, targets, strict=True)
-    )
-    return Batch(
-        lay_out(sequences), lengths, lay_out(targets) if by_step else default_collate(targets)
-    )
+    given = [sample[1] for sample in samples]
+    by_step = _are_of_steps(given, lengths.tolist(), targets)
+    return Batch(lay_out(sequences), lengths, lay_out(given) if by_step else default_collate(given))
+
+
+def _are_of_steps(given: list[Any], lengths: list[int], targets: Targets | None) -> bool:
+    """Whether targets have an entry a step."""
+    counts = [len(t) if isinstance(t, Tensor) and t.dim() > 0 else None for t in given]
+    if targets == "step" and counts != lengths:
+        index = next(
+            i for i, pair in enumerate(zip(counts, lengths, strict=True)) if len({*pair}) > 1
+        )
+        raise ValueError(
+            f"target {index} must be a tensor with an entry for each of {lengths[index]} steps, "
+            f"got {_described(given[index])}"
+        )
+    if targets is None and counts == lengths and len(set(lengths)) == 1:
+        raise ValueError(
+            f"all sequences and all targets of this batch have length {lengths[0]}: say "
+            "targets='step' if a target has an entry a step, or 'sample'"
+        )
+    return targets == "step" or (targets is None and counts == lengths)
+
+
+def _described(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_pairs(samples: Sequence[Any]) -> None:
+    for index, sample in enumerate(samples):
+        if isinstance(sample, Mapping):
+            raise TypeError(
+                f"sample {index} is a {type(sample).__name__}, expected a tensor or a pair: give "
+                "collate_fn=lambda samples: collate([(s['input'], s['target']) for s in samples])"
+            )
+        if not isinstance(sample, (str, Tensor)) and len(sample) != 2:
+            raise ValueError(
+                f"sample {index} has {len(sample)} items, expected a pair (sequence, target); the "
+                "target may be a tuple or a dict"
+            )
 
 
 def _check_sequences(sequences: list[Any], layout: Layout) -> None:
@@ -267,6 +309,11 @@ def masked_loss(
 
 
 def _mask_of(input: Tensor, lengths: Tensor, batch_first: bool) -> Tensor:
+    if input.is_nested:
+        raise ValueError(
+            "input is a nested tensor, expected a padded one: input.to_padded_tensor(0.0), with "
+            "batch_first=True"
+        )
     if input.dim() < 2:
         raise ValueError(f"input has shape {tuple(input.shape)}, expected time and batch first")
     N, T = input.shape[:2] if batch_first else input.shape[1::-1]

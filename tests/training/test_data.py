@@ -61,6 +61,64 @@ def test_targets_of_a_sample_and_of_a_step(layout):
         assert torch.equal(x[:, 0], y)
 
 
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 5]])
+def test_targets_are_laid_out_as_the_argument_says(lengths):
+    """Whatever lengths a batch happens to have."""
+    pairs = [(x, torch.arange(3)) for x in sequences(4, lengths=lengths)]
+    assert collate(pairs, targets="sample").target.shape == (2, 3)
+    steps = [(x, x[:, 0]) for x, _ in pairs]
+    assert collate(steps, targets="step").target.shape == (max(lengths), 2)
+
+
+def test_targets_that_may_be_of_either_are_refused():
+    pairs = [(x, torch.arange(3)) for x in sequences(4, lengths=[3, 3])]
+    with pytest.raises(
+        ValueError, match="all targets of this batch have length 3: say targets='step'"
+    ):
+        collate(pairs)
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [(torch.arange(4), r"shape \(4,\)"), (torch.tensor(1), r"shape \(\)"), (5, "int")],
+)
+def test_targets_of_steps_are_as_long_as_sequences(target, got):
+    x, y = sequences(4, lengths=[3, 5])
+    with pytest.raises(
+        ValueError, match=f"target 1 must be a tensor with an entry for each of 5 steps, got {got}"
+    ):
+        collate([(x, x[:, 0]), (y, target)], targets="step")
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "text"),
+    [
+        ((torch.zeros(3, 1), 0, 1), ValueError, "sample 0 has 3 items, expected a pair"),
+        ((torch.zeros(3, 1),), ValueError, "sample 0 has 1 items, expected a pair"),
+        (
+            {"x": torch.zeros(3, 1), "y": 0},
+            TypeError,
+            "sample 0 is a dict, expected a tensor or a pair",
+        ),
+    ],
+    ids=["three", "one", "dict"],
+)
+def test_samples_are_tensors_or_pairs(sample, error, text):
+    with pytest.raises(error, match=text):
+        collate([sample])
+
+
+def test_unknown_targets():
+    with pytest.raises(ValueError, match="targets is 'both', expected 'sample', 'step' or None"):
+        collate(sequences(2), targets="both")
+
+
+def test_a_mean_is_of_a_padded_tensor():
+    jagged = torch.nested.nested_tensor(sequences(2), layout=torch.jagged)
+    with pytest.raises(ValueError, match="input is a nested tensor, expected a padded one"):
+        masked_mean(jagged, torch.tensor(LENGTHS))
+
+
 def test_padding_value():
     batch = collate(sequences(2), padding_value=-7.0)
     past = ~length_mask(batch.lengths, 7)
