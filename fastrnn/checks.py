@@ -9,8 +9,8 @@ from __future__ import annotations
 import numbers
 import operator
 import warnings
-from collections.abc import Sequence
-from typing import SupportsIndex
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ def check_module_arguments(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got {dropout!r}"
         )
-    _check_bool("bias", bias)
-    _check_bool("batch_first", batch_first)
-    _check_bool("bidirectional", bidirectional)
+    check_bool("bias", bias)
+    check_bool("batch_first", batch_first)
+    check_bool("bidirectional", bidirectional)
     _check_positive("input_size", input_size)
     _check_positive("hidden_size", hidden_size)
     if not isinstance(num_layers, SupportsIndex) or operator.index(num_layers) <= 0:
@@ -87,7 +87,7 @@ def check_nonlinearity(nonlinearity: object) -> None:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
-def _check_bool(name: str, flag: object) -> None:
+def check_bool(name: str, flag: object) -> None:
     if not isinstance(flag, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__} {flag!r}")
 
@@ -104,17 +104,16 @@ def check_states(
 ) -> tuple[Tensor, ...]:
     """An initial or reset state as a tuple of tensors: (h_0,), or (h_0, c_0) for an LSTM."""
     states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
-    given = ", ".join(type(state).__name__ for state in states)
+    given = type(hx).__name__
+    if isinstance(hx, (tuple, list)):
+        given += f" of ({', '.join(type(state).__name__ for state in states)})"
     if has_cell_state and (len(states) != 2 or not isinstance(hx, (tuple, list))):
         raise RuntimeError(
-            f"{name}: lstm expects two hidden states, {argument} = (h_0, c_0), "
-            f"got {type(hx).__name__} of ({given})"
+            f"{name}: lstm expects two hidden states, {argument} = (h_0, c_0), got {given}"
         )
     if not all(isinstance(state, Tensor) for state in states) or len(states) != 1 + has_cell_state:
         expected = "a tuple (h_0, c_0) of two tensors" if has_cell_state else "a tensor h_0"
-        raise TypeError(
-            f"{name}: {argument} must be {expected}, got {type(hx).__name__} of ({given})"
-        )
+        raise TypeError(f"{name}: {argument} must be {expected}, got {given}")
     return states
 
 
@@ -146,9 +145,10 @@ def check_state_ranks(states: Sequence[Tensor], batched: bool, argument: str = "
 
 def check_dtype(input: Tensor, weight: Tensor) -> None:
     if input.dtype != weight.dtype:
+        of_model = f", or convert model: model.to({input.dtype})" * (input.dtype in DTYPES)
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
-            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+            f"Convert input: input.to({weight.dtype}){of_model}"
         )
     if input.dtype not in DTYPES:
         raise ValueError(
@@ -203,7 +203,7 @@ def check_state_shapes(
 
 
 def check_direction(reverse: object, bidirectional: bool) -> None:
-    _check_bool("reverse", reverse)
+    check_bool("reverse", reverse)
     if reverse and bidirectional:
         raise ValueError("reverse=True is for layers of one direction, got bidirectional=True, too")
 
@@ -242,10 +242,50 @@ def _values_are_known(tensor: Tensor) -> bool:
     return not (traced or batched or tensor.device.type != "cpu")
 
 
-def check_lengths(lengths: object, input: Tensor, batched: bool) -> None:
+def lengths_tensor(lengths: object) -> Tensor:
+    """Lengths that came as a tensor, a list or an array."""
+    if isinstance(lengths, Tensor):
+        return lengths
+    try:
+        return torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            "lengths must be a tensor, a list or an array of N integers, "
+            f"got {type(lengths).__name__}"
+        ) from error
+
+
+def lengths_of_mask(
+    name: str, mask: object, input: object, batch_first: bool, lengths: object
+) -> Tensor:
+    """The lengths (N,) of samples whose valid steps a mask marks, (T, N) or (N, T)."""
+    if lengths is not None:
+        raise ValueError(f"{name}: mask= and lengths= say the same: give one")
+    if not isinstance(input, Tensor) or input.is_nested:
+        raise ValueError(f"{name}: mask= goes with a padded input, got {type(input).__name__}")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: mask must be a tensor, got {type(mask).__name__}")
+    if mask.shape != input.shape[:-1]:
+        raise ValueError(
+            f"{name}: mask must have shape {list(input.shape[:-1])}, the input's without features, "
+            f"got {list(mask.shape)}"
+        )
+    valid = mask != 0
+    time = 1 if batch_first and input.dim() == 3 else 0
+    starts_again = (valid.to(torch.int8).diff(dim=time) > 0).any()
+    words = (
+        f"{name}: mask marks a step after one that it leaves out; it can say lengths alone, the "
+        "first steps of each sample: give lengths=, and reset= where an episode starts inside"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(~starts_again, words)
+    elif starts_again:
+        raise ValueError(words)
+    return valid.sum(dim=time)
+
+
+def check_lengths(lengths: Tensor, input: Tensor, batched: bool) -> None:
     steps, batch = input.shape[:2]
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths must be a tensor of shape (N,), got {type(lengths).__name__}")
     on_device = "" if input.device.type == "cpu" else f" or {input.device}"
     integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     known = lengths.device.type == "cpu" or lengths.device == input.device
@@ -268,7 +308,7 @@ def check_lengths(lengths: object, input: Tensor, batched: bool) -> None:
             )
 
 
-def check_input_type(name: str, input: object, lengths: Tensor | None) -> None:
+def check_input_type(name: str, input: object, lengths: object) -> None:
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError(
@@ -293,6 +333,30 @@ def check_input_type(name: str, input: object, lengths: Tensor | None) -> None:
                 f"{name}: a nested input must be (N, *, input_size), its second dimension of any "
                 f"length, got {list(input.shape)}"
             )
+    else:
+        _check_strided(name, input)
+
+
+def _check_strided(name: str, input: Tensor) -> None:
+    if input.layout != torch.strided:
+        raise NotImplementedError(
+            f"{name}: there is no kernel for an input of layout {input.layout}: give "
+            "input.to_dense()"
+        )
+
+
+def weight_list(name: str, weights: object) -> list[Tensor]:
+    """The weights given to a function, which must be tensors."""
+    listed: list[Any] = list(weights) if isinstance(weights, Iterable) else [weights]
+    if all(isinstance(weight, Tensor) for weight in listed):
+        return listed
+    given = type(weights).__name__
+    if isinstance(weights, (tuple, list)):
+        given += f" of ({', '.join(type(weight).__name__ for weight in listed)})"
+    raise TypeError(
+        f"{name}: weights must be a list of tensors in the order of list(layer.parameters()), "
+        f"got {given}"
+    )
 
 
 def check_weight_count(name: str, given: int, each: int, num_layers: int, directions: int) -> None:
@@ -328,6 +392,12 @@ def check_stack(name: str, gates: int, stack: Sequence[ScanWeights], directions:
             raise RuntimeError(
                 f"{name}: weight_hh{label} has {R} columns, expected hidden_size = {H}"
             )
+
+
+def check_cell_input_type(name: str, input: object) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
+    _check_strided(name, input)
 
 
 def check_cell_dtype(input: Tensor, weight: Tensor) -> None:

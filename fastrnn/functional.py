@@ -50,9 +50,10 @@ def detach_state(state: Any) -> Any:
         return named(parts) if named else type(state)(parts)
     if state is None:
         return None
+    value = f" {state!r}" if isinstance(state, (int, float, str)) else ""
     raise TypeError(
         f"detach_state: state must be a tensor, a tuple or list of them, or None, "
-        f"got {type(state).__name__} {state!r}"
+        f"got {type(state).__name__}{value}"
     )
 
 
@@ -68,7 +69,7 @@ def rnn(
     dropout: float = 0.0,
     training: bool = False,
     bidirectional: bool = False,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     return_all_states: bool = False,
@@ -96,10 +97,11 @@ def rnn(
             depends on a seed from torch's generator, the layer and the element alone.
         training: whether dropout applies.
         bidirectional: run each layer in both directions, outputs side by side.
-        lengths: integer tensor (N,) on CPU, 0 to T each. Outputs at steps past a sample's length
-            are 0, its final state is that of its last step (of length 0: its initial state), and
-            the reverse direction starts there. With CUDA input they may lie there, too: then
-            nothing waits to check them, and values outside of [0, T] count as the nearest of those.
+        lengths: (N,), integers from 0 to T on CPU, in a tensor, list or array. Outputs at steps
+            past a sample's length are 0, its final state is that of its last step (of length 0:
+            its initial state), and the reverse direction starts there. With CUDA input they may lie
+            there, too: then nothing waits to check them, and values outside of [0, T] count as the
+            nearest of those.
         reset: bool tensor (T, N), (N, T) if ``batch_first`` or jagged, (T,) without a batch. True
             at the first step of a segment: the forward direction replaces the state before that
             step, the reverse direction the state with which it would leave it for the step before.
@@ -143,7 +145,7 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
     bidirectional: bool = False,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     return_all_states: bool = False,
@@ -176,7 +178,7 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     projection: bool = False,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     reset_state: tuple[Tensor, Tensor] | None = None,
     return_all_states: bool = False,
@@ -243,7 +245,7 @@ def run(
     batch_first: bool,
     dropout: float,
     bidirectional: bool,
-    lengths: Tensor | None,
+    lengths: Tensor | Sequence[int] | None,
     reset: Tensor | None,
     reset_state: Hidden | None,
     return_all_states: bool,
@@ -259,7 +261,9 @@ def run(
     """
     facts, directions = CELLS[cell], 2 if bidirectional else 1
     checks.check_input_type(name, input, lengths)
+    weights = checks.weight_list(name, weights)
     checks.check_direction(reverse, bidirectional)
+    checks.check_bool("recompute", recompute)
     checks.check_reset_state(reset, reset_state)
     count = 1 + facts.has_cell_state
     states = () if hx is None else checks.check_states(name, hx, facts.has_cell_state)

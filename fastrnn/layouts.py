@@ -121,6 +121,7 @@ def layout_of(name: str, input: Any, data: Tensor, batch_first: bool, lengths: A
     elif batch_first:
         data = data.transpose(0, 1)
     if lengths is not None:
+        lengths = checks.lengths_tensor(lengths)
         checks.check_lengths(lengths, data, batched)
         lengths = lengths.reshape(-1).to(torch.int64).contiguous()
     return Layout(input, data, data.size(1), batch_first and batched, batched, lengths)

@@ -23,7 +23,10 @@ def _load_library() -> str:
     """Load the compiled ops, or those that FASTRNN_LIBRARY names, and return the file's path."""
     override = os.environ.get("FASTRNN_LIBRARY")
     if override:
-        torch.ops.load_library(override)
+        try:
+            torch.ops.load_library(override)
+        except OSError as error:
+            raise OSError(f"fastrnn: FASTRNN_LIBRARY={override}: {error}") from error
         return override
     built = sorted(Path(__file__).parent.glob("_C*.so"))
     if not built:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import checks, eager, functional, ops, tracing
 from fastrnn.layers import is_recorded
 from fastrnn.ops import ScanWeights
+
+Lengths: TypeAlias = Tensor | Sequence[int]
+Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -98,6 +101,7 @@ class RecurrentModule(nn.Module):
             takes_projection=mode == "LSTM",
         )
         checks.check_direction(reverse, bidirectional)
+        checks.check_bool("recompute", recompute)
         self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -159,18 +163,20 @@ class RecurrentModule(nn.Module):
         self,
         input: Any,
         hx: Any,
-        lengths: Tensor | None,
+        lengths: Lengths | None,
+        mask: Tensor | None,
         reset: Tensor | None,
         reset_state: Any,
         return_all_states: bool,
     ) -> Any:
         """The results of a call: those of the short way if it may be taken."""
-        if lengths is None and reset_state is None and not return_all_states:
+        if lengths is None and mask is None and reset_state is None and not return_all_states:
             results = self._run_eagerly(input, hx, reset)
             if results is not None:
                 return results
         options = {
             "lengths": lengths,
+            "mask": mask,
             "reset": reset,
             "reset_state": reset_state,
             "return_all_states": return_all_states,
@@ -178,8 +184,11 @@ class RecurrentModule(nn.Module):
         leaf = tracing.fx_leaf(self, (input, hx), options)
         if leaf is not None:
             return leaf
+        name = self.mode.partition("_")[0]
+        if mask is not None:
+            lengths = checks.lengths_of_mask(name, mask, input, self.batch_first, lengths)
         return functional.run(
-            self.mode.partition("_")[0],
+            name,
             self._cell,
             input,
             hx,
@@ -189,7 +198,10 @@ class RecurrentModule(nn.Module):
             batch_first=self.batch_first,
             dropout=self.dropout if self.training else 0.0,
             bidirectional=self.bidirectional,
-            **options,
+            lengths=lengths,
+            reset=reset,
+            reset_state=reset_state,
+            return_all_states=return_all_states,
             recompute=self.recompute,
             reverse=self.reverse,
             projection=self.proj_size > 0,
@@ -246,7 +258,51 @@ class RecurrentModule(nn.Module):
         return ", ".join(parts)
 
 
-class RNN(RecurrentModule):
+class _HiddenStateModule(RecurrentModule):
+    """The base of RNN and GRU, whose state is one tensor."""
+
+    @overload
+    def forward(
+        self,
+        input: Sequences,
+        hx: Tensor | None = ...,
+        *,
+        lengths: Lengths | None = ...,
+        mask: Tensor | None = ...,
+        reset: Tensor | None = ...,
+        reset_state: Tensor | None = ...,
+        return_all_states: Literal[False] = ...,
+    ) -> tuple[Sequences, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Sequences,
+        hx: Tensor | None = ...,
+        *,
+        lengths: Lengths | None = ...,
+        mask: Tensor | None = ...,
+        reset: Tensor | None = ...,
+        reset_state: Tensor | None = ...,
+        return_all_states: Literal[True],
+    ) -> tuple[Sequences, Tensor, functional.AllStates]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> Any:
+        """Run the layers over a sequence; as :mod:`fastrnn.functional`'s functions, with a mask."""
+        return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states)
+
+
+class RNN(_HiddenStateModule):
     r"""Elman network, a drop-in for :class:`torch.nn.RNN`.
 
     :math:`h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`, :math:`\phi` tanh or relu.
@@ -274,7 +330,10 @@ class RNN(RecurrentModule):
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor (N, *, I).
         hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
-        lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
+            each sample's last.
+        mask: (T, N), (N, T) if ``batch_first``, (T,) without a batch: lengths said by nonzero
+            entries, which must be the first steps of each sample.
         reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
             first step of a segment, before which (in reverse: after which) the state is replaced.
         reset_state: as hx; what the state is replaced by, instead of zeros.
@@ -321,21 +380,8 @@ class RNN(RecurrentModule):
         )  # fmt: skip
         self.nonlinearity = nonlinearity
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-        reset_state: Tensor | None = None,
-        return_all_states: bool = False,
-    ) -> Any:
-        """Run the layers over a sequence; as :func:`fastrnn.functional.rnn`."""
-        return self._run(input, hx, lengths, reset, reset_state, return_all_states)
 
-
-class GRU(RecurrentModule):
+class GRU(_HiddenStateModule):
     r"""Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`.
 
     :math:`r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr})`, z likewise,
@@ -348,7 +394,10 @@ class GRU(RecurrentModule):
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor (N, *, I).
         hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
-        lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
+            each sample's last.
+        mask: (T, N), (N, T) if ``batch_first``, (T,) without a batch: lengths said by nonzero
+            entries, which must be the first steps of each sample.
         reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
             first step of a segment, before which (in reverse: after which) the state is replaced.
         reset_state: as hx; what the state is replaced by, instead of zeros.
@@ -393,19 +442,6 @@ class GRU(RecurrentModule):
             proj_size, device, dtype, recompute, reverse,
         )  # fmt: skip
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-        reset_state: Tensor | None = None,
-        return_all_states: bool = False,
-    ) -> Any:
-        """Run the layers over a sequence; as :func:`fastrnn.functional.gru`."""
-        return self._run(input, hx, lengths, reset, reset_state, return_all_states)
-
 
 class LSTM(RecurrentModule):
     r"""Long short-term memory, a drop-in for :class:`torch.nn.LSTM`.
@@ -426,7 +462,10 @@ class LSTM(RecurrentModule):
             a jagged nested tensor (N, *, I).
         hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), with 1 for N if all samples share them, without
             N if the input has none.
-        lengths: (N,), integers on CPU; output is 0 past them, states are each sample's last.
+        lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
+            each sample's last.
+        mask: (T, N), (N, T) if ``batch_first``, (T,) without a batch: lengths said by nonzero
+            entries, which must be the first steps of each sample.
         reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
             first step of a segment, before which (in reverse: after which) the state is replaced.
         reset_state: as hx; what the state is replaced by, instead of zeros.
@@ -472,18 +511,45 @@ class LSTM(RecurrentModule):
             proj_size, device, dtype, recompute, reverse,
         )  # fmt: skip
 
+    @overload
+    def forward(
+        self,
+        input: Sequences,
+        hx: tuple[Tensor, Tensor] | None = ...,
+        *,
+        lengths: Lengths | None = ...,
+        mask: Tensor | None = ...,
+        reset: Tensor | None = ...,
+        reset_state: tuple[Tensor, Tensor] | None = ...,
+        return_all_states: Literal[False] = ...,
+    ) -> tuple[Sequences, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Sequences,
+        hx: tuple[Tensor, Tensor] | None = ...,
+        *,
+        lengths: Lengths | None = ...,
+        mask: Tensor | None = ...,
+        reset: Tensor | None = ...,
+        reset_state: tuple[Tensor, Tensor] | None = ...,
+        return_all_states: Literal[True],
+    ) -> tuple[Sequences, tuple[Tensor, Tensor], functional.AllStates]: ...
+
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Lengths | None = None,
+        mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`."""
-        return self._run(input, hx, lengths, reset, reset_state, return_all_states)
+        """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`, with a mask."""
+        return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states)
 
 
 class RecurrentCell(nn.Module):
@@ -553,6 +619,7 @@ class RecurrentCell(nn.Module):
 
     def _step_with_checks(self, input: Tensor, hx: Any) -> Sequence[Tensor]:
         cell, name = self._cell, type(self).__name__
+        checks.check_cell_input_type(name, input)
         count = 1 + ops.CELLS[cell].has_cell_state
         states = () if hx is None else checks.check_states(name, hx, count == 2)
         packed = self._packed_weights(input, states)

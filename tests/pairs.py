@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from common import DEVICE, gradients, random
 from torch import nn
 
 import fastrnn
+from fastrnn import dropin
 
 LAYERS = ("RNN", "GRU", "LSTM")
 I, H, T, N = 5, 9, 7, 4
 
 
-def make_pair(name, options=None, dtype=torch.float64, size=(I, H)):
+# Our classes as constructors give them, and as accelerate does.
+OURS = pytest.mark.parametrize("ours", [fastrnn, dropin], ids=["fastrnn", "accelerated"])
+
+
+def make_pair(name, options=None, dtype=torch.float64, size=(I, H), ours=fastrnn):
     """torch.nn's module and ours, each made from the same seed."""
     pair = []
-    for package in (nn, fastrnn):
+    for package in (nn, ours):
         torch.manual_seed(0)
         module = getattr(package, name)(*size, dtype=dtype, **(options or {}))
         pair.append(module.to(DEVICE))

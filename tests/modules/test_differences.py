@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import flatten
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import fastrnn
 
@@ -73,21 +75,36 @@ def test_states_of_one_sample_are_shared_by_all(layer, x):
         nn.LSTM(3, 4)(x, shared)
 
 
-@pytest.mark.parametrize("lengths", [[5, 3], torch.tensor([5, 3]).numpy()], ids=["list", "numpy"])
-def test_lengths_are_a_tensor(layer, x, lengths):
-    with pytest.raises(TypeError, match="lengths must be a tensor"):
-        layer(x, lengths=lengths)
-
-
 def test_types_without_a_kernel(layer, x):
     with pytest.raises(ValueError, match="complex64"):
         fastrnn.LSTM(3, 4, dtype=torch.complex64)(x.to(torch.complex64))
-    with pytest.raises(NotImplementedError):
-        layer(x.to_sparse())
 
 
-def test_inference_tensors_do_not_train(layer):
+def test_every_cell_follows_autocast():
+    x = torch.randn(2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for name in ("RNNCell", "GRUCell", "LSTMCell"):
+            ours, theirs = (flatten(getattr(package, name)(3, 4)(x)) for package in (fastrnn, nn))
+            assert {state.dtype for state in ours} == {torch.bfloat16}
+            kept = torch.bfloat16 if name == "RNNCell" else torch.float32
+            assert {state.dtype for state in theirs} == {kept}
+
+
+MADE = {
+    "input": lambda made: {"input": made(5, 2, 3)},
+    "state": lambda made: {"hx": (made(1, 2, 4), made(1, 2, 4))},
+    "lengths": lambda made: {"lengths": made(2).long() + 5},
+    "reset": lambda made: {"reset": made(5, 2) > 0},
+}
+
+
+@pytest.mark.parametrize("arguments", MADE.values(), ids=list(MADE))
+def test_what_inference_mode_made_may_train(layer, x, arguments):
+    """torch.nn's layers take it where they run through oneDNN."""
     with torch.inference_mode():
-        made = torch.randn(5, 2, 3)
-    with pytest.raises(RuntimeError, match="nference"):
-        layer(made)
+        made = arguments(torch.zeros)
+    output = layer(**({"input": x} | made))[0]
+    (slope,) = torch.autograd.grad(output.sum(), layer.weight_hh_l0)
+    clones = {name: tree_map(torch.clone, value) for name, value in made.items()}
+    expected = torch.autograd.grad(layer(**({"input": x} | clones))[0].sum(), layer.weight_hh_l0)
+    assert torch.equal(slope, expected[0])

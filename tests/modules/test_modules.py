@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, gradients
-from pairs import LAYERS, H, I, N, T, flatten, make_inputs, make_pair, run
+from pairs import LAYERS, OURS, H, I, N, T, flatten, make_inputs, make_pair, run
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
@@ -40,13 +40,14 @@ def known_dropout(options):
     return options if DEVICE == "cpu" else {k: v for k, v in options.items() if k != "dropout"}
 
 
+@OURS
 @pytest.mark.gpu
 @pytest.mark.parametrize("with_state", [False, True], ids=["no hx", "hx"])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
-def test_matches_torch(name, options, with_state):
+def test_matches_torch(name, options, with_state, ours):
     """Dropout gives the same numbers, too, once torch.nn's module drops the same elements."""
     options = known_dropout(options)
-    reference, fast = make_pair(name, options)
+    reference, fast = make_pair(name, options, ours=ours)
     x, hx = make_inputs(name, options)
     hx = hx if with_state else None
     with OurMasks(**options):
@@ -145,9 +146,10 @@ def test_layout_of_the_input_does_not_matter(name):
     assert all(torch.equal(a, b) for a, b in zip(broadcast, copied, strict=True))
 
 
+@OURS
 @pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
-def test_same_initial_values_and_names(name, options):
-    reference, fast = make_pair(name, options)
+def test_same_initial_values_and_names(name, options, ours):
+    reference, fast = make_pair(name, options, ours=ours)
     expected, actual = reference.state_dict(), fast.state_dict()
     assert list(expected) == list(actual)
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
@@ -157,10 +159,11 @@ def test_same_initial_values_and_names(name, options):
     assert fast.flatten_parameters() is None
 
 
+@OURS
 @pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
-def test_state_dicts_load_both_ways(name, options):
+def test_state_dicts_load_both_ways(name, options, ours):
     options = {key: value for key, value in options.items() if key != "dropout"}
-    reference, fast = make_pair(name, options)
+    reference, fast = make_pair(name, options, ours=ours)
     x, hx = make_inputs(name, options)
     for module in (reference, fast):
         module.reset_parameters()
@@ -179,14 +182,15 @@ def saved_and_loaded(module):
     return torch.load(buffer, weights_only=False)
 
 
+@OURS
 @pytest.mark.parametrize(
     "copier",
     [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded],
     ids=["deepcopy", "pickle", "torch.save"],
 )
 @pytest.mark.parametrize("name", LAYERS + CELLS)
-def test_copies(name, copier):
-    fast = make_pair(name)[1]
+def test_copies(name, copier, ours):
+    fast = make_pair(name, ours=ours)[1]
     x = torch.randn(3, I, dtype=torch.float64)
     clone = copier(fast)
     assert all(torch.equal(a, b) for a, b in zip(flatten(clone(x)), flatten(fast(x)), strict=True))
@@ -214,12 +218,13 @@ def test_signatures_are_torchs(name):
     assert list(inspect.signature(kind.forward).parameters)[: len(expected)] == expected
 
 
+@OURS
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("options", [{}, {"bias": False}], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", CELLS)
-def test_cells(name, options, dtype, batched):
-    reference, fast = make_pair(name, options, dtype)
+def test_cells(name, options, dtype, batched, ours):
+    reference, fast = make_pair(name, options, dtype, ours=ours)
     assert repr(fast) == repr(reference)
     assert list(fast.state_dict()) == list(reference.state_dict())
     x, h, c = (torch.randn((N, size) if batched else (size,)).to(dtype) for size in (I, H, H))
@@ -242,22 +247,48 @@ def test_layers_take_numpy_counts():
     assert fast(torch.randn(5, 2, 3))[0].shape == (5, 2, 2)
 
 
-def test_lengths_of_any_layout_and_integer_type():
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        torch.tensor([[3, 9]] * N)[:, 0],
+        torch.tensor(3).expand(N),
+        torch.tensor([3] * N, dtype=torch.int32),
+        [3] * N,
+        (3,) * N,
+        np.array([3] * N),
+    ],
+    ids=["column", "expanded", "int32", "list", "tuple", "array"],
+)
+def test_lengths_of_any_layout_and_type(lengths):
     fast = make_pair("GRU")[1]
     x = make_inputs("GRU", {})[0]
     expected = fast(x, lengths=torch.tensor([3, 3, 3, 3]))[0]
-    table = torch.tensor([[3, 9]] * N)
-    for lengths in (
-        table[:, 0],
-        torch.tensor(3).expand(N),
-        torch.tensor([3] * N, dtype=torch.int32),
-    ):
-        assert torch.equal(fast(x, lengths=lengths)[0], expected)
+    assert torch.equal(fast(x, lengths=lengths)[0], expected)
 
 
-def test_names_that_torch_code_reads():
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_mask_says_lengths(name, batch_first, dtype):
+    options = {"batch_first": batch_first, "bidirectional": True}
+    fast = make_pair(name, options)[1]
+    x, hx = make_inputs(name, options)
+    lengths = torch.tensor([3, 7, 0, 4])
+    mask = fastrnn.data.length_mask(lengths, T, batch_first=batch_first).to(dtype)
+    expected = flatten(fast(x, hx, lengths=lengths))
+    assert all(map(torch.equal, flatten(fast(x, hx, mask=mask)), expected))
+
+
+def test_a_mask_of_one_sequence():
+    fast, x = make_pair("GRU")[1], make_inputs("GRU", {}, batched=False)[0]
+    mask = torch.arange(T) < 2
+    assert torch.equal(fast(x, mask=mask)[1], fast(x[:2])[1])
+
+
+@OURS
+def test_names_that_torch_code_reads(ours):
     for name, options in CASES:
-        reference, fast = make_pair(name, options)
+        reference, fast = make_pair(name, options, ours=ours)
         assert fast._all_weights == reference._all_weights
         assert fast._flat_weights_names == reference._flat_weights_names
         assert all(map(torch.equal, fast._flat_weights, reference._flat_weights))
@@ -278,10 +309,11 @@ def test_backward_in_eval_mode(name):
     assert_all_close(run(fast.eval(), x, hx), run(reference.eval(), x, hx), torch.float64)
 
 
+@OURS
 @pytest.mark.parametrize("name", LAYERS)
-def test_frozen_weights(name):
+def test_frozen_weights(name, ours):
     """Frozen weights get no gradient, and those that are not get the same as before."""
-    fast = make_pair(name, {"num_layers": 2})[1]
+    fast = make_pair(name, {"num_layers": 2}, ours=ours)[1]
     x = make_inputs(name, {})[0].requires_grad_()
     expected = torch.autograd.grad(fast(x)[0].sum(), [x, fast.weight_hh_l1])
     fast.requires_grad_(False)
@@ -344,20 +376,22 @@ def test_only_what_is_needed_is_saved_and_computed(name, monkeypatch):
     assert asked == ["without gradients", ("save", True), needed, "without gradients"]
 
 
+@OURS
 @pytest.mark.parametrize("name", LAYERS)
-def test_func_grad(name):
-    reference, fast = make_pair(name)
+def test_func_grad(name, ours):
+    reference, fast = make_pair(name, ours=ours)
     x = make_inputs(name, {})[0]
     input_gradients = [torch.func.grad(lambda x, m=m: m(x)[0].sum())(x) for m in (reference, fast)]
     torch.testing.assert_close(*input_gradients)
 
 
+@OURS
 @pytest.mark.filterwarnings("ignore")  # torch warns of what it deprecates in itself
 @pytest.mark.parametrize("way", ["compile", "export"])
 @pytest.mark.parametrize(("name", "options"), [("GRU", {}), ("LSTM", OPTIONS["bidirectional"])])
-def test_traced_modules_train(name, options, way):
+def test_traced_modules_train(name, options, way, ours):
     """A compiled or exported module is one graph, and has the gradients of eager mode."""
-    reference, fast = make_pair(name, options)
+    reference, fast = make_pair(name, options, ours=ours)
     x = make_inputs(name, options)[0]
     torch._dynamo.reset()
     if way == "compile":
@@ -372,9 +406,10 @@ def run_traced(module, x):
     return results + gradients(results, list(module.parameters()))
 
 
+@OURS
 @pytest.mark.parametrize("name", LAYERS)
-def test_meta_device(name):
-    fast = getattr(fastrnn, name)(I, H, num_layers=2, bidirectional=True, device="meta")
+def test_meta_device(name, ours):
+    fast = getattr(ours, name)(I, H, num_layers=2, bidirectional=True, device="meta")
     output, states = fast(torch.empty(T, N, I, device="meta"))
     assert output.device.type == "meta"
     assert output.shape == (T, N, 2 * H)
@@ -421,9 +456,10 @@ def test_dropout_on_one_layer_warns_as_torch_does():
         fastrnn.LSTM(2, 3, num_layers=2, dropout=0.5)
 
 
-def test_weights_may_be_any_tensors():
+@OURS
+def test_weights_may_be_any_tensors(ours):
     """Tied, transposed and sliced weights need no flattening and give no warning."""
-    fast, tied = make_pair("GRU", {"num_layers": 2}, size=(H, H))[1], None
+    fast, tied = make_pair("GRU", {"num_layers": 2}, size=(H, H), ours=ours)[1], None
     tied = copy.deepcopy(fast)
     tied.weight_ih_l1 = tied.weight_hh_l0
     fast.weight_ih_l1.data.copy_(fast.weight_hh_l0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -168,6 +172,30 @@ OURS = [
     ("array as state", lambda: fastrnn.RNN(3, 4)(zeros(5, 2, 3), zeros(1, 2, 4).numpy()), TypeError,
      "hx must be a tensor h_0, got ndarray"),
     ("hidden_size of a cell", lambda: fastrnn.GRUCell(3, 0), ValueError, "hidden_size must be greater than zero"),
+    ("None for a cell", lambda: fastrnn.GRUCell(3, 4)(None), TypeError, "GRUCell: input must be a Tensor, got NoneType"),
+    ("array for a cell", lambda: fastrnn.LSTMCell(3, 4)(zeros(2, 3).numpy()), TypeError,
+     "LSTMCell: input must be a Tensor, got ndarray"),
+    ("sparse input", lambda: fastrnn.GRU(3, 4)(zeros(5, 2, 3).to_sparse()), NotImplementedError,
+     r"GRU: there is no kernel for an input of layout torch\.sparse_coo: give input\.to_dense\(\)"),
+    ("sparse input of a cell", lambda: fastrnn.RNNCell(3, 4)(zeros(2, 3).to_sparse()), NotImplementedError,
+     r"RNNCell: there is no kernel for an input of layout torch\.sparse_coo"),
+    ("integers cannot be a model's type", lambda: fastrnn.GRU(3, 4)(zeros(5, 2, 3, dtype=torch.int64)), ValueError,
+     r"Convert input: input\.to\(torch\.float32\)$"),
+    ("recompute text", lambda: fastrnn.RNN(3, 4, recompute="yes"), TypeError,
+     "recompute should be of type bool, got: str 'yes'"),
+    ("recompute int in functional", lambda: fastrnn.functional.rnn(
+        zeros(5, 2, 3), None, [zeros(4, 3), zeros(4, 4)], bias=False, recompute=1), TypeError,
+     "recompute should be of type bool, got: int 1"),
+    ("weights by name", lambda: fastrnn.functional.gru(
+        zeros(5, 2, 3), None, dict(fastrnn.GRU(3, 4).named_parameters())), TypeError,
+     r"GRU: weights must be a list of tensors in the order of list\(layer\.parameters\(\)\), got dict$"),
+    ("weights that are arrays", lambda: fastrnn.functional.rnn(
+        zeros(5, 2, 3), None, [zeros(4, 3).numpy(), zeros(4, 4)], bias=False), TypeError,
+     r"RNN: weights must be a list of tensors .*, got list of \(ndarray, Tensor\)"),
+    ("no weights at all", lambda: fastrnn.functional.rnn(zeros(5, 2, 3), None, None), TypeError,
+     r"RNN: weights must be a list of tensors .*, got NoneType$"),
+    ("detach_state of a dict", lambda: fastrnn.detach_state({"h": zeros(2)}), TypeError,
+     "detach_state: state must be a tensor, a tuple or list of them, or None, got dict$"),
     ("nonlinearity of a cell", lambda: fastrnn.RNNCell(3, 4, nonlinearity="gelu"), ValueError,
      "Unknown nonlinearity 'gelu'"),
     ("complex weights", lambda: fastrnn.functional.rnn(
@@ -178,7 +206,7 @@ OURS = [
      "bidirectional should be of type bool, got: int"),
     ("tensor as reset_state of an LSTM", lambda: fastrnn.LSTM(3, 4)(
         zeros(5, 2, 3), reset=marks(5, 2), reset_state=zeros(1, 2, 4)), RuntimeError,
-     r"LSTM: lstm expects two hidden states, reset_state = \(h_0, c_0\), got Tensor of \(Tensor\)"),
+     r"LSTM: lstm expects two hidden states, reset_state = \(h_0, c_0\), got Tensor$"),
     ("tuple as reset_state of a GRU", lambda: fastrnn.GRU(3, 4)(
         zeros(5, 2, 3), reset=marks(5, 2), reset_state=(zeros(1, 2, 4),) * 2), TypeError,
      r"GRU: reset_state must be a tensor h_0, got tuple of \(Tensor, Tensor\)"),
@@ -252,6 +280,21 @@ SEQUENCE_CONTROL = [
      r"^lengths\[0\] is 6, expected 0 <= length <= T = 5"),
     ("length beyond T, unbatched", {}, zeros(5, 3), {"lengths": torch.tensor(6)}, ValueError,
      r"^lengths\[0\] is 6, expected 0 <= length <= T = 5"),
+    ("lengths text", {}, zeros(5, 2, 3), {"lengths": "5, 2"}, TypeError,
+     "^lengths must be a tensor, a list or an array of N integers, got str"),
+    ("lengths a list of floats", {}, zeros(5, 2, 3), {"lengths": [5.0, 2.0]}, TypeError,
+     "^lengths must be an integer tensor on cpu, got torch.float32 on cpu"),
+    ("mask with a hole", {}, zeros(5, 2, 3), {"mask": torch.tensor([[1, 1], [0, 1], [1, 1], [0, 0], [0, 0]])}, ValueError,
+     "^{name}: mask marks a step after one that it leaves out; .* give lengths=, and reset="),
+    ("mask that starts late, batch first", {"batch_first": True}, zeros(2, 5, 3), {"mask": torch.eye(5)[:2]}, ValueError,
+     "^{name}: mask marks a step after one that it leaves out"),
+    ("shape of the mask", {}, zeros(5, 2, 3), {"mask": torch.ones(2, 5)}, ValueError,
+     r"^{name}: mask must have shape \[5, 2\], the input's without features, got \[2, 5\]"),
+    ("mask no tensor", {}, zeros(5, 2, 3), {"mask": [[1, 1]] * 5}, TypeError, "^{name}: mask must be a tensor, got list"),
+    ("mask and lengths", {}, zeros(5, 2, 3), {"mask": torch.ones(5, 2), "lengths": torch.tensor([5, 5])}, ValueError,
+     "^{name}: mask= and lengths= say the same"),
+    ("mask of a packed input", {}, packed(), {"mask": torch.ones(5, 2)}, ValueError,
+     "^{name}: mask= goes with a padded input, got PackedSequence"),
     ("lengths float", {}, zeros(5, 2, 3), {"lengths": torch.ones(2)}, TypeError,
      "^lengths must be an integer tensor on cpu, got torch.float32 on cpu"),
     ("lengths bool", {}, zeros(5, 2, 3), {"lengths": marks(2)}, TypeError,
@@ -264,10 +307,8 @@ SEQUENCE_CONTROL = [
      r"^lengths must have shape \(1,\), one per sample, got \[2\]"),
     ("lengths on meta", {}, zeros(5, 2, 3), {"lengths": zeros(2, dtype=torch.int64, device="meta")}, TypeError,
      "^lengths must be an integer tensor on cpu, got torch.int64 on meta"),
-    ("lengths list", {}, zeros(5, 2, 3), {"lengths": [5, 2]}, TypeError,
-     r"^lengths must be a tensor of shape \(N,\), got list"),
-    ("lengths int", {}, zeros(5, 3), {"lengths": 5}, TypeError,
-     r"^lengths must be a tensor of shape \(N,\), got int"),
+    ("lengths int", {}, zeros(5, 2, 3), {"lengths": 5}, ValueError,
+     r"^lengths must have shape \(2,\), one per sample, got \[\]"),
     ("reset shape", {}, zeros(5, 2, 3), {"reset": marks(2, 5)}, ValueError,
      r"^{name}: reset must have shape \[5, 2\], a mark for each step of each sample, got \[2, 5\]"),
     ("reset shape, batch first", {"batch_first": True}, zeros(2, 5, 3), {"reset": marks(5, 2)}, ValueError,
@@ -361,3 +402,27 @@ def test_device_without_a_kernel(monkeypatch):
 
     with pytest.raises(NotImplementedError, match="no kernel for device 'mps'"):
         ops.scan("gru", Elsewhere(), None, None, ops.ScanWeights(None, None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["/nowhere/fastrnn.so", __file__], ids=["missing", "no library"])
+def test_a_library_that_cannot_be_loaded_is_named_with_its_variable(path):
+    run = subprocess.run(
+        [sys.executable, "-c", "import fastrnn"],
+        env={**os.environ, "FASTRNN_LIBRARY": path},
+        capture_output=True,
+        text=True,
+    )
+    assert f"OSError: fastrnn: FASTRNN_LIBRARY={path}: " in run.stderr
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own
+def test_a_mask_is_checked_in_a_graph():
+    torch._dynamo.reset()
+    gru, x = fastrnn.GRU(3, 4), torch.randn(5, 2, 3)
+    compiled = torch.compile(
+        lambda x, mask: gru(x, mask=mask)[0], fullgraph=True, backend="aot_eager"
+    )
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [0, 0]])
+    assert torch.equal(compiled(x, mask), gru(x, lengths=[3, 2])[0])
+    with pytest.raises(RuntimeError, match="GRU: mask marks a step after one that it leaves out"):
+        compiled(x, 1 - mask)

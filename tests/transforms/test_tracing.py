@@ -5,25 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from common import assert_all_close, gradients
-from pairs import flatten
+from pairs import LAYERS, OURS, flatten
 from torch import nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
 from torch.ao.quantization.quantize_fx import prepare_fx
 
 import fastrnn
-from fastrnn import dropin
-
-OURS = pytest.mark.parametrize("package", [fastrnn, dropin], ids=["fastrnn", "accelerated"])
-LAYERS = ("RNN", "GRU", "LSTM")
 
 
 class Model(nn.Module):
     """A layer with a state and a keyword, and a cell with and without a state."""
 
-    def __init__(self, package):
+    def __init__(self, ours):
         super().__init__()
-        self.rnn = package.LSTM(3, 4)
-        self.cell = package.LSTMCell(4, 4)
+        self.rnn = ours.LSTM(3, 4)
+        self.cell = ours.LSTMCell(4, 4)
 
     def forward(self, x, state):
         output, (h_n, _) = self.rnn(x, hx=(state, state))
@@ -38,8 +34,8 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @OURS
-def test_modules_are_leaves_of_an_fx_trace(package, inputs):
-    model = Model(package)
+def test_modules_are_leaves_of_an_fx_trace(ours, inputs):
+    model = Model(ours)
     traced = torch.fx.symbolic_trace(model)
     kinds = [node.op for node in traced.graph.nodes]
     assert kinds.count("call_module") == 3 and "get_attr" not in kinds
@@ -68,26 +64,26 @@ def test_a_layer_alone_cannot_be_traced_by_fx():
 
 @pytest.mark.filterwarnings("ignore")  # torch.ao's own
 @OURS
-def test_quantization_prepares_a_model_around_our_modules(package, inputs):
-    model = Model(package).eval()
+def test_quantization_prepares_a_model_around_our_modules(ours, inputs):
+    model = Model(ours).eval()
     prepared = prepare_fx(model, get_default_qconfig_mapping(), inputs)
-    assert type(prepared.rnn) is package.LSTM
+    assert type(prepared.rnn) is ours.LSTM
     torch.testing.assert_close(prepared(*inputs), model(*inputs))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.ao's own
 @OURS
-def test_dynamic_quantization_leaves_our_layers(package, inputs):
-    quantized = quantize_dynamic(Model(package), {nn.LSTM})
-    assert type(quantized.rnn) is package.LSTM
+def test_dynamic_quantization_leaves_our_layers(ours, inputs):
+    quantized = quantize_dynamic(Model(ours), {nn.LSTM})
+    assert type(quantized.rnn) is ours.LSTM
 
 
 @pytest.mark.filterwarnings("ignore")  # of the tracer, of every size it meets
 @pytest.mark.parametrize("with_gradients", [True, False], ids=["grad", "no grad"])
 @pytest.mark.parametrize("name", LAYERS)
 @OURS
-def test_a_trace_of_jit_serves_training_and_inference(package, name, with_gradients, tmp_path):
-    layer = getattr(package, name)(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+def test_a_trace_of_jit_serves_training_and_inference(ours, name, with_gradients, tmp_path):
+    layer = getattr(ours, name)(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
     with torch.set_grad_enabled(with_gradients):
         traced = torch.jit.trace(layer, (torch.randn(5, 2, 3, dtype=torch.float64),))
     traced.save(tmp_path / "traced.pt")
@@ -110,6 +106,6 @@ def with_gradients_of(module, x):
     "make", [lambda p: p.LSTM(3, 4), lambda p: p.GRUCell(3, 4)], ids=["LSTM", "GRUCell"]
 )
 @OURS
-def test_script_says_what_to_do(package, make):
+def test_script_says_what_to_do(ours, make):
     with pytest.raises(RuntimeError, match=r"call fastrnn\.decelerate\(model\) first"):
-        torch.jit.script(nn.Sequential(make(package)))
+        torch.jit.script(nn.Sequential(make(ours)))
