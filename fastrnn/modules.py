@@ -1,6 +1,7 @@
 """RNN, GRU, LSTM and their cells: torch.nn's signatures, parameter names and initial values.
 
 They are not subclasses of torch.nn's modules: ``torch.compile`` refuses every instance of those.
+fastrnn/dropin.py has such, which :func:`fastrnn.accelerate` gives.
 """
 
 from __future__ import annotations
@@ -136,7 +137,14 @@ class RecurrentModule(nn.Module):
         """The weights, one list per layer and direction."""
         return [[getattr(self, name) for name in names] for names in weight_names(self)]
 
-    # Names that code written for torch.nn's modules reads.
+    # Names that code written for torch.nn's modules reads and calls; the forward does not.
+    __constants__ = nn.RNNBase.__constants__
+    check_input = nn.RNNBase.check_input
+    check_hidden_size = nn.RNNBase.check_hidden_size
+    check_forward_args = nn.RNNBase.check_forward_args
+    get_expected_hidden_size = nn.RNNBase.get_expected_hidden_size
+    permute_hidden = nn.RNNBase.permute_hidden
+
     @property
     def _all_weights(self) -> list[list[str]]:
         return weight_names(self)
@@ -146,8 +154,9 @@ class RecurrentModule(nn.Module):
         return flat_weight_names(self)
 
     @property
-    def _flat_weights(self) -> list[Tensor]:
-        return self._weights()
+    def _flat_weights(self) -> tuple[Tensor, ...]:
+        # In torch.nn's list an entry may be set, and counts. Here that raises.
+        return tuple(self._weights())
 
     def _weights(self) -> list[Tensor]:
         # This is a method because a property would report a missing weight as itself missing.
@@ -510,6 +519,10 @@ class LSTM(RecurrentModule):
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype, recompute, reverse,
         )  # fmt: skip
+
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     @overload
     def forward(

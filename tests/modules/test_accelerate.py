@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 import pytest
 import torch
 from common import OurMasks
+from pairs import OURS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import fastrnn
 from fastrnn import dropin
@@ -449,8 +450,73 @@ def test_weights_that_are_put_into_torchs_list_count():
     torch.testing.assert_close(torchs_list_is_used(layer, x), before)
 
 
-def test_whatever_torchs_layers_have_is_there():
-    theirs, layer = nn.LSTM(3, 4, proj_size=2), fastrnn.accelerate(nn.LSTM(3, 4, proj_size=2))
+def pruned(layer):
+    prune.random_unstructured(layer, "weight_hh_l0", 0.5)
+    prune.remove(layer, "weight_hh_l0")
+    return layer
+
+
+def with_dropped_weights(layer):
+    """As AWD-LSTM: a weight is computed anew for each call."""
+    raw = layer.weight_hh_l0
+    del layer._parameters["weight_hh_l0"]
+    layer.register_parameter("weight_hh_l0_raw", raw)
+    layer.register_forward_pre_hook(
+        lambda m, _: setattr(m, "weight_hh_l0", m.weight_hh_l0_raw * 0.5)
+    )
+    return layer
+
+
+def with_other_weights(layer):
+    weights = {name: weight * 2 for name, weight in layer.named_parameters()}
+    return lambda x: torch.func.functional_call(layer, weights, (x,))
+
+
+def with_assigned_state(layer):
+    layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}, assign=True)
+    return layer
+
+
+def remade_from_meta(layer):
+    state = layer.state_dict()
+    layer.to("meta").to_empty(device="cpu").load_state_dict(state)
+    return layer
+
+
+UTILITIES = [
+    pruned,
+    with_dropped_weights,
+    with_other_weights,
+    with_assigned_state,
+    remade_from_meta,
+    lambda layer: parametrizations.orthogonal(layer, "weight_hh_l0").eval(),
+    lambda layer: copy.deepcopy(parametrizations.weight_norm(layer, "weight_hh_l0")),
+    lambda layer: torch.optim.swa_utils.AveragedModel(layer),
+    lambda layer: nn.DataParallel(layer),
+]
+
+
+@pytest.mark.parametrize("utility", UTILITIES, ids=lambda u: u.__name__)
+def test_utilities_of_torch(utility):
+    """What takes a torch.nn layer takes an accelerated one, with the same result."""
+    results = []
+    for accelerated in (False, True):
+        torch.manual_seed(0)
+        layer = nn.LSTM(3, 4, num_layers=2, dtype=torch.float64)
+        if accelerated:
+            fastrnn.accelerate(layer)
+        x = torch.randn(5, 2, 3, dtype=torch.float64)
+        torch.manual_seed(1)
+        used = utility(layer)
+        for _ in range(2):  # a second call finds what the first left
+            results.append(used(x)[0])
+    for theirs, ours in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@OURS
+def test_checks_by_torchs_names_are_there(ours):
+    theirs, layer = nn.LSTM(3, 4, proj_size=2), ours.LSTM(3, 4, proj_size=2)
     x, h, c = torch.randn(5, 2, 3), torch.randn(1, 2, 2), torch.randn(1, 2, 4)
     assert layer.__constants__ == theirs.__constants__
     assert layer.get_expected_hidden_size(x, None) == (1, 2, 2)
@@ -460,7 +526,9 @@ def test_whatever_torchs_layers_have_is_there():
         layer.check_input(torch.randn(5, 2, 7), None)
     with pytest.raises(RuntimeError, match="Expected hidden size"):
         layer.check_hidden_size(h, (1, 3, 2))
+    assert ours.GRU(3, 4, 2).get_expected_hidden_size(x, None) == (2, 2, 4)
     order = torch.tensor([1, 0])
+    assert torch.equal(ours.GRU(3, 4).permute_hidden(h, order), h[:, [1, 0]])
     assert torch.equal(layer.permute_hidden((h, c), order)[0], h[:, [1, 0]])
     assert [len(weights) for weights in layer.all_weights] == [5]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from pairs import flatten
@@ -11,17 +9,6 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import fastrnn
-
-PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
-MISSING = (
-    "permute_hidden",
-    "check_input",
-    "check_hidden_size",
-    "check_forward_args",
-    "get_expected_hidden_size",
-    "get_expected_cell_size",
-    "__constants__",
-)
 
 
 @pytest.fixture
@@ -59,12 +46,8 @@ def test_flat_weights_are_read_only(layer):
     assert len(layer._flat_weights) == 4
     with pytest.raises(AttributeError):
         layer._flat_weights = []
-
-
-def test_methods_that_only_torch_nn_has(layer):
-    for name in MISSING:
-        assert hasattr(nn.LSTM, name) and not hasattr(layer, name)
-        assert name in PAGE.read_text()
+    with pytest.raises(TypeError):
+        layer._flat_weights[1] = layer.weight_hh_l0
 
 
 def test_states_of_one_sample_are_shared_by_all(layer, x):

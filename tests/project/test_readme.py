@@ -90,7 +90,7 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd):
             command = [sys.executable, *module, *options]
             subprocess.run(command, check=True, env=environment, timeout=240)
     printed = capfd.readouterr().out
-    assert "fastrnn.modules.LSTM" in printed and "3 trials" in printed
+    assert "fastrnn.dropin.LSTM" in printed and "3 trials" in printed
     assert names["loss"].isfinite() and (tmp_path / "tuning" / "best.toml").exists()
     assert list((tmp_path / "logs").iterdir()) and list((tmp_path / "run").iterdir())
 
