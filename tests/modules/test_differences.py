@@ -6,6 +6,7 @@ import pytest
 import torch
 from pairs import flatten
 from torch import nn
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.utils._pytree import tree_map
 
 import fastrnn
@@ -61,6 +62,27 @@ def test_states_of_one_sample_are_shared_by_all(layer, x):
 def test_types_without_a_kernel(layer, x):
     with pytest.raises(ValueError, match="complex64"):
         fastrnn.LSTM(3, 4, dtype=torch.complex64)(x.to(torch.complex64))
+
+
+class LooksLikeATensor:
+    """Has __torch_function__, and is no tensor."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return NotImplemented
+
+
+def test_what_is_no_tensor_is_refused(layer):
+    with pytest.raises(
+        TypeError, match="input must be a Tensor or a PackedSequence, got LooksLikeATensor"
+    ):
+        layer(LooksLikeATensor())
+
+
+def test_expanded_weights_are_refused(x):
+    layer = fastrnn.LSTM(3, 4, batch_first=True)
+    with pytest.raises(RuntimeError, match="Expanded Weights encountered but cannot handle"):
+        call_for_per_sample_grads(layer, batch_size=5)(x)
 
 
 def test_every_cell_follows_autocast():
