@@ -604,9 +604,9 @@ def _allow_in_graph() -> None:
 _allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _savable(tensor: Tensor) -> Tensor:
+def _savable(tensor: Tensor | None) -> Tensor | None:
     """Autograd saves no tensor that was made under inference_mode, but a copy of it."""
-    return tensor.clone() if tensor.is_inference() else tensor
+    return tensor if tensor is None or not tensor.is_inference() else tensor.clone()
 
 
 def _tf32_allowed() -> bool:
@@ -712,7 +712,7 @@ def scan(
     elif grad and any(t is not None and t.requires_grad for t in tensors):
         there, present = without_absent(tensors)
         call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32)
-        results = _EagerScan.apply(call, *schedule, *map(_savable, there))
+        results = _EagerScan.apply(call, *map(_savable, (*schedule, *there)))
     else:
         results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
     of = named(facts.results, results)
