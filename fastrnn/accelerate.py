@@ -209,7 +209,7 @@ def _name_of(kind: _Kind) -> str:
 
 def _faster(module: nn.Module, keep_type: bool, cells: bool) -> _Decision:
     if isinstance(module, torch.jit.ScriptModule):
-        compiled = module.original_name in {kind.__name__ for kind in _TORCH}
+        compiled = getattr(module, "original_name", "") in {kind.__name__ for kind in _TORCH}
         return "torch.jit compiled it; accelerate the model it was made of" if compiled else None
     kind = _unparametrized_class(module)
     if isinstance(module, _OURS):
@@ -330,7 +330,11 @@ def _change_class(module: nn.Module, target: _Kind) -> None:
         parametrize._inject_new_class(module)
         for name in parametrized:
             parametrize._inject_property(module, name)
-    if isinstance(module, nn.RNNBase) and (parametrized or not has_caches):
+    if not isinstance(module, nn.RNNBase):
+        return
+    if parametrized or not has_caches:
         # The list keeps what a parametrization computed; of that, with a graph, there is no copy.
         with torch.no_grad():
             module._init_flat_weights()
+    else:
+        module.flatten_parameters()  # which cuDNN wants, and an accelerated layer does not do

@@ -514,6 +514,16 @@ def test_utilities_of_torch(utility):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_weights_are_flattened_for_torch_nn_alone(monkeypatch):
+    """As cuDNN wants them; an accelerated layer that moves to a GPU leaves them where they are."""
+    flattened = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: flattened.append(type(self)))
+    layer = fastrnn.accelerate(nn.LSTM(3, 4))
+    flattened.clear()
+    fastrnn.decelerate(layer.double())
+    assert flattened == [nn.LSTM]
+
+
 @OURS
 def test_checks_by_torchs_names_are_there(ours):
     theirs, layer = nn.LSTM(3, 4, proj_size=2), ours.LSTM(3, 4, proj_size=2)

@@ -6,6 +6,8 @@ import copy
 import inspect
 import io
 import pickle
+import sys
+import typing
 import warnings
 
 import numpy as np
@@ -216,6 +218,16 @@ def test_signatures_are_torchs(name):
     assert {"device", "dtype"} <= set(arguments)
     expected = list(inspect.signature(getattr(nn, name).forward).parameters)
     assert list(inspect.signature(kind.forward).parameters)[: len(expected)] == expected
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads")
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_has_types(name):
+    """Its results have them, too: two, or with all states three."""
+    overloads = typing.get_overloads(getattr(fastrnn, name).forward)
+    results = [typing.get_args(typing.get_type_hints(each)["return"]) for each in overloads]
+    assert [len(parts) for parts in results] == [2, 3]
+    assert results[1][2] is fastrnn.AllStates
 
 
 @OURS
