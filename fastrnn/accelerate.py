@@ -220,17 +220,21 @@ def _faster(module: nn.Module, keep_type: bool, cells: bool) -> _Decision:
         return None
     if base in _CELLS and not cells:
         return "a cell, which may train slower; accelerate(model, cells=True) replaces it"
-    if kind is base:
-        target = (_DROP_IN if keep_type else _PLAIN)[base]
-        odd = None
-    elif keep_type:
-        target = dropin.subclass_over(kind, _DROP_IN[base])
-        odd = _odd_class(kind, base)
-    else:
-        return _SUBCLASS
+    target = _faster_class(kind, base, keep_type)
+    if not isinstance(target, type):
+        return target
     methods = {"forward", *_TORCH_STEPS}
     taken = _names_of_ours(base) - set(_TORCH_CACHES)
-    return odd or _odd_instance(module, methods, taken) or _without_kernel(module) or target
+    return _odd_instance(module, methods, taken) or _without_kernel(module) or target
+
+
+def _faster_class(kind: _Kind, base: _Kind, keep_type: bool) -> _Decision:
+    """For torch.nn's class, the base, or a user's subclass of it."""
+    if kind is base:
+        return (_DROP_IN if keep_type else _PLAIN)[base]
+    if not keep_type:
+        return _SUBCLASS
+    return _odd_class(kind, base) or dropin.subclass_over(kind, _DROP_IN[base])
 
 
 def _torchs(module: nn.Module) -> _Decision:
