@@ -22,7 +22,7 @@ from fastrnn.training.model import Config
 if TYPE_CHECKING:
     from fastrnn.training.loop import Trainer
 
-FORMAT = "fastrnn-train-2"
+FORMAT = "fastrnn-train-3"
 DOCUMENT = "run.json"
 PREFIX, ASIDE = "checkpoint-", ".tmp"
 

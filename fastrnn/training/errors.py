@@ -64,6 +64,11 @@ class OptionError(UsageError, ValueError):
         return (*blamed[1:], ": ", *self.message)
 
 
+def bad_data(where: object, message: str) -> OptionError:
+    """An error of the file, the line or the column that `where` names."""
+    return OptionError(Field("data", where), message)
+
+
 def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 

@@ -2,80 +2,123 @@
 
 NPZ: ``sequences`` (N, T, I) or (N, T), padded; ``lengths`` (N,), optional; ``labels``, optional.
 CSV: a row a step, under a header; ``sequence`` says which sequence a row belongs to (its rows
-follow each other), ``label``, optional, is the same in all of them; each other column is a feature.
-Labels that are whole numbers are classes, other numbers are regressed, words are classes by name;
-without labels each step's next one is predicted.
+follow each other), ``label``, optional, is the same in all of them, ``step``, optional, grows
+within a sequence; each other column is a feature.
+Labels that are whole numbers or words are classes, other numbers are regressed; without labels
+each step's next one is predicted.
 """
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from fastrnn.training.errors import Field, OptionError
-from fastrnn.training.tasks import CLASSIFICATION, NEXT_STEP, REGRESSION, Sequences, Task
+from fastrnn.training.csv_file import read_csv
+from fastrnn.training.errors import Field, OptionError, UsageError, bad_data, first_line
+from fastrnn.training.tasks import (
+    CLASSIFICATION,
+    NEXT_STEP,
+    REGRESSION,
+    Recordings,
+    Sequences,
+    Task,
+)
 
 
-def bad_data(where: Path | str, message: str) -> OptionError:
-    """An error of the file, the line or the column that `where` names."""
-    return OptionError(Field("data", where), message)
+def read_task(path: Path, kind: str | None, test: float | None = None) -> Task:
+    """The task of a file, or of a folder with train.npz or train.csv and maybe a test file.
+
+    Where there is no test file, `test` is the share of the sequences to test on, None a fifth.
+    """
+    if path.is_dir():
+        train, held_out = _part(path, "train"), _part(path, "test")
+        if train is None:
+            raise bad_data(path, "there is no train.npz or train.csv in it")
+    else:
+        train, held_out = path, None
+    if held_out is not None and test is not None:
+        raise OptionError(Field("test", test), f"there is {held_out}")
+    files = tuple(file for file in (train, held_out) if file is not None)
+    return _read_task(files, tuple(map(_state, files)), kind, test)
 
 
-def read_task(path: Path, kind: str | None) -> Task:
-    """The task of a file, or of a folder with train.npz or train.csv and maybe a test file."""
-    if not path.is_dir():
-        return _task_of_file(path, kind)[0]
-    parts = {part: _part(path, part) for part in ("train", "test")}
-    if parts["train"] is None:
-        raise bad_data(path, "there is no train.npz or train.csv in it")
-    task, classes = _task_of_file(parts["train"], kind)
-    if parts["test"] is None:
-        return task
-    test, labels = _read(parts["test"])
-    samples, _ = _labelled(parts["test"], test, labels, task.kind, classes)
-    for quantity, in_test, in_train in (
-        ("features", samples.x.size(-1), task.input_size),
-        ("numbers to predict", samples.labels.shape[1:], task.train.labels.shape[1:]),
-    ):
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when a file does."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1)  # Each trainer of a comparison and each trial of a search asks for it.
+def _read_task(
+    files: tuple[Path, ...], states: object, kind: str | None, share: float | None
+) -> Task:
+    train, *held_out = files
+    task, classes = _task_of_file(train, kind)
+    for test in held_out:
+        recordings = with_features(test, read_recordings(test), task.features)
+        samples, _ = _labelled(test, recordings, task.kind, classes)
+        in_test, in_train = samples.labels.shape[1:], task.train.labels.shape[1:]
         if in_test != in_train:
-            message = f"{in_test} {quantity}, {in_train} in {parts['train'].name}"
-            raise bad_data(parts["test"], message)
-    return replace(task, test=samples)
+            message = f"{in_test} numbers to predict, {in_train} in {train.name}"
+            raise bad_data(test, message)
+        return replace(task, test=samples)
+    return task.with_test(share)
 
 
-def _task_of_file(path: Path, kind: str | None) -> tuple[Task, list[Any] | None]:
-    """The task that trains and tests on one file, and its classes, None without any."""
-    samples, labels = _read(path)
-    kind = kind or _kind(labels)
-    samples, classes = _labelled(path, samples, labels, kind, None)
-    return Task(samples, samples, len(classes or ()), kind), classes
+def read_recordings(path: Path) -> Recordings:
+    """What a file holds."""
+    readers = {".npz": _read_npz, ".csv": read_csv}
+    if path.suffix.lower() not in readers:
+        raise bad_data(path, "expected a FILE.npz, a FILE.csv or a folder")
+    try:
+        return readers[path.suffix.lower()](path)
+    except UsageError:
+        raise
+    except UnicodeDecodeError as error:
+        raise bad_data(path, f"its text is not UTF-8: {first_line(error)}") from error
+    except Exception as error:  # A damaged file can raise anything.
+        text = first_line(error) or type(error).__name__
+        raise bad_data(path, f"cannot be read: {text}") from error
+
+
+def with_features(path: Path, recordings: Recordings, trained: Sequence[str]) -> Recordings:
+    """Recordings with the features that a model was trained on, in the order of its training."""
+    names = recordings.features
+    if names is None:  # NPZ has an order alone.
+        if recordings.x.size(-1) != len(trained):
+            message = f"{recordings.x.size(-1)} features, the model was trained on {len(trained)}"
+            raise bad_data(path, message)
+        return recordings
+    for name in [*trained, *names]:
+        if name not in names:
+            raise bad_data(path, f"there is no column {name}, which was trained on")
+        if name not in trained:
+            raise bad_data(path, f"there is a column {name}, which was not trained on")
+    order = [names.index(name) for name in trained]
+    return replace(recordings, x=recordings.x[..., order], features=list(trained))
+
+
+def _task_of_file(path: Path, kind: str | None) -> tuple[Task, list[Any]]:
+    """The task that trains and tests on one file, and its classes."""
+    recordings = read_recordings(path)
+    kind = kind or _kind(recordings.labels)
+    samples, classes = _labelled(path, recordings, kind, None)
+    features = recordings.features or [f"x{index}" for index in range(samples.x.size(-1))]
+    return Task(samples, samples, tuple(features), tuple(map(str, classes)), kind), classes
 
 
 def _part(folder: Path, part: str) -> Path | None:
     return next((p for p in (folder / f"{part}.npz", folder / f"{part}.csv") if p.is_file()), None)
 
 
-def _read(path: Path) -> tuple[Sequences, list[Any] | None]:
-    readers = {".npz": _read_npz, ".csv": _read_csv}
-    if path.suffix not in readers:
-        raise bad_data(path, "expected a FILE.npz, a FILE.csv or a folder")
-    try:
-        return readers[path.suffix](path)
-    except OptionError:
-        raise
-    except Exception as error:  # A damaged file can raise anything.
-        text = str(error).partition("\n")[0]
-        raise bad_data(path, f"cannot be read: {text or type(error).__name__}") from error
-
-
-def _read_npz(path: Path) -> tuple[Sequences, list[Any] | None]:
+def _read_npz(path: Path) -> Recordings:
     def fail(text: str) -> None:
         raise bad_data(path, text)
 
@@ -108,67 +151,13 @@ def _read_npz(path: Path) -> tuple[Sequences, list[Any] | None]:
     if labels is not None and labels.dtype.kind == "f":
         for index in np.argwhere(~np.isfinite(labels))[:1]:
             fail(f"labels{index.tolist()} is {labels[tuple(index)]}")
-    samples = Sequences(torch.tensor(x), torch.empty(len(x), 0), torch.tensor(lengths).long())
-    return samples, None if labels is None else labels.tolist()
-
-
-def _read_csv(path: Path) -> tuple[Sequences, list[Any] | None]:
-    names: list[str] = []  # one a sequence, in the order of the file
-    sequences: list[list[list[float]]] = []
-    labels: list[str] = []
-    with path.open(newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        features = [name for name in header if name not in ("sequence", "label")]
-        if "sequence" not in header or not features or len(set(header)) < len(header):
-            raise bad_data(
-                f"{path}, line 1",
-                f"columns {', '.join(header) or 'none'}; expected sequence, features and, at will, "
-                f"label, each once",
-            )
-        for cells in rows:
-            where = f"{path}, line {rows.line_num}"
-            if len(cells) != len(header):
-                raise bad_data(where, f"{len(cells)} fields, expected {len(header)}")
-            row = dict(zip(header, cells, strict=True))
-            step = [_number(row[name], f"{where}, {name}") for name in features]
-            if not names or row["sequence"] != names[-1]:
-                if row["sequence"] in names:
-                    raise bad_data(where, f"sequence {row['sequence']!r} was over already")
-                names.append(row["sequence"])
-                sequences.append([])
-                labels.append(row.get("label", ""))
-            elif row.get("label", "") != labels[-1]:
-                raise bad_data(f"{where}, label", f"{row['label']!r}, before it {labels[-1]!r}")
-            if "label" in row and not row["label"]:
-                raise bad_data(f"{where}, label", "it is empty")
-            sequences[-1].append(step)
-    if not sequences:
-        raise bad_data(path, "there are no rows")
-    tensors = [torch.tensor(sequence, dtype=torch.float64) for sequence in sequences]
-    lengths = torch.tensor([len(tensor) for tensor in tensors])
-    x = pad_sequence(tensors, batch_first=True)
-    values = [_value(label) for label in labels] if "label" in header else None
-    return Sequences(x, torch.empty(len(x), 0), lengths), values
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise bad_data(where, f"{text!r} is not a finite number")
-    return value
-
-
-def _value(text: str) -> Any:
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text
+    return Recordings(
+        torch.tensor(x),
+        torch.tensor(lengths).long(),
+        [str(index) for index in range(len(x))],
+        None,
+        None if labels is None else labels.tolist(),
+    )
 
 
 def _kind(labels: list[Any] | None) -> str:
@@ -180,23 +169,19 @@ def _kind(labels: list[Any] | None) -> str:
     return REGRESSION if listed or (numbers and not whole) else CLASSIFICATION
 
 
-def _classes(labels: list[Any] | None) -> list[Any]:
-    """Whole numbers are classes from 0 on; names are sorted."""
-    if all(isinstance(label, int) for label in labels or ()):
-        return list(range(1 + max(labels or (0,))))
-    return sorted(set(map(str, labels or ())))
-
-
 def _labelled(
-    path: Path, samples: Sequences, labels: list[Any] | None, kind: str, classes: list[Any] | None
-) -> tuple[Sequences, list[Any] | None]:
-    """Samples with labels as the kind of task wants them, and its classes, None without any."""
+    path: Path, recordings: Recordings, kind: str, classes: list[Any] | None
+) -> tuple[Sequences, list[Any]]:
+    """Samples with labels as the kind of task wants them, and its classes.
+
+    `classes` are those that were trained, None for training samples.
+    """
+    samples, labels = recordings.sequences, recordings.labels
     if kind == NEXT_STEP:
-        assert samples.lengths is not None
-        short = samples.lengths.lt(2).nonzero()
-        if len(short):
-            raise bad_data(path, f"sequence {int(short[0])} has one step and no next one")
-        return samples, None
+        for index in recordings.lengths.lt(2).nonzero()[:1, 0].tolist():
+            name = recordings.names[index]
+            raise bad_data(path, f"sequence {name} has one step and no next one")
+        return samples, []
     if labels is None:
         raise bad_data(path, f"there are no labels for {kind}")
     if kind == REGRESSION:
@@ -204,7 +189,7 @@ def _labelled(
             if isinstance(label, str):
                 raise bad_data(path, f"label {index} is {label!r}, expected a number")
         target = torch.tensor(labels, dtype=torch.float64).reshape(len(samples), -1)
-        return replace(samples, labels=target), None
+        return replace(samples, labels=target), []
     target, classes = _class_numbers(path, labels, classes)
     return replace(samples, labels=target), classes
 
@@ -212,12 +197,18 @@ def _labelled(
 def _class_numbers(
     path: Path, labels: list[Any], classes: list[Any] | None
 ) -> tuple[Tensor, list[Any]]:
+    """The number of each label's class, and the classes: whole numbers by size, or else words."""
     for index, label in enumerate(labels):
-        if isinstance(label, (float, list)) or (isinstance(label, int) and not 0 <= label < 2**20):
-            raise bad_data(path, f"label {index} is {label}, expected 0 to {2**20 - 1}")
-    trained = _classes(labels) if classes is None else classes
-    if all(isinstance(label, str) for label in trained):
+        if isinstance(label, list) or (isinstance(label, float) and not label.is_integer()):
+            raise bad_data(path, f"label {index} is {label}, expected a whole number or a word")
+    if any(isinstance(label, str) for label in classes or labels):
         labels = [str(label) for label in labels]
+    else:
+        labels = [label if isinstance(label, str) else int(label) for label in labels]
+    trained = sorted(set(labels)) if classes is None else classes
+    if len(trained) == 1:
+        message = f"every label is {trained[0]}; a classification needs two classes"
+        raise bad_data(path, message)
     numbers = {label: number for number, label in enumerate(trained)}
     for index, label in enumerate(labels):
         if label not in numbers:

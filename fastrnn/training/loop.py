@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,8 +33,18 @@ from fastrnn.training.errors import (
     first_line,
     require,
 )
-from fastrnn.training.model import LAYERS, Config, SequenceModel, load_task, loss_sum
+from fastrnn.training.model import (
+    ADAM_BETA1,
+    LAYERS,
+    Architecture,
+    Config,
+    SequenceModel,
+    batch_size_of,
+    load_task,
+    loss_sum,
+)
 from fastrnn.training.processes import Processes
+from fastrnn.training.progress import Progress, progress
 from fastrnn.training.report import History, Result
 from fastrnn.training.tasks import CLASSIFICATION, Sequences
 
@@ -78,10 +87,13 @@ class Trainer:
         self.task = load_task(config, self.device, dtype)
         sizes = (Field(name, getattr(config, name)) for name in ("hidden_size", "num_layers"))
         with blaming(*sizes):
-            model = SequenceModel(LAYERS[implementation], config, self.task)
+            architecture = Architecture.of(config, self.task)
+            model = SequenceModel(LAYERS[implementation], architecture)
             self.model = model.to(self.device, dtype)
         self.forward = self._distribute()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, betas=(ADAM_BETA1, 0.999)
+        )
         self.sampler = sampler_for(self.task.train, config, processes)
         self.train_batches = loader(self.task.train, self.sampler)
         steps = config.epochs * len(self.sampler)
@@ -116,6 +128,11 @@ class Trainer:
         elif self.processes.world > 1:
             return nn.parallel.DistributedDataParallel(self.model)
         return self.model
+
+    @property
+    def epoch(self) -> str:
+        """The present one, in words."""
+        return f"epoch {self.history.epochs + 1} of {self.config.epochs}"
 
     @property
     def finished(self) -> bool:
@@ -238,12 +255,12 @@ class Trainer:
     def evaluate(self, samples: Sequences) -> tuple[float, float]:
         """The mean loss, and the share classified correctly or the root of the mean square."""
         self.model.eval()
-        size = self.config.batch_size or len(samples)
+        size = batch_size_of(self.config, samples)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         rank, world = self.processes.rank, self.processes.world
         for start in range(0, len(samples), size):
             # A process without a sample runs the model too, because all of them gather shards.
-            batch = samples[list(range(len(samples)))[start : start + size][rank::world]]
+            batch = samples[list(range(start, min(start + size, len(samples))))[rank::world]]
             output = self.model(batch.x, batch.lengths)
             total, count = loss_sum(self.task.kind, output, batch)
             sums[0] += total
@@ -315,7 +332,7 @@ def trainers_for(
 
 def sampler_for(samples: Sequences, config: Config, processes: Processes) -> LengthGroupedSampler:
     """The sampler of training batches. A batch of all samples is not shuffled."""
-    size = config.batch_size or len(samples)
+    size = batch_size_of(config, samples)
     grouped = config.group_by_length and samples.lengths is not None
     lengths = samples.lengths if grouped else torch.zeros(len(samples), dtype=torch.int64)
     shuffle = size < len(samples)
@@ -359,9 +376,12 @@ class Watch:
     save: Path | None = None
     save_every: int | None = None
     log: Any | None = None
+    progress: Progress | None = None
     signal: int = 0
 
     def after_step(self, trainer: Trainer) -> None:
+        if self.progress is not None:
+            self.progress.update(trainer.step, f"{trainer.epoch}, loss {trainer.last['loss']:.4f}")
         if self.log is not None:
             for name, value in trainer.last.items():
                 tag = {"loss": "loss/train", "norm": "gradient_norm", "lr": "learning_rate"}[name]
@@ -432,12 +452,16 @@ def fit(
             if comparing:
                 say(trainer.implementation)
                 warm_up(trainer)
-            with logging(trainer, log_dir, comparing) as watch.log, progress_bar(trainer) as bar:
+            with (
+                logging(trainer, log_dir, comparing) as watch.log,
+                progress_of(trainer) as shown,
+            ):
+                watch.progress = shown
                 trainer.after_step = partial(watch.after_step, trainer)
                 while not trainer.finished:
                     trainer.run_epoch()
                     watch.after_epoch(trainer)
-                    report_epoch(trainer, say, bar)
+                    report_epoch(trainer, say, shown)
                 test_values = trainer.finish()
             if trainer.history.epochs < trainer.config.epochs:
                 say(f"Stopped early, after {trainer.history.epochs} epochs")
@@ -471,27 +495,17 @@ def warm_up(trainer: Trainer) -> None:
         twin.run_epoch()
 
 
-def progress_bar(trainer: Trainer) -> AbstractContextManager[Any]:
-    """A bar on a terminal, None elsewhere and where tqdm is not installed."""
-    if not sys.stderr.isatty() or find_spec("tqdm") is None or not trainer.processes.first:
-        return nullcontext()
-    bar: AbstractContextManager[Any] = require("tqdm").tqdm(
-        total=trainer.config.epochs,
-        initial=trainer.history.epochs,
-        desc=f"{trainer.config.data}, {trainer.implementation}",
-        leave=False,
-    )
-    return bar
+def progress_of(trainer: Trainer) -> AbstractContextManager[Progress]:
+    """The progress of a training in steps, those of a resumed run included."""
+    title = f"{trainer.config.data}, {trainer.implementation}"
+    return progress(title, trainer.config.epochs * len(trainer.sampler), trainer.step)
 
 
-def report_epoch(trainer: Trainer, say: Say, bar: Any | None) -> None:
+def report_epoch(trainer: Trainer, say: Say, shown: Progress) -> None:
     """Print a line every `EPOCHS_PER_LINE` epochs, above the bar if there is one."""
     epoch, loss = trainer.history.epochs, trainer.history.loss[-1]
-    if bar is not None:
-        bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{trainer.history.accuracy[-1]:.4f}")
-        bar.update()
     if epoch % EPOCHS_PER_LINE == 0:
-        with nullcontext() if bar is None else bar.external_write_mode():
+        with shown.paused():
             norm = trainer.last.get("norm", math.nan)
             line = f"Epoch [{epoch}/{trainer.config.epochs}], Loss: {loss:.4f}"
             say(f"{line}, gradient norm: {norm:.4f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +51,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_size": 32,
     },
 }
-FILE_DEFAULTS = DEFAULTS[VOWELS]
+# A file may hold fewer samples than a batch, and says so by no size at all: see batch_size_of.
+FILE_DEFAULTS = {name: value for name, value in DEFAULTS[VOWELS].items() if name != "batch_size"}
+FILE_BATCH = 32
+ADAM_BETA1 = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Config:
     num_layers: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
-    batch_size: int | None = None  # None: all samples at once
+    batch_size: int | None = None  # None: all samples at once, but of a file at most FILE_BATCH
     epochs: int
     lr: float
     clip_grad_norm: float | None = None
@@ -80,6 +83,7 @@ class Config:
     amp: str | None = None
     compile: bool = False
     fsdp: bool = False
+    test: float | None = None  # share of a file's sequences to test on; None: a fifth, if many
     task: str | None = None  # kind of the user's data; None: what its labels suggest
     num_samples: int = 0  # This and the next are the tutorial's size, 0 for data of a fixed size.
     seq_length: int = 0
@@ -90,27 +94,52 @@ class Config:
         return self.dtype == "float64" and self.dropout == 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The kind of a model's task and its sizes: all that its weights' shapes depend on."""
+
+    kind: str
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    output_size: int
+
+    @classmethod
+    def of(cls, config: Config, task: Task) -> Architecture:
+        own = (field.name for field in fields(cls) if hasattr(config, field.name))
+        return cls(
+            **{name: getattr(config, name) for name in own},
+            kind=task.kind,
+            input_size=task.input_size,
+            output_size=task.output_size,
+        )
+
+
 class SequenceModel(nn.Module):
     """A recurrent layer of either library, then a linear layer.
 
     The linear layer takes the final states, or every step if the task is to predict the next one.
     """
 
-    def __init__(self, layers: ModuleType, config: Config, task: Task) -> None:
+    def __init__(self, layers: ModuleType, architecture: Architecture) -> None:
         super().__init__()
-        class_name, arguments = CELLS[config.cell]
-        self.kind = task.kind
-        self.num_directions = 2 if config.bidirectional else 1
+        class_name, arguments = CELLS[architecture.cell]
+        self.kind = architecture.kind
+        self.num_directions = 2 if architecture.bidirectional else 1
         self.rnn = getattr(layers, class_name)(
-            task.input_size,
-            config.hidden_size,
-            num_layers=config.num_layers,
+            architecture.input_size,
+            architecture.hidden_size,
+            num_layers=architecture.num_layers,
             batch_first=True,
-            dropout=config.dropout,
-            bidirectional=config.bidirectional,
+            dropout=architecture.dropout,
+            bidirectional=architecture.bidirectional,
             **arguments,
         )
-        self.linear = nn.Linear(self.num_directions * config.hidden_size, task.output_size)
+        size = self.num_directions * architecture.hidden_size
+        self.linear = nn.Linear(size, architecture.output_size)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         if self.kind == NEXT_STEP:
@@ -145,7 +174,7 @@ def load_task(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
         with blaming(Field("num_samples", num_samples), Field("seq_length", seq_length)):
             task = tutorial(num_samples, seq_length)
     else:
-        task = read_task(Path(config.data), config.task)
+        task = read_task(Path(config.data), config.task, config.test)
     if task.kind == NEXT_STEP and config.bidirectional:
         raise OptionError(Field("bidirectional"), "the next step is predicted from the past alone")
     if config.validation > 0:
@@ -154,8 +183,16 @@ def load_task(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     if config.batch_size is not None and config.batch_size > num_train:
         batch_size = Field("batch_size", config.batch_size)
         raise OptionError(batch_size, f"there are {num_train} training samples")
+    if config.data not in DEFAULTS:
+        task = task.standardised()
     with blaming(Field("data", config.data)):
         return task.to(device, dtype)
+
+
+def batch_size_of(config: Config, samples: Sequences) -> int:
+    """The size of a batch of these samples."""
+    most = len(samples) if config.data in DEFAULTS else min(FILE_BATCH, len(samples))
+    return config.batch_size or most
 
 
 def loss_sum(kind: str, output: Tensor, batch: Sequences) -> tuple[Tensor, int]:
@@ -183,11 +220,16 @@ def config_for(data: str, **options: Any) -> Config:
     for name in ("num_samples", "seq_length"):
         if name in options and name not in defaults:
             raise OptionError(Field(name), f"the size of {data} is fixed")
+    if "test" in options and data in DEFAULTS:
+        raise OptionError(Field("test"), f"what {data} is tested on is fixed")
     config = Config(data=data, **{**defaults, **options})
     if config.dropout > 0 and config.num_layers == 1:
         raise UsageError(
             Field("dropout"), " acts between layers: it needs ", Field("num_layers", 2), " or more"
         )
+    if config.lr / (1 - ADAM_BETA1) > torch.finfo(getattr(torch, config.dtype)).max:
+        message = f"Adam's first step would be larger than any {config.dtype}"
+        raise OptionError(Field("lr", config.lr), message)
     if config.amp is not None and config.dtype != "float32":
         dtype = Field("dtype", config.dtype)
         raise OptionError(Field("amp", config.amp), "the weights are float32, not ", dtype)

@@ -16,14 +16,23 @@ import torch
 from fastrnn.training.checkpoint import PREFIX
 from fastrnn.training.errors import UsageError, first_line, require
 from fastrnn.training.loop import AMP
-from fastrnn.training.model import CELLS, DEFAULTS, DTYPES, Config
-from fastrnn.training.tasks import KINDS
+from fastrnn.training.model import (
+    CELLS,
+    DEFAULTS,
+    DTYPES,
+    FILE_BATCH,
+    FILE_DEFAULTS,
+    TUTORIAL,
+    Config,
+)
+from fastrnn.training.tasks import KINDS, TEST_SHARE
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+DATA_HELP = f"{', '.join(DEFAULTS)}, FILE.npz, FILE.csv or a folder (default: {TUTORIAL})"
 SCHEDULES = ("constant", "cosine", "plateau")
 
 
@@ -97,11 +106,31 @@ def data_name(text: str) -> str:
     return text
 
 
-def picture_file(text: str) -> Path:
-    if Path(text).suffix != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    require("matplotlib")
-    return output_file(text)
+def file_ending(
+    suffix: str, package: str | None = None, extra: str = "train"
+) -> Callable[[str], Path]:
+    """A type for argparse: an output file of a format that a package of an extra writes."""
+
+    def parse(text: str) -> Path:
+        if Path(text).suffix != suffix:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {suffix}")
+        if package is not None:
+            require(package, extra)
+        return output_file(text)
+
+    return parse
+
+
+picture_file = file_ending(".png", "matplotlib")
+
+
+def default_of(name: str) -> str:
+    """What the help text says of a field of `Config` that is not given; empty if it is off."""
+    by_data = {**DEFAULTS, "files": FILE_DEFAULTS}
+    values = [f"{data} {own[name]}" for data, own in by_data.items() if name in own]
+    if not values and (value := getattr(Config, name, None)) not in (None, False):
+        values = [str(value)]
+    return f" (default: {', '.join(values)})" if values else ""
 
 
 def add_config_options(
@@ -113,12 +142,9 @@ def add_config_options(
     """
 
     def add(name: str, about: str, **keywords: Any) -> None:
-        if names is not None and name not in names:
-            return
-        by_data = [f"{data} {own[name]}" for data, own in DEFAULTS.items() if name in own]
-        if by_data:
-            about += f" (default: {', '.join(by_data)})"
-        parser.add_argument(option(name), default=argparse.SUPPRESS, help=about, **keywords)
+        if names is None or name in names:
+            about += default_of(name)
+            parser.add_argument(option(name), default=argparse.SUPPRESS, help=about, **keywords)
 
     add("cell", "kind of recurrent layer", choices=CELLS)
     add("hidden_size", "units of a layer", type=positive_integer, metavar="N")
@@ -127,7 +153,7 @@ def add_config_options(
     add("dropout", "probability, between stacked layers", type=probability, metavar="P")
     add(
         "batch_size",
-        "samples of a batch; without it all at once",
+        f"samples of a batch; without it all at once, of a file at most {FILE_BATCH}",
         type=positive_integer,
         metavar="N",
     )
@@ -149,6 +175,12 @@ def add_config_options(
         metavar="N",
     )
     add("validation", "share of the training samples to measure on", type=share, metavar="P")
+    add(
+        "test",
+        f"share of a file's sequences to test on; without it {TEST_SHARE}, or none of a few",
+        type=share,
+        metavar="P",
+    )
     add("group_by_length", "batches of similar lengths", action="store_true")
     add("amp", "mixed precision", choices=AMP)
     add("compile", "torch.compile", action="store_true")

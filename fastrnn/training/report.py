@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastrnn.training.errors import Field, blaming, require
 from fastrnn.training.model import LAYERS, Config
+from fastrnn.training.tasks import NEXT_STEP, REGRESSION, Task
 
+SHOWN = 10  # names in a line
 LOSS_TOLERANCE = 1e-6  # relative, in float64: far above round-off, far below a wrong formula
 DISAGREEMENT = 1  # exit status
 
@@ -127,6 +130,53 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# --- What is trained on -------------------------------------------------------------------------
+
+
+def describe(config: Config, task: Task) -> str:
+    """What is trained on and what is measured on what, before it starts."""
+    parts = [task.train, *([task.test] if task.held_out else [])]
+    parts += [] if task.validation is None else [task.validation]
+    steps = torch.cat([part.step_counts for part in parts])
+    lengths = sorted({int(steps.min()), int(steps.max())})
+    lines = {
+        "data": f"{config.data}: {len(steps)} sequences of {' to '.join(map(str, lengths))} steps",
+        "features": f"{task.input_size}: {listed(task.features)}",
+        "task": describe_task(task, torch.cat([part.labels for part in parts])),
+        "trained": f"on {len(task.train)} sequences",
+        "measured": describe_measure(task),
+    }
+    if task.scaling is not None:
+        lines["features"] += "; standardised by mean and deviation of training sequences"
+    return "\n".join(f"{name:<10}{line}" for name, line in lines.items())
+
+
+def describe_task(task: Task, labels: Tensor) -> str:
+    if task.kind == NEXT_STEP:
+        return f"{task.kind}: there are no labels, so each step is predicted from those before it"
+    if task.kind == REGRESSION:
+        low, high = labels.min().item(), labels.max().item()
+        return f"{task.kind} of labels from {low:g} to {high:g}"
+    counts = labels.bincount(minlength=task.num_classes).tolist()
+    classes = [f"{name} ({count})" for name, count in zip(task.classes, counts, strict=True)]
+    return f"{task.kind}, {task.num_classes} classes: {listed(classes)}"
+
+
+def describe_measure(task: Task) -> str:
+    if task.validation is not None:
+        end = f", at the end on {len(task.test)} others" if task.held_out else ""
+        return f"on {len(task.validation)} others after each epoch{end}"
+    if task.held_out:
+        return f"on {len(task.test)} others"
+    return "on the same sequences: it says nothing about others"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names, or the first of many."""
+    more = ["..."] if len(names) > SHOWN else []
+    return ", ".join([*names[:SHOWN], *more])
+
+
 # --- Plot ---------------------------------------------------------------------------------------
 
 INK, PALE = "#22303c", "#d9dee3"
@@ -182,14 +232,19 @@ def plot_curves(loss: Any, accuracy: Any, result: Result) -> None:
         epochs = range(1, history.epochs + 1)
         style = LINES[name] | ({"marker": "o"} if history.epochs == 1 else {})
         loss.plot(epochs, history.loss, label=name, **style)
+        if history.validation_loss:
+            label = f"{name}, validation"
+            loss.plot(epochs, history.validation_loss, label=label, **style, alpha=0.45)
         accuracy.plot(epochs, [scale * value for value in history.accuracy], **style)
-    values = [value for history in result.histories.values() for value in history.loss]
+    histories = result.histories.values()
+    values = [value for h in histories for value in (*h.loss, *h.validation_loss)]
     decades = min(values) > 0 and max(values) > 10 * min(values)
     loss.set(
         ylabel="Mean squared error" if numbers else "Cross-entropy (nats)",
         yscale="log" if decades else "linear",
     )
-    loss.set_title("Training loss")
+    validated = any(history.validation_loss for history in histories)
+    loss.set_title("Training and validation loss" if validated else "Training loss")
     loss.legend(loc="upper right")
     accuracy.set(ylabel="Root of mean squared error" if numbers else "Classified correctly (%)")
     final = result.histories["fastrnn"].accuracy[-1]

@@ -14,6 +14,7 @@ from fastrnn.training.errors import UsageError, require
 from fastrnn.training.loop import Stopped, fit, trainers_for
 from fastrnn.training.model import DEFAULTS, TUTORIAL, config_for
 from fastrnn.training.options import (
+    DATA_HELP,
     add_config_options,
     checkpoint_folder,
     data_name,
@@ -22,7 +23,9 @@ from fastrnn.training.options import (
     positive_integer,
 )
 from fastrnn.training.processes import Processes
-from fastrnn.training.report import as_document, exit_status, plot, summary, table
+from fastrnn.training.report import as_document, describe, exit_status, plot, summary, table
+
+PLOT_HELP = "draw loss, accuracy and, beside torch.nn, time"
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -35,7 +38,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         type=data_name,
         default=argparse.SUPPRESS,
         metavar="NAME|FILE|FOLDER",
-        help=f"{', '.join(DEFAULTS)}, FILE.npz, FILE.csv or a folder (default: {TUTORIAL})",
+        help=DATA_HELP,
     )
     add_config_options(train)
     train.add_argument("--compare", action="store_true", help="train with torch.nn as well")
@@ -55,13 +58,19 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     train.add_argument(
         "--log-dir", type=Path, metavar="FOLDER", help="scalars for TensorBoard, from every step"
     )
-    train.add_argument("--plot", type=picture_file, metavar="FILE.png", help="loss, accuracy, time")
+    train.add_argument("--plot", type=picture_file, metavar="FILE.png", help=PLOT_HELP)
     train.add_argument("--json", action="store_true", help="print one JSON document, nothing else")
 
     about = "train on both data sets, with fastrnn and with torch.nn"
     demo = commands.add_parser("demo", help=about, description=about, allow_abbrev=False)
     demo.set_defaults(run=run_demo)
-    demo.add_argument("--plot", type=picture_file, metavar="FILE.png", default="demo.png")
+    demo.add_argument(
+        "--plot",
+        type=picture_file,
+        metavar="FILE.png",
+        default="demo.png",
+        help=f"{PLOT_HELP} (default: %(default)s)",
+    )
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -95,6 +104,7 @@ def run_train(args: argparse.Namespace) -> int:
     if resume is not None:
         restore(resume, path, document, trainers)
     say = silent if args.json or not processes.first else print_line
+    say(describe(config, trainers[0].task))
     try:
         result = fit(trainers, say, save, save_every=args.save_every, log_dir=args.log_dir)
     except (KeyboardInterrupt, Stopped) as stop:

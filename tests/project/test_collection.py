@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Packages that fastrnn itself does without.
 OPTIONAL = (
     "expecttest", "hypothesis", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna",
-    "plotly", "ray", "rich", "sklearn", "sktime", "tensorboard", "tomli_w", "tqdm",
+    "pandas", "plotly", "ray", "rich", "sklearn", "sktime", "tensorboard", "tomli_w", "tqdm",
 )  # fmt: skip
 
 # A pytest plugin, for the child process alone.
@@ -54,6 +54,7 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
         "tests/modules/test_module_db.py": "expecttest",
         "tests/transforms/test_onnx.py": "onnx",
         "tests/project/test_benchmarks.py": "rich",
+        "tests/training/test_csv.py": "pandas",
         "tests/training/test_tune.py": "optuna",
     }
     reasons = dict(skipped)

@@ -94,10 +94,13 @@ def test_library_needs_torch_alone():
         ("sktime", "demo"),
         ("sktime", "train --data japanese-vowels"),
         ("tensorboard", "train --log-dir logs"),
+        ("pandas", "train --data {csv}"),
     ],
 )
-def test_command_names_the_extra(missing, options):
-    result = run_without([missing] if missing else all_but_torch(), COMMAND, *options.split())
+def test_command_names_the_extra(missing, options, tmp_path):
+    (tmp_path / "data.csv").write_text("sequence,a\n0,1\n0,2\n")
+    arguments = options.format(csv=tmp_path / "data.csv").split()
+    result = run_without([missing] if missing else all_but_torch(), COMMAND, *arguments)
     name = missing or r"\w+"
     message = (
         rf"python -m fastrnn: error: {name} is not installed: pip install 'fastrnn\[train\]'\n"

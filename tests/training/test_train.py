@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import fastrnn
 from fastrnn.__main__ import main
-from fastrnn.training import checkpoint, loop, report, tasks
+from fastrnn.training import checkpoint, loop, progress, report, tasks
 from fastrnn.training import model as models
 from fastrnn.training.train import silent
 
@@ -148,7 +149,10 @@ def test_default_is_the_tutorial(implementation: str) -> None:
 
 def test_lines_of_the_tutorial(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--epochs", "35"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    about, lines = capsys.readouterr().out.split("about others\n")
+    lines = lines.splitlines()
+    names = [line.partition(" ")[0] for line in about.splitlines()]
+    assert names == ["data", "features", "task", "trained", "measured"]
     assert [line.partition(":")[0] for line in lines] == [
         "Epoch [10/35], Loss",
         "Epoch [20/35], Loss",
@@ -436,6 +440,50 @@ def test_plot(options: str) -> None:
     assert Path("curves.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
+@pytest.mark.parametrize("compared", [False, True])
+def test_plot_has_validation_curves(compared: bool) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    names = list(models.LAYERS)[: 1 + compared]
+    histories = {
+        name: report.History([3.0 + i, 2.0], [0.5, 0.6], [1.0, 1.0], [4.0 + i, 5.0])
+        for i, name in enumerate(names)
+    }
+    loss, accuracy = figure.subplots(1, 2)
+    result = report.Result(models.config_for("tutorial"), "Validation accuracy", histories)
+    report.plot_curves(loss, accuracy, result)
+    curves = {line.get_label(): line.get_ydata().tolist() for line in loss.lines}
+    assert curves == {
+        **{name: history.loss for name, history in histories.items()},
+        **{f"{name}, validation": h.validation_loss for name, h in histories.items()},
+    }
+    assert loss.get_title() == "Training and validation loss"
+
+
+def test_lines_of_progress_off_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the midst of an epoch, too, and with the time that is left."""
+    monkeypatch.setattr(progress.time, "monotonic", itertools.count().__next__)
+    command = ["train", "--num-samples", "60", "--batch-size", "20", "--epochs", "2"]
+    assert main(command) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\d\.\d{4}", "X", line) for line in lines] == [
+        "tutorial, fastrnn: 33%, epoch 1 of 2, loss X, 4 s left",
+        "tutorial, fastrnn: 67%, epoch 2 of 2, loss X, 2 s left",
+        "tutorial, fastrnn: 100%, epoch 2 of 2, loss X, 0 s left",
+    ]
+    monkeypatch.setenv("RANK", "1")  # the first of several processes tells for all
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1:00 min"), (245, "4:05 min"), (9000, "2:30 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
 def test_progress_bar_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -447,7 +495,7 @@ def test_progress_bar_on_a_terminal_only(
     assert main(command) == 0
     terminal = capsys.readouterr()
     assert "10/10" in terminal.err and terminal.out == plain.out
-    monkeypatch.setattr(loop, "find_spec", lambda name: None)  # as if tqdm were not installed
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)  # as if tqdm were not installed
     assert main(command) == 0
     assert capsys.readouterr() == plain
 
@@ -491,6 +539,8 @@ BAD_OPTIONS = {
     "--batch-size 1001": "--batch-size 1001: there are 1000 training samples",
     "--lr 0": "--lr: '0' is not a positive number",
     "--lr nan": "--lr: 'nan' is not a positive number",
+    "--lr 1e38": "--lr 1e+38: Adam's first step would be larger than any float32",
+    "--test 0.2": "--test: what tutorial is tested on is fixed",
     "--clip-grad-norm inf": "--clip-grad-norm: 'inf' is not",
     "--seed -1": "--seed: '-1' is not an integer from 0",
     "--dtype int8": "--dtype: invalid choice: 'int8'",

@@ -16,6 +16,7 @@ import torch
 import fastrnn
 from fastrnn.__main__ import main
 from fastrnn.training import loop
+from fastrnn.training.files import read_task
 from fastrnn.training.model import config_for
 from fastrnn.training.train import silent
 
@@ -194,7 +195,10 @@ class Poisoned(loop.Trainer):
 
 def test_not_finite_stops_with_step_and_names(monkeypatch, capsys):
     monkeypatch.setattr("fastrnn.training.loop.Trainer._train", poisoned(loop.Trainer._train))
-    err = refused(capsys, "train", "--num-samples", "60", "--batch-size", "20", "--epochs", "4")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--num-samples", "60", "--batch-size", "20", "--epochs", "4"])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
     assert "step 4 (epoch 2): not finite: the loss, the gradient of rnn.weight_ih_l0," in err
 
 
@@ -247,16 +251,9 @@ def test_csv(label, kind, outputs):
     trainer = trained("data.csv", batch_size=4, validation=0.25)
     task = trainer.task
     assert (task.kind, task.output_size, task.input_size) == (kind, outputs, 2)
-    assert sorted([*task.train.lengths.tolist(), *task.validation.lengths.tolist()]) == [
-        2,
-        2,
-        2,
-        3,
-        3,
-        3,
-        4,
-        4,
-    ]
+    parts = (task.train, task.validation, task.test)
+    assert [len(part) for part in parts] == [6, 1, 1]
+    assert torch.cat([part.lengths for part in parts]).bincount().tolist() == [0, 0, 3, 3, 2]
     assert trainer.history.loss[-1] < trainer.history.loss[0]
 
 
@@ -274,7 +271,7 @@ def test_npz_next_step_is_masked():
     wanted = torch.cat(
         [
             (output[n, : t - 1] - samples.x[n, 1:t]).square().mean(1)
-            for n, t in enumerate(lengths.tolist())
+            for n, t in enumerate(samples.lengths.tolist())
         ]
     )
     assert a.evaluate(samples)[0] == pytest.approx(wanted.mean().item())
@@ -301,7 +298,7 @@ def test_folder_has_a_test_set(capsys):
 X = np.zeros((4, 5, 2))
 BAD_NPZ = {
     "labels[2] is nan": {"sequences": X, "labels": [0.5, 1, math.nan, 2]},
-    "label 1 is -1, expected 0 to": {"sequences": X, "labels": [0, -1, 0, 1]},
+    "every label is 3; a classification needs two classes": {"sequences": X, "labels": [3] * 4},
     "lengths[3] is 0, expected 1 to 5": {"sequences": X, "lengths": [1, 2, 3, 0]},
     "lengths[0] is 6, expected 1 to 5": {"sequences": X, "lengths": [6, 2, 3, 1]},
     "sequences[1, 2, 0] is inf": {
@@ -313,28 +310,70 @@ BAD_NPZ = {
     "arrays labels; expected sequences": {"labels": [1]},
     "sequences is ragged": {"sequences": np.array([[1], [1, 2]], dtype=object)},
 }
-BAD_CSV = {
-    "line 3: 2 fields, expected 3": "sequence,a,label\n0,1,1\n0,1\n",
-    "line 2, a: 'x' is not a finite number": "sequence,a,label\n0,x,1\n",
-    "line 3, a: 'nan' is not": "sequence,a,label\n0,1,1\n0,nan,1\n",
-    "line 3, label: '2', before it '1'": "sequence,a,label\n0,1,1\n0,1,2\n",
-    "line 2, label: it is empty": "sequence,a,label\n0,1,\n",
-    "line 4: sequence '0' was over already": "sequence,a\n0,1\n1,1\n0,1\n",
-    "line 1: columns a, b": "a,b\n1,2\n",
-    "there are no rows": "sequence,a\n",
-    "sequence 1 has one step": "sequence,a\n0,1\n0,2\n1,2\n",
-}
 
 
-@pytest.mark.parametrize("message", [*BAD_NPZ, *BAD_CSV])
+@pytest.mark.parametrize("message", BAD_NPZ)
 def test_bad_file_is_named_with_its_place(message, capsys):
-    if message in BAD_NPZ:
-        np.savez("data.npz", **BAD_NPZ[message])
-    else:
-        Path("data.csv").write_text(BAD_CSV[message])
-    file = next(Path().iterdir())
-    err = refused(capsys, "train", "--data", str(file), "--batch-size", "1", "--save", "run")
-    assert f"--data {file}" in err and message in err
+    np.savez("data.npz", **BAD_NPZ[message])
+    err = refused(capsys, "train", "--data", "data.npz", "--batch-size", "1", "--save", "run")
+    assert "--data data.npz" in err and message in err
+
+
+def test_a_batch_is_never_larger_than_a_file(capsys):
+    """Nobody asked for the 32 samples of a batch that files have."""
+    csv_with(lambda n: n % 2)
+    trainer = trained("data.csv")
+    assert [len(batch) for batch in trainer.train_batches] == [7]
+    err = refused(capsys, "train", "--data", "data.csv", "--batch-size", "8")
+    assert "--batch-size 8: there are 7 training samples" in err
+
+
+def test_what_is_measured_on_what_is_said_first(capsys):
+    csv_with(lambda n: "ab"[n % 2])
+    assert main(["train", "--data", "data.csv", "--validation", "0.3", "--epochs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [
+        "data      data.csv: 8 sequences of 2 to 4 steps",
+        "features  2: a, b; standardised by mean and deviation of training sequences",
+        "task      classification, 2 classes: a (4), b (4)",
+        "trained   on 5 sequences",
+        "measured  on 2 others after each epoch, at the end on 1 others",
+    ]
+    assert [line.partition(":")[0] for line in lines[5:]] == [
+        "Validation accuracy",
+        "Held-out accuracy",
+    ]
+
+
+def test_a_folder_with_test_samples_has_no_share_of_them(capsys):
+    Path("mine").mkdir()
+    for part in ("train", "test"):
+        np.savez(f"mine/{part}.npz", sequences=X, labels=[0, 1, 0, 1])
+    err = refused(capsys, "train", "--data", "mine", "--test", "0.5")
+    assert "--test 0.5: there is mine/test.npz" in err
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("sequence,b,label", "there is no column a, which was trained on"),
+        ("sequence,b,a,c,label", "there is a column c, which was not trained on"),
+    ],
+)
+def test_columns_of_the_test_file_are_those_of_the_training(columns, message, capsys):
+    Path("mine").mkdir()
+    Path("mine/train.csv").write_text("sequence,a,b,label\n0,1,2,x\n1,3,4,y\n")
+    numbers = ",1" * (columns.count(",") - 1)
+    Path("mine/test.csv").write_text(f"{columns}\n0{numbers},x\n1{numbers},y\n")
+    assert message in refused(capsys, "train", "--data", "mine")
+
+
+def test_columns_of_the_test_file_may_have_another_order():
+    Path("mine").mkdir()
+    Path("mine/train.csv").write_text("sequence,a,b,label\n0,1,2,x\n1,3,4,y\n")
+    Path("mine/test.csv").write_text("label,b,a,sequence\ny,20,10,0\n")
+    task = read_task(Path("mine"), None)
+    assert task.test.x.tolist() == [[[10, 20]]] and task.test.labels.tolist() == [1]
 
 
 def test_test_labels_are_among_the_trained(capsys):
