@@ -8,10 +8,12 @@ loss on a validation part of the training samples. The test samples are used onc
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from fastrnn.training.errors import Field, UsageError, blaming, first_line, requ
 from fastrnn.training.loop import Diverged, Trainer, fit
 from fastrnn.training.model import DEFAULTS, TUTORIAL, Config, config_for
 from fastrnn.training.options import (
+    DATA_HELP,
     BlamingParser,
     add_config_options,
     data_name,
@@ -31,10 +34,15 @@ from fastrnn.training.options import (
     read_toml,
     share,
 )
+from fastrnn.training.progress import Lines, duration
+from fastrnn.training.report import describe
 from fastrnn.training.train import print_line
 
 SPACE = Path(__file__).with_name("search_space.toml")
-FIXED = {"data", "task", "validation", "epochs", "seed", "device", "num_samples", "seq_length"}
+FIXED = {
+    *("data", "task", "test", "num_samples", "seq_length"),
+    *("validation", "epochs", "seed", "device"),
+}
 SHOWN = 10  # trials in the closing table
 GRACE = 120  # seconds without a sign of life, after which a trial's worker counts as killed
 STUDY = "fastrnn"
@@ -98,6 +106,12 @@ def in_order(space: Space) -> Space:
     return dict(sorted(space.items(), key=lambda item: item[0] != "num_layers"))
 
 
+def with_batches_of(space: Space, samples: int) -> Space:
+    """The space without batches that are larger than the training set."""
+    sizes = [size for size in space["batch_size"]["choices"] if size <= samples]
+    return {**space, "batch_size": {"choices": sizes or [""]}}
+
+
 def trial_config(data: str, options: Mapping[str, Any], params: Mapping[str, Any]) -> Config:
     drawn = {name: value for name, value in params.items() if value != ""}
     missing = {name: None for name, value in params.items() if value == ""}
@@ -105,6 +119,19 @@ def trial_config(data: str, options: Mapping[str, Any], params: Mapping[str, Any
 
 
 # --- Search -------------------------------------------------------------------------------------
+
+
+def trial_line(
+    number: int, total: int, epochs: int, loss: float, params: Mapping[str, Any], more: str = ""
+) -> str:
+    """What a finished trial tells."""
+    drawn = ", ".join(f"{name} {in_short(value)}" for name, value in params.items())
+    return f"trial {number} of {total}: loss {loss:.4f} after {epochs} epochs{more}; {drawn}"
+
+
+def in_short(value: Any) -> str:
+    """A value of an option in a table; an empty one is off."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value) or "-"
 
 
 def run_epochs(config: Config, report: Callable[[int, float], None]) -> float:
@@ -122,9 +149,11 @@ def search(study: Any, args: argparse.Namespace, space: Space, options: Mapping[
 
     def objective(trial: Any) -> float:
         suggest(trial, space)
+        progress = Lines(f"trial {trial.number + 1}", options["epochs"])
 
         def report(epoch: int, loss: float) -> None:
             trial.report(loss, epoch)
+            progress.update(epoch, f"loss {loss:.4f}")
             if trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -134,15 +163,22 @@ def search(study: Any, args: argparse.Namespace, space: Space, options: Mapping[
             raise optuna.TrialPruned from error
 
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    done = len(study.get_trials(deepcopy=False, states=states))
-    if done < args.trials:
-        enough = optuna.study.MaxTrialsCallback(args.trials, states=states)
-        study.optimize(
-            objective,
-            n_trials=args.trials - done,
-            callbacks=[enough],
-            show_progress_bar=sys.stderr.isatty(),
+    start, before = time.monotonic(), len(study.get_trials(deepcopy=False, states=states))
+
+    def tell(study: Any, trial: Any) -> None:
+        done = len(study.get_trials(deepcopy=False, states=states))
+        left = (time.monotonic() - start) / max(1, done - before) * max(0, args.trials - done)
+        losses = trial.intermediate_values
+        epochs = max(losses, default=0)
+        stopped = ", stopped" if trial.state is optuna.trial.TrialState.PRUNED else ""
+        line = trial_line(
+            done, args.trials, epochs, losses.get(epochs, math.nan), trial.params, stopped
         )
+        print_line(f"{line}; {duration(left)} left")
+
+    if before < args.trials:
+        enough = optuna.study.MaxTrialsCallback(args.trials, states=states)
+        study.optimize(objective, n_trials=args.trials - before, callbacks=[tell, enough])
 
 
 def search_with_ray(
@@ -167,6 +203,16 @@ def search_with_ray(
             )
         except Diverged:
             tune.report({"loss": sys.float_info.max, "epoch": options["epochs"]})
+
+    callback: Any = tune.Callback
+
+    class Tell(callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            count = sum(other.is_finished() for other in trials)
+            result = trial.last_result
+            print_line(
+                trial_line(count, args.trials, result["epoch"], result["loss"], trial.config)
+            )
 
     with blaming(Field("ray", args.ray)):
         address = None if args.ray == "local" else args.ray
@@ -200,7 +246,8 @@ def search_with_ray(
             run_config=tune.RunConfig(
                 storage_path=str((args.out / "ray").resolve()),
                 failure_config=tune.FailureConfig(max_failures=2),
-                verbose=1 if sys.stderr.isatty() else 0,
+                callbacks=[Tell()],
+                verbose=0,
             ),
         ).fit()
     finally:
@@ -264,9 +311,8 @@ def closing_table(study: Any, epochs: int) -> str:
     names = sorted({name for trial in best for name in trial.params})
     rows = [["trial", "loss", *names]]
     for trial in best[:SHOWN]:
-        values = [trial.params.get(name, "-") for name in names]
-        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
-        rows.append([str(trial.number), f"{trial.value:.4f}", *[cell or "-" for cell in cells]])
+        cells = [in_short(trial.params.get(name, "")) for name in names]
+        rows.append([str(trial.number), f"{trial.value:.4f}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([f"{count} trials, {len(best)} trained to the end; the best:", *lines])
@@ -313,26 +359,69 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     about = "search for the best hyperparameters, judged on a part of the training samples"
     tune = commands.add_parser("tune", help=about, description=about, allow_abbrev=False)
     tune.set_defaults(run=run_tune)
-    tune.add_argument("--data", type=data_name, default=TUTORIAL, metavar="NAME|FILE|FOLDER")
+    tune.add_argument(
+        "--data", type=data_name, default=TUTORIAL, metavar="NAME|FILE|FOLDER", help=DATA_HELP
+    )
     tune.add_argument("--config", type=Path, metavar="FILE.toml", help="options of every trial")
-    tune.add_argument("--space", type=Path, default=SPACE, metavar="FILE.toml")
-    tune.add_argument("--trials", type=positive_integer, default=50, metavar="N", help="in all")
-    tune.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median")
-    tune.add_argument("--out", type=Path, default=Path("tuning"), metavar="FOLDER")
     tune.add_argument(
-        "--storage", metavar="URL", help="of a database; default: SQLite, study.db in --out"
+        "--space",
+        type=Path,
+        default=SPACE,
+        metavar="FILE.toml",
+        help=f"what to search through (default: {SPACE.name} of this package)",
     )
     tune.add_argument(
-        "--sampler-seed", type=int, metavar="N", help="of the search; without it, each differs"
+        "--trials",
+        type=positive_integer,
+        default=50,
+        metavar="N",
+        help="in all, those of an interrupted search included (default: %(default)s)",
     )
     tune.add_argument(
-        "--ray", nargs="?", const="local", metavar="ADDRESS", help="run the trials on Ray Tune"
+        "--pruner",
+        choices=("median", "hyperband", "none"),
+        default="median",
+        help="what stops poor trials early (default: %(default)s)",
     )
-    tune.add_argument("--workers", type=positive_integer, metavar="N", help="of a local Ray")
-    tune.add_argument("--no-test", action="store_true", help="leave the test samples for later")
-    names = FIXED - {"data", "validation"}
-    add_config_options(tune, names)
-    tune.add_argument("--validation", type=share, default=0.25, metavar="P")
+    tune.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tuning"),
+        metavar="FOLDER",
+        help="for the study, pictures and best.toml (default: %(default)s)",
+    )
+    tune.add_argument(
+        "--storage",
+        metavar="URL",
+        help="database that keeps the trials (default: SQLite, study.db in --out)",
+    )
+    tune.add_argument(
+        "--sampler-seed",
+        type=int,
+        metavar="N",
+        help="of the search (default: another one each time)",
+    )
+    tune.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run the trials on Ray Tune, at this address or here (default: in this process)",
+    )
+    tune.add_argument(
+        "--workers", type=positive_integer, metavar="N", help="of a local Ray (default: one a core)"
+    )
+    tune.add_argument(
+        "--no-test", action="store_true", help="leave the test samples for later: no last training"
+    )
+    add_config_options(tune, FIXED - {"data", "validation"})
+    tune.add_argument(
+        "--validation",
+        type=share,
+        default=0.25,
+        metavar="P",
+        help="share of the training samples that trials are judged on (default: %(default)s)",
+    )
 
 
 def run_tune(args: argparse.Namespace) -> int:
@@ -346,11 +435,15 @@ def run_tune(args: argparse.Namespace) -> int:
         options.pop(name, None)
     base = config_for(args.data, **options)
     options["epochs"] = base.epochs
-    for batch_size in space.get("batch_size", {}).get("choices", [1]):
+    task = Trainer(replace(base, batch_size=None), "fastrnn").task
+    if args.space == SPACE:
+        space = with_batches_of(space, len(task.train))
+    for batch_size in space.get("batch_size", {}).get("choices", []):
         Trainer(config_for(args.data, **{**options, "batch_size": batch_size or None}), "fastrnn")
     with blaming(Field("out", args.out)):
         args.out.mkdir(parents=True, exist_ok=True)
     study = open_study(args, space, options)
+    print_line(describe(base, task))
     (search if args.ray is None else search_with_ray)(study, args, space, options)
     best = best_trials(study, base.epochs)
     if not best:

@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 
 import fastrnn.training
-from fastrnn.training import model, train, tune
+from fastrnn.training import model
+from fastrnn.training.command_line import parser_of
 from fastrnn.training.errors import Field, OptionError, UsageError, blaming
 from fastrnn.training.loop import Trainer
 from fastrnn.training.options import option
 
+
+def commands() -> list[argparse.ArgumentParser]:
+    (subparsers,) = parser_of("fastrnn")._subparsers._group_actions
+    return list(subparsers.choices.values())
+
+
 FOLDER = Path(fastrnn.training.__file__).parent
-SPELLS_OPTIONS = {"command_line.py", "options.py", "train.py", "tune.py"}
+COMMANDS = {"train.py", "tune.py"}
+SPELLS_OPTIONS = {"command_line.py", "options.py"} | COMMANDS
 TRAINER = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in SPELLS_OPTIONS)
 
 
@@ -69,14 +77,23 @@ def test_trainer_knows_no_option(file):
 
 
 def test_every_field_that_errors_name_is_an_option():
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    train.add_commands(commands)
-    tune.add_command(commands)
-    options = {
-        name for command in commands.choices.values() for name in command._option_string_actions
-    }
+    options = {name for command in commands() for name in command._option_string_actions}
     text = "".join(path.read_text() for path in FOLDER.glob("*.py"))
     names = set(re.findall(r'\bField\("(\w+)"', text))
     assert len(names) > 15
     assert {option(name) for name in names} <= options
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.prog)
+def test_every_option_says_what_it_does_and_its_default(command):
+    for action in command._actions:
+        assert action.help, action.option_strings
+        if action.default not in (None, False, argparse.SUPPRESS):
+            assert "default: " in action.help, action.option_strings
+
+
+def test_defaults_in_help_are_those_of_the_configuration():
+    texts = {action.dest: action.help for command in commands() for action in command._actions}
+    assert texts["on_nan"].endswith("(default: stop)")
+    assert texts["hidden_size"].endswith("(default: tutorial 5, japanese-vowels 64, files 64)")
+    assert "default" not in texts["patience"]

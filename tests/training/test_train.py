@@ -516,6 +516,32 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert Path("both.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: python -m fastrnn ") and err == ""
+    assert all(name in out for name in ("train", "demo", "tune"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fastrnn {fastrnn.__version__}\n"
+
+
+def test_a_reader_may_leave() -> None:
+    """As ``head -1`` does; 141 is what shells give for a program that SIGPIPE ended."""
+    command = [sys.executable, "-m", "fastrnn", "train", "--num-samples", "60", "--epochs", "9999"]
+    root = Path(fastrnn.__file__).parents[1]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=root, text=True, **pipes) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline().startswith("data ")
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 141
+
+
 def test_module_is_a_command() -> None:
     command = [sys.executable, "-m", "fastrnn", "train", "--epochs", "10", "--json"]
     root = Path(fastrnn.__file__).parents[1]

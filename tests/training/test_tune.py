@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +59,8 @@ def test_search_leaves_table_pictures_and_configuration(pruner, capsys):
     assert search(8, "--pruner", pruner) == 0
     out = capsys.readouterr().out
     assert "8 trials, " in out and "Accuracy: " in out  # The refit prints the accuracy.
+    numbers = [int(n) for n in re.findall(r"^trial (\d) of 8: loss \d.* left$", out, re.MULTILINE)]
+    assert numbers == list(range(1, 9))
     names = {path.name for path in Path("out").iterdir()}
     pictures = {f"{n}.{s}" for n in ("history", "importances", "parallel") for s in ("png", "html")}
     assert names == pictures | {"study.db", "best.toml"}
@@ -94,6 +98,29 @@ def test_interrupted_search_continues(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         search(6, "--seed", "3")
     assert "its trials had another options" in capsys.readouterr().err
+
+
+def test_a_line_tells_a_trial_and_what_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(tune.time, "monotonic", iter([0, *range(0, 1000, 7)]).__next__)
+    monkeypatch.setattr(tune, "Lines", lambda *arguments: SimpleNamespace(update=lambda *_: None))
+    monkeypatch.setattr(tune, "run_epochs", lambda config, report: report(6, 0.25) or 0.25)
+    Path("space.toml").write_text('[cell]\nchoices = ["gru"]\n[clip_grad_norm]\nchoices = [""]\n')
+    assert search(3, "--no-test", "--pruner", "none") == 0
+    trials = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
+    assert trials[1] == (
+        "trial 2 of 3: loss 0.2500 after 6 epochs; cell gru, clip_grad_norm -; 4 s left"
+    )
+
+
+def test_the_default_space_fits_few_samples(capsys):
+    """Its batches of 16 to 64 are nobody's wish where a file has fewer sequences."""
+    rows = "".join(f"{n},{n},{n % 2}\n" for n in range(30))
+    Path("few.csv").write_text("sequence,a,label\n" + rows)
+    command = "tune --data few.csv --trials 2 --epochs 1 --out out --no-test --sampler-seed 0"
+    assert main(command.split()) == 0
+    assert {trial.params["batch_size"] for trial in study().trials} == {16}
+    assert "measured  on 6 others after each epoch" in capsys.readouterr().out
+    assert tune.with_batches_of(tune.read_space(tune.SPACE), 9)["batch_size"]["choices"] == [""]
 
 
 def test_divergence_costs_one_trial(monkeypatch):
