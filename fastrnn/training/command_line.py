@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import fastrnn
-from fastrnn.training import processes, train, tune
+from fastrnn.training import export, predict, processes, train, tune
 from fastrnn.training.errors import UsageError
 from fastrnn.training.options import option
 
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(program: str) -> Parser:
     """The parser of all commands."""
-    about = "Train models of sequences."
+    about = "Train models of sequences and use them."
     parser = Parser(prog=program, description=about, allow_abbrev=False)
     parser.add_argument(
         "--version", action="version", version=f"fastrnn {fastrnn.__version__}", help="print it"
@@ -35,23 +35,27 @@ def parser_of(program: str) -> Parser:
     commands = parser.add_subparsers(metavar="command", title="commands")
     train.add_commands(commands)
     tune.add_command(commands)
+    predict.add_command(commands)
+    export.add_command(commands)
     return parser
 
 
 def run(program: str, argv: Sequence[str] | None) -> int:
     """Run a command and return its exit status. `argv` is None for this process's arguments."""
     parser = parser_of(program)
+    spell: Callable[[str], str] = option
     with until_the_reader_leaves():
         try:
             args = parser.parse_args(argv)
             if not hasattr(args, "run"):
                 parser.print_help()
                 return 0
+            spell = getattr(args, "spell", option)
             status: int = args.run(args)
         except UsageError as error:
             if os.environ.get("RANK", "0") != "0":  # the first of several processes prints it
                 return 2
-            parser.error(error.text(option))
+            parser.error(error.text(spell))
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:

@@ -18,12 +18,14 @@ from fastrnn.training.options import (
     add_config_options,
     checkpoint_folder,
     data_name,
+    file_ending,
     given_options,
     picture_file,
     positive_integer,
 )
 from fastrnn.training.processes import Processes
 from fastrnn.training.report import as_document, describe, exit_status, plot, summary, table
+from fastrnn.training.saved_model import save_model
 
 PLOT_HELP = "draw loss, accuracy and, beside torch.nn, time"
 
@@ -54,6 +56,12 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         type=Path,
         metavar="FOLDER|auto",
         help="continue a saved run, and save it there; auto: what --save has, if it has any",
+    )
+    train.add_argument(
+        "--save-model",
+        type=file_ending(".safetensors", "safetensors"),
+        metavar="FILE.safetensors",
+        help="the trained model, for predict and export",
     )
     train.add_argument(
         "--log-dir", type=Path, metavar="FOLDER", help="scalars for TensorBoard, from every step"
@@ -113,6 +121,8 @@ def run_train(args: argparse.Namespace) -> int:
         if isinstance(stop, Stopped):
             return 128 + stop.number  # as shells have it
         raise
+    if args.save_model is not None:
+        save_model(args.save_model, trainers[0])
     if not processes.first:
         return 0
     if args.json:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Packages that fastrnn itself does without.
 OPTIONAL = (
     "expecttest", "hypothesis", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna",
-    "pandas", "plotly", "ray", "rich", "sklearn", "sktime", "tensorboard", "tomli_w", "tqdm",
+    "pandas", "plotly", "ray", "rich", "safetensors", "sklearn", "sktime", "tensorboard", "tomli_w", "tqdm",
 )  # fmt: skip
 
 # A pytest plugin, for the child process alone.
@@ -55,6 +55,7 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
         "tests/transforms/test_onnx.py": "onnx",
         "tests/project/test_benchmarks.py": "rich",
         "tests/training/test_csv.py": "pandas",
+        "tests/training/test_predict.py": "safetensors",
         "tests/training/test_tune.py": "optuna",
     }
     reasons = dict(skipped)

@@ -95,6 +95,8 @@ def test_library_needs_torch_alone():
         ("sktime", "train --data japanese-vowels"),
         ("tensorboard", "train --log-dir logs"),
         ("pandas", "train --data {csv}"),
+        ("safetensors", "train --save-model run.safetensors"),
+        ("safetensors", "predict run.safetensors {csv}"),
     ],
 )
 def test_command_names_the_extra(missing, options, tmp_path):

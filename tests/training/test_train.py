@@ -520,7 +520,7 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("usage: python -m fastrnn ") and err == ""
-    assert all(name in out for name in ("train", "demo", "tune"))
+    assert all(name in out for name in ("train", "demo", "tune", "predict", "export"))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -567,6 +567,7 @@ BAD_OPTIONS = {
     "--lr nan": "--lr: 'nan' is not a positive number",
     "--lr 1e38": "--lr 1e+38: Adam's first step would be larger than any float32",
     "--test 0.2": "--test: what tutorial is tested on is fixed",
+    "--save-model run.pt": "--save-model: 'run.pt' does not end in .safetensors",
     "--clip-grad-norm inf": "--clip-grad-norm: 'inf' is not",
     "--seed -1": "--seed: '-1' is not an integer from 0",
     "--dtype int8": "--dtype: invalid choice: 'int8'",
