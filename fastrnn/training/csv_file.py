@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -163,23 +163,24 @@ class _Table:
 
     def append(self, block: Any) -> None:
         """Check a block of rows and keep it."""
-        for row in np.flatnonzero(block[BEYOND] != "")[:1]:
-            self._blame(row, BEYOND, "it is not empty")
-        sequence, before = self._with_before(SEQUENCE, self._texts(block, SEQUENCE))
+        faults = _Faults()
+        faults.note(block[BEYOND].to_numpy() != "", BEYOND, lambda row: "it is not empty")
+        sequence, before = self._with_before(SEQUENCE, _texts(block, SEQUENCE, faults))
         starts = sequence != before
         first = np.flatnonzero(starts)
-        self.steps.append(
-            np.stack([self._numbers(block, name) for name in self.header.features], axis=1)
-        )
+        columns = [_numbers(block, name, faults) for name in self.header.features]
+        self.steps.append(np.stack(columns, axis=1))
         if STEP in self.header.names:
-            step, before = self._with_before(STEP, self._numbers(block, STEP))
-            for row in np.flatnonzero(~starts & ~(step > before))[:1]:
-                self._blame(row, STEP, f"{step[row]:g} after {before[row]:g}; sort the steps")
+            step, before = self._with_before(STEP, _numbers(block, STEP, faults))
+            faults.note(~starts & ~(step > before), STEP, _unlike(step, before, "{:g} after {:g}"))
         if LABEL in self.header.names:
-            label, before = self._with_before(LABEL, self._texts(block, LABEL))
-            for row in np.flatnonzero(~starts & (label != before))[:1]:
-                self._blame(row, LABEL, f"{label[row]!r}, before it {before[row]!r}")
+            label, before = self._with_before(LABEL, _texts(block, LABEL, faults))
+            faults.note(
+                ~starts & (label != before), LABEL, _unlike(label, before, "{!r}, before it {!r}")
+            )
             self.labels += label[first].tolist()
+        if faults:
+            self._blame(*min(faults, key=lambda fault: fault[0]))
         self.names += sequence[first].tolist()
         self.starts.append(self.rows + first)
         self.rows += len(block)
@@ -225,25 +226,6 @@ class _Table:
         self.last[name] = column[-1]
         return column, before
 
-    def _texts(self, block: Any, name: str) -> Any:
-        """A column of texts, none of them empty."""
-        column = block[name].cat
-        texts = np.array([text.strip() for text in column.categories], dtype=object)[column.codes]
-        for row in np.flatnonzero(texts == "")[:1]:
-            self._blame(row, name, "it is empty")
-        return texts
-
-    def _numbers(self, block: Any, name: str) -> Any:
-        """A column of numbers, all of them finite."""
-        column = block[name]
-        if column.dtype.kind in "iuf":
-            numbers = column.to_numpy(dtype=np.float64)
-        else:  # pandas found something that is no number.
-            numbers = np.array([_number(str(cell)) for cell in column])
-        for row in np.flatnonzero(~np.isfinite(numbers))[:1]:
-            self._blame(row, name, _not_finite(str(column.iloc[row])))
-        return numbers
-
     def _blame(self, row: int, name: str, message: str) -> NoReturn:
         """Raise an error of a cell of a row, counted in this block, or of the row's length.
 
@@ -266,6 +248,39 @@ class _Table:
         for line, cells in records(self.path, self.header.delimiter):
             self._check_count(line, cells)
         return bad_data(f"{self.path}, line {line}", "a quote is missing after it")
+
+
+class _Faults(list[tuple[int, str, str]]):
+    """What is wrong with a block: row, column and message, the first of each check."""
+
+    def note(self, wrong: Any, column: str, message: Callable[[int], str]) -> None:
+        """Keep the first row that is wrong, (rows,), bool."""
+        for row in np.flatnonzero(wrong)[:1].tolist():
+            self.append((row, column, message(row)))
+
+
+def _unlike(column: Any, before: Any, words: str) -> Callable[[int], str]:
+    """A message that shows a row's value and the one before it."""
+    return lambda row: words.format(column[row], before[row])
+
+
+def _texts(block: Any, name: str, faults: _Faults) -> Any:
+    """A column of texts, none of which may be empty."""
+    column = block[name].cat
+    texts = np.array([text.strip() for text in column.categories], dtype=object)[column.codes]
+    faults.note(texts == "", name, lambda row: "it is empty")
+    return texts
+
+
+def _numbers(block: Any, name: str, faults: _Faults) -> Any:
+    """A column of numbers, all of which must be finite."""
+    column = block[name]
+    if column.dtype.kind in "iuf":
+        numbers = column.to_numpy(dtype=np.float64)
+    else:  # pandas found something that is no number.
+        numbers = np.array([_number(str(cell)) for cell in column])
+    faults.note(~np.isfinite(numbers), name, lambda row: _not_finite(str(column.iloc[row])))
+    return numbers
 
 
 def _number(text: str) -> float:

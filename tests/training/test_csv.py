@@ -217,7 +217,7 @@ MISTAKES = {
     + "0;0;1,5;1\n",
     "line 2, sequence: it is empty": HEAD + ",0,1,1\n",
     "line 4, sequence: '0' was over already": HEAD + "0,0,1,1\n1,0,1,1\n0,1,1,1\n",
-    "line 3, step: 1 after 2; sort the steps": HEAD + "0,2,1,1\n0,1,1,1\n",
+    "line 3, step: 1 after 2": HEAD + "0,2,1,1\n0,1,1,1\n",
     "line 3, step: 2 after 2": HEAD + "0,2,1,1\n0,2,1,1\n",
     "line 2, step: 'first' is not": HEAD + "0,first,1,1\n",
     "line 2, label: it is empty": HEAD + "0,0,1,\n",
@@ -245,6 +245,18 @@ def test_a_mistake_is_named_with_its_place(message, capsys):
     out, err = capsys.readouterr()
     assert message in err and err.startswith("python -m fastrnn: error: --data")
     assert out == "" and err.count("\n") == 1
+
+
+def test_the_first_of_several_mistakes_is_named():
+    rows = ["0,2,1,up", "0,1,1,up", "1,0,x,up", "1,1,1,down", ",0,1,", "2,0,1,up,9"]
+    for start, message in (
+        (0, "line 3, step: 1 after 2"),
+        (2, "line 2, a: 'x' is not a finite number"),
+        (3, "line 3, sequence: it is empty"),
+        (5, "line 2: 5 fields"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            read(HEAD + "\n".join(rows[start:]))
 
 
 @pytest.mark.parametrize("row", [0, 1, 2, 15])
