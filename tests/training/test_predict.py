@@ -122,6 +122,13 @@ def test_the_best_weights_are_saved():
         assert torch.equal(weight, trainer.best[name])
 
 
+def test_a_checkpoint_becomes_a_model():
+    command = "train --num-samples 60 --epochs 2 --save-model"
+    assert main([*command.split(), str(MODEL), "--save", "run"]) == 0
+    assert main(["train", "--resume", "run", "--save-model", "again.safetensors"]) == 0
+    assert Path("again.safetensors").read_bytes() == MODEL.read_bytes()
+
+
 @pytest.mark.parametrize(
     "contents",
     [
