@@ -238,8 +238,11 @@ def _values_are_known(tensor: Tensor) -> bool:
     A traced or vmapped tensor has none, and reading from a GPU would wait for it.
     """
     traced = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
-    batched = torch._C._functorch.is_batchedtensor(tensor)
-    return not (traced or batched or tensor.device.type != "cpu")
+    functorch = torch._C._functorch
+    inner = tensor
+    while functorch.is_gradtrackingtensor(inner):  # grad wraps what a vmap around it has batched
+        inner = functorch.get_unwrapped(inner)
+    return not (traced or functorch.is_batchedtensor(inner) or tensor.device.type != "cpu")
 
 
 def lengths_tensor(lengths: object) -> Tensor:

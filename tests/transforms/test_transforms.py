@@ -352,6 +352,25 @@ def test_func_on_an_accelerated_model(name):
                 torch.testing.assert_close(sample_gradients[key][n], parameter.grad)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_per_sample_gradients_of_a_module_with_lengths(name):
+    """A module checks the values of lengths, which vmap hides and grad wraps once more."""
+    module = make_module(name)
+    weights = {key: w.detach() for key, w in module.named_parameters()}
+    x, lengths = torch.randn(T, N, I, dtype=torch.float64), torch.arange(N) + 1
+
+    def loss(weights, sample, length):
+        call = (sample.unsqueeze(1),), {"lengths": length.unsqueeze(0)}
+        return functional_call(module, weights, *call)[0].sin().sum()
+
+    actual = vmap(grad(loss), in_dims=(None, 1, 0))(weights, x, lengths)
+    for n in range(N):
+        alone = grad(loss)(weights, x[:, n], lengths[n])
+        assert_all_close([actual[key][n] for key in weights], alone.values(), torch.float64)
+    with pytest.raises(ValueError, match=r"lengths\[0\] is 9, expected 0 <= length <= T"):
+        grad(loss)(weights, x[:, 0], torch.tensor(9))
+
+
 def test_gradient_penalty_trains_a_critic():
     """WGAN-GP's penalty, ten steps of training beside torch.nn's GRU."""
     losses = []
