@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONAL = (
     "expecttest", "hypothesis", "matplotlib", "onnx", "onnxruntime", "onnxscript", "opacus",
     "optuna", "pandas", "plotly", "ray", "rich", "safetensors", "sb3_contrib", "sklearn", "sktime",
-    "tensorboard", "tomli_w", "tqdm",
+    "tensorboard", "tomli_w", "torchrl", "tqdm",
 )  # fmt: skip
 
 # A pytest plugin, for the child process alone.
@@ -53,6 +53,7 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
     )
     packages = {
         "tests/integrations/test_sb3.py": "sb3_contrib",
+        "tests/integrations/test_torchrl.py": "torchrl",
         "tests/modules/test_module_db.py": "expecttest",
         "tests/transforms/test_onnx.py": "onnx",
         "tests/project/test_benchmarks.py": "rich",
