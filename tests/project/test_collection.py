@@ -52,6 +52,7 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
         r"^SKIPPED \[1\] (tests/[\w/]+\.py):\d+: (.*No module named.*)$", done.stdout, re.MULTILINE
     )
     packages = {
+        "tests/integrations/test_opacus.py": "opacus",
         "tests/integrations/test_sb3.py": "sb3_contrib",
         "tests/integrations/test_torchrl.py": "torchrl",
         "tests/modules/test_module_db.py": "expecttest",
