@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 # Packages that fastrnn itself does without.
 OPTIONAL = (
-    "expecttest", "hypothesis", "matplotlib", "onnx", "onnxruntime", "onnxscript", "opacus",
-    "optuna", "pandas", "plotly", "ray", "rich", "safetensors", "sb3_contrib", "sklearn", "sktime",
-    "tensorboard", "tomli_w", "torchrl", "tqdm",
+    "expecttest", "hypothesis", "lightning", "matplotlib", "onnx", "onnxruntime", "onnxscript",
+    "opacus", "optuna", "pandas", "plotly", "ray", "rich", "safetensors", "sb3_contrib", "sklearn",
+    "sktime", "tensorboard", "tomli_w", "torchrl", "tqdm",
 )  # fmt: skip
 
 # A pytest plugin, for the child process alone.
@@ -52,6 +52,7 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
         r"^SKIPPED \[1\] (tests/[\w/]+\.py):\d+: (.*No module named.*)$", done.stdout, re.MULTILINE
     )
     packages = {
+        "tests/integrations/test_lightning.py": "lightning",
         "tests/integrations/test_opacus.py": "opacus",
         "tests/integrations/test_sb3.py": "sb3_contrib",
         "tests/integrations/test_torchrl.py": "torchrl",
