@@ -23,6 +23,7 @@ CUDA_READY := .venv-$(TORCH_CUDA)/.cuda-ready
 READY := $(VENV)/.ready-$(TORCH)
 DEV := $(VENV)/.dev-$(TORCH)
 BENCH := $(VENV)/.bench-$(TORCH)
+INTEGRATIONS := .venv-integrations/.ready-$(TORCH)
 DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
@@ -45,7 +46,7 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-native test-tsan test-neon test-abi bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-native test-tsan test-neon test-abi test-integrations bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -105,6 +106,10 @@ test-abi: wheel ## one library under the oldest and the newest torch (downloads 
 	  $$env/bin/pip install --force-reinstall --no-deps "$$wheel" && \
 	  $$env/bin/pytest -o pythonpath=tests tests/ops/test_kernels.py $(ARGS) || exit 1; \
 	done
+
+# The packages come in the versions that there are; -k also takes what runs docs/integrations.md.
+test-integrations: $(LIBRARY) $(INTEGRATIONS) ## fastrnn.integrations with the real TorchRL, sb3-contrib, Opacus, Lightning (downloads them)
+	.venv-integrations/bin/python -m pytest --foreign-versions -k integrations tests/integrations tests/project/test_readme.py $(ARGS)
 
 bench: $(LIBRARY) $(BENCH) ## speed and errors beside other runtimes: tables, build/benchmarks/report.md and pictures
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -174,6 +179,13 @@ $(DISASSEMBLER): | $(READY)
 
 $(BENCH): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]' torch==$(TORCH)
+	@touch $@
+
+# The extra's packages alone: an installation of fastrnn would compile the library anew, for other paths.
+$(INTEGRATIONS): pyproject.toml | $(READY)
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/pip install -q torch==$(TORCH) pytest $$($(BIN)/python -c \
+	  'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("fastrnn") if "integrations" in r))')
 	@touch $@
 
 # A torch for CUDA, and nvcc of the same version: its parts find each other where they are installed. This file

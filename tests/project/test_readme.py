@@ -1,4 +1,4 @@
-"""The README, docs/features.md and the guide run as they stand, from top to bottom, and do what they say.
+"""The README and the pages with code run as they stand, from top to bottom, and do what they say.
 
 Every page's links lead somewhere, and the commands it names exist.
 """
@@ -15,12 +15,17 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
+import fastrnn
+
 ROOT = Path(__file__).parents[2]
-README, FEATURES, GUIDE = (
+README, FEATURES, GUIDE, INTEGRATIONS = (
     ROOT / "README.md",
     ROOT / "docs" / "features.md",
     ROOT / "docs" / "guide.md",
+    ROOT / "docs" / "integrations.md",
 )
+# Of each block of the page, in order, the package that it needs.
+INTEGRATED = ("torch", "sb3_contrib", "torchrl", "opacus", "lightning")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
 
@@ -93,6 +98,30 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd):
     assert "fastrnn.dropin.LSTM" in printed and "3 trials" in printed
     assert names["loss"].isfinite() and (tmp_path / "tuning" / "best.toml").exists()
     assert list((tmp_path / "logs").iterdir()) and list((tmp_path / "run").iterdir())
+
+
+def test_every_block_of_the_integrations_names_its_package():
+    blocks = blocks_of(INTEGRATIONS, "python")
+    assert all(package in block for (_, block), package in zip(blocks, INTEGRATED, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of the packages
+@pytest.mark.parametrize("package", INTEGRATED)
+def test_a_block_of_the_integrations_runs(package, tmp_path, monkeypatch):
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    _, block = blocks_of(INTEGRATIONS, "python")[INTEGRATED.index(package)]
+    names: dict = {}
+    exec(compile(block, str(INTEGRATIONS), "exec"), names)
+    layers = {
+        "torch": lambda: names["lstm"],
+        "sb3_contrib": lambda: names["model"].policy.lstm_actor,
+        "torchrl": lambda: names["policy"].gru,
+        "opacus": lambda: names["model"]._module.rnn,
+        "lightning": lambda: names["trainer"].model.rnn,
+    }
+    assert isinstance(layers[package](), (fastrnn.GRU, fastrnn.LSTM))
 
 
 def test_the_readme_is_short():
