@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, vmap
 
 import fastrnn
 from fastrnn import dropin
-from fastrnn.checks import check_states
+from fastrnn.checks import check_states, lengths_tensor
 from fastrnn.modules import RecurrentModule
 
 __all__ = ["GRU", "LSTM", "RNN", "prepare"]
@@ -33,9 +33,9 @@ def prepare(model: nn.Module, *, report: fastrnn.Report | None = None) -> nn.Mod
     """Make the recurrent layers of a model ready for Opacus' ``PrivacyEngine``.
 
     torch.nn's layers are accelerated; then every RNN, GRU and LSTM of fastrnn becomes one of this
-    module's. Each stays the object it is, with its Parameters and their names. Subclasses are left.
-    Call it before ``make_private`` or ``GradSampleModule``, and leave their ``batch_first`` at its
-    default, True; a layer's own ``batch_first`` may be either.
+    module's. Each stays the object it is, with its Parameters and their names. Call it before
+    ``make_private`` or ``GradSampleModule``, and leave their ``batch_first`` at its default, True;
+    a layer's own ``batch_first`` may be either.
 
     Args:
         model: changed in place; may itself be a layer.
@@ -43,6 +43,9 @@ def prepare(model: nn.Module, *, report: fastrnn.Report | None = None) -> nn.Mod
 
     Returns:
         The model.
+
+    Raises:
+        TypeError: a layer of fastrnn is a subclass, parametrized or frozen.
 
     Example::
 
@@ -53,15 +56,22 @@ def prepare(model: nn.Module, *, report: fastrnn.Report | None = None) -> nn.Mod
         ... )
     """
     fastrnn.accelerate(model, report=report)
-    for module in model.modules():
-        module.__class__ = _PRIVATE.get(type(module), type(module))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, RecurrentModule)}
+    for name, layer in layers.items():
+        if type(layer) not in _PRIVATE and not isinstance(layer, _Private):
+            raise TypeError(
+                f"prepare: {name or 'the model'} is a {type(layer).__qualname__}; per-sample "
+                "gradients need a layer as torch.nn or fastrnn makes it"
+            )
+    for layer in layers.values():
+        layer.__class__ = _PRIVATE.get(type(layer), type(layer))
     return model
 
 
 class _Private(RecurrentModule):
     """What is put before a layer's class."""
 
-    def __call__(self, input: Tensor, hx: Any = None, *, lengths: Tensor | None = None) -> Any:
+    def __call__(self, input: Tensor, hx: Any = None, *, lengths: Any = None) -> Any:
         """Arguments and results of the layer's forward.
 
         Raises:
@@ -77,8 +87,7 @@ class _Private(RecurrentModule):
         directions, has_cell_state = 1 + self.bidirectional, self.mode == "LSTM"
         sizes = [self.proj_size or self.hidden_size, self.hidden_size][: 1 + has_cell_state]
         shapes = [(T, directions * sizes[0]), *((self.num_layers * directions, n) for n in sizes)]
-        if lengths is None:
-            lengths = torch.full((N,), T)
+        lengths = torch.full((N,), T) if lengths is None else lengths_tensor(lengths)
         if hx is None:
             states = [x.new_zeros(N, *shape) for shape in shapes[1:]]
         else:
@@ -127,7 +136,7 @@ class AcceleratedLSTM(_Private, dropin.LSTM):  # type: ignore[misc]
     """The same of an accelerated layer, which stays a :class:`torch.nn.LSTM`."""
 
 
-_PRIVATE: dict[type[nn.Module], type[nn.Module]] = {
+_PRIVATE: dict[type[RecurrentModule], type[RecurrentModule]] = {
     fastrnn.RNN: RNN,
     fastrnn.GRU: GRU,
     fastrnn.LSTM: LSTM,

@@ -81,7 +81,7 @@ def test_lengths_and_projection_are_those_of_each_sample_alone(name, batch_first
     alone.weight_ih_l0.requires_grad_(False)
     module = prepare(copy.deepcopy(alone))
     x, lengths = torch.randn((N, T, I) if batch_first else (T, N, I)), torch.tensor([5, 1, 3, 0])
-    _, actual = sample_gradients(module, lambda m: m(x, lengths=lengths))
+    _, actual = sample_gradients(module, lambda m: m(x, lengths=lengths.tolist()))
     assert actual.keys() == dict(alone.named_parameters()).keys() - {"weight_ih_l0"}
     time = int(batch_first)
     for n in range(N):
@@ -90,6 +90,22 @@ def test_lengths_and_projection_are_those_of_each_sample_alone(name, batch_first
         sum((k + 1) * result.sin().sum() for k, result in enumerate(results)).backward()
         expected = [alone.get_parameter(key).grad for key in actual]
         assert_all_close([gradient[n] for gradient in actual.values()], expected, torch.float32)
+
+
+class UsersLSTM(nn.LSTM):
+    pass
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [UsersLSTM(I, H), nn.utils.parametrizations.weight_norm(fastrnn.GRU(I, H), "weight_hh_l0")],
+    ids=["subclass", "parametrized"],
+)
+def test_layers_of_other_classes_are_refused(layer):
+    model = nn.ModuleDict({"first": nn.GRU(I, H), "second": layer})
+    with pytest.raises(TypeError, match=f"second is a {type(layer).__name__}"):
+        prepare(model)
+    assert model["first"](torch.randn(T, I))[0].shape == (T, H)
 
 
 class Classifier(nn.Module):
