@@ -237,12 +237,16 @@ def _values_are_known(tensor: Tensor) -> bool:
 
     A traced or vmapped tensor has none, and reading from a GPU would wait for it.
     """
-    traced = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+    if (
+        torch.compiler.is_compiling()
+        or isinstance(tensor, FakeTensor)
+        or tensor.device.type != "cpu"
+    ):
+        return False
     functorch = torch._C._functorch
-    inner = tensor
-    while functorch.is_gradtrackingtensor(inner):  # grad wraps what a vmap around it has batched
-        inner = functorch.get_unwrapped(inner)
-    return not (traced or functorch.is_batchedtensor(inner) or tensor.device.type != "cpu")
+    while functorch.is_gradtrackingtensor(tensor):  # grad wraps what a vmap around it has batched
+        tensor = functorch.get_unwrapped(tensor)
+    return not functorch.is_batchedtensor(tensor)
 
 
 def lengths_tensor(lengths: object) -> Tensor:
