@@ -14,6 +14,7 @@ from pathlib import Path
 import common
 import pytest
 import torch
+import warm
 from common import AVAILABLE_INSTRUCTION_SETS, INSTRUCTION_SETS
 
 from fastrnn.library import use_cpu_instruction_set
@@ -76,6 +77,13 @@ def default_device() -> Generator[None, None, None]:
     """On a GPU, tensors and modules are made there by tests that do not say where."""
     with torch.device("cuda") if common.DEVICE == "cuda" else contextlib.nullcontext():
         yield
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Generator[str, None, None]:
+    """An executable in the place of Python's, for programs that import torch: it has done so."""
+    with warm.python() as executable:
+        yield executable
 
 
 @pytest.fixture
