@@ -28,14 +28,14 @@ TRAP = f"{sys.executable} -c \"print('CUDA error: unspecified launch failure'); 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-def run(verb: str, folder: Path, *options: str, code: int = 3) -> dict[str, str]:
+def run(python: str, verb: str, folder: Path, *options: str, code: int = 3) -> dict[str, str]:
     """What the report says of each part."""
     done = subprocess.run(
         ["bash", "tools/gpu/run.sh", verb, *options],
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHON": sys.executable,
+            "PYTHON": python,
             "OUT": str(folder),
             "FASTRNN_LIBRARY": library(),
         },
@@ -55,8 +55,8 @@ def library() -> str:
 
 
 @pytest.mark.slow
-def test_what_needs_no_gpu_runs_and_the_rest_says_so(tmp_path):
-    outcomes = run("first", tmp_path)
+def test_what_needs_no_gpu_runs_and_the_rest_says_so(tmp_path, warm_python):
+    outcomes = run(warm_python, "first", tmp_path)
     assert {name: outcomes[name] for name in ("versions", "import")} == {
         "versions": "passed",
         "import": "passed",
@@ -77,12 +77,12 @@ def test_what_needs_no_gpu_runs_and_the_rest_says_so(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_part_that_traps_or_hangs_stops_nothing(tmp_path):
+def test_a_part_that_traps_or_hangs_stops_nothing(tmp_path, warm_python):
     options = ["--part", f"smoke-block-resident={TRAP}", "--part", f"smoke-grid-resident={HANG}",
                "--limit", "smoke-grid-resident=1.5", "--part", "smoke-stepwise=no-such-program",
                "--only", "smoke-block-resident", "smoke-grid-resident", "smoke-stepwise", "import"]  # fmt: skip
     begin = time.monotonic()
-    outcomes = run("first", tmp_path, *options)
+    outcomes = run(warm_python, "first", tmp_path, *options)
     assert outcomes == {
         "versions": "passed",
         "import": "passed",
@@ -109,16 +109,20 @@ def test_a_process_that_runs_is_seen():
     assert is_running(str(os.getpid())) and not is_running("0")
 
 
-def test_the_users_path_of_packages_is_kept_and_braces_are_no_words(tmp_path, monkeypatch):
+def test_the_users_path_of_packages_is_kept_and_braces_are_no_words(
+    tmp_path, monkeypatch, warm_python
+):
     (tmp_path / "known_by_path.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    command = f"{sys.executable} -c 'import known_by_path, fastrnn; print({{1: 2}})'"
-    outcomes = run("first", tmp_path, "--only", "import", "--part", f"import={command}")
+    command = f"{warm_python} -c 'import known_by_path, fastrnn; print({{1: 2}})'"
+    outcomes = run(
+        warm_python, "first", tmp_path, "--only", "import", "--part", f"import={command}"
+    )
     assert outcomes["import"] == "passed"
     assert "\n{1: 2}\n" in (tmp_path / "report.md").read_text()
 
 
-def test_a_gpu_is_known_by_its_driver_where_torch_takes_too_long(tmp_path):
+def test_a_gpu_is_known_by_its_driver_where_torch_takes_too_long(tmp_path, warm_python):
     """What the versions printed before their limit counts, and torch's word where it came."""
     smi = "compute capability: 9.0"
     runner = load_tool("run")
@@ -128,7 +132,9 @@ def test_a_gpu_is_known_by_its_driver_where_torch_takes_too_long(tmp_path):
     late = f"{sys.executable} -c \"import time; print('{smi}', flush=True); time.sleep(60)\""
     options = ["--part", f"versions={late}", "--limit", "versions=2",
                "--part", "smoke-stepwise=true", "--only", "smoke-stepwise"]  # fmt: skip
-    outcomes = run("first", tmp_path, *options, code=1)  # 3 would say that there is no GPU
+    outcomes = run(
+        warm_python, "first", tmp_path, *options, code=1
+    )  # 3 would say that there is no GPU
     assert outcomes == {"versions": "timed out after 2 s", "smoke-stepwise": "passed"}
 
 
@@ -172,10 +178,10 @@ def test_relu_is_differentiated_for_the_units_that_were_active():
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(flipped, expected, strict=True))
 
 
-def test_verbs_share_a_report_and_no_part_runs_out_of_time(tmp_path):
-    outcomes = run("first", tmp_path, "--only", "import", "--minutes", "0.0001")
+def test_verbs_share_a_report_and_no_part_runs_out_of_time(tmp_path, warm_python):
+    outcomes = run(warm_python, "first", tmp_path, "--only", "import", "--minutes", "0.0001")
     assert outcomes == {"versions": "left out: no time", "import": "left out: no time"}
-    run("profile", tmp_path, "--only", "versions")
+    run(warm_python, "profile", tmp_path, "--only", "versions")
     report = (tmp_path / "report.md").read_text()
     assert "| first | import |" in report and "| profile | versions |" in report
     kept = json.loads((tmp_path / "outcomes.json").read_text())
@@ -240,9 +246,9 @@ def test_limits_fit_the_time(monkeypatch):
     assert {"memcheck-grid-resident", "racecheck-block-resident", "suite-modules"} <= set(names)
 
 
-def test_the_shapes_that_others_published_come_first():
+def test_the_shapes_that_others_published_come_first(warm_python):
     done = subprocess.run(
-        [sys.executable, "tools/gpu/steps.py", "--dry-run"],
+        [warm_python, "tools/gpu/steps.py", "--dry-run"],
         cwd=ROOT,
         text=True,
         capture_output=True,

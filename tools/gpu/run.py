@@ -232,7 +232,8 @@ def run_part(
     dry = part.needs_gpu and not machine.gpu and not substitute
     if dry:
         command = part.dry_run
-    words = {"python": shlex.quote(sys.executable), "out": shlex.quote(str(args.out))}
+    python = os.environ.get("PYTHON") or sys.executable
+    words = {"python": shlex.quote(python), "out": shlex.quote(str(args.out))}
     words |= {"arch": machine.arch, "sm": machine.arch.replace(".", "")}
     for word, value in words.items():  # str.format would trip over other braces
         command = command.replace(f"{{{word}}}", value)
