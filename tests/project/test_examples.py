@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,11 @@ PRINTED = {
 }
 
 
-def run(script: Path, folder: Path) -> str:
+def run(python: str, script: Path, folder: Path) -> str:
     """What the script prints; it raises where its own assertions fail."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        [python, script], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -35,11 +34,11 @@ def test_every_example_has_a_test():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
-def test_an_example_runs(script, tmp_path):
-    assert PRINTED[script.stem] in run(script, tmp_path)
+def test_an_example_runs(script, tmp_path, warm_python):
+    assert PRINTED[script.stem] in run(warm_python, script, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_example_of_variable_lengths_learns(tmp_path):
-    printed = run(ROOT / "examples" / "variable_lengths.py", tmp_path)
+def test_the_example_of_variable_lengths_learns(tmp_path, warm_python):
+    printed = run(warm_python, ROOT / "examples" / "variable_lengths.py", tmp_path)
     assert float(printed.split(": ")[1]) > 0.9

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -71,7 +70,7 @@ def test_every_block_of_the_features_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd):
+def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd, warm_python):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     blocks = blocks_of(GUIDE, r"\w+")
@@ -80,6 +79,7 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd):
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
+        "PYTHON_EXEC": warm_python,  # torchrun's name for it
         "GLOO_SOCKET_IFNAME": "lo",
     }
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -92,7 +92,7 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd):
         for line in block.splitlines():
             program, *options = line.split()
             module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
-            command = [sys.executable, *module, *options]
+            command = [warm_python, *module, *options]
             subprocess.run(command, check=True, env=environment, timeout=240)
     printed = capfd.readouterr().out
     assert "fastrnn.dropin.LSTM" in printed and "3 trials" in printed

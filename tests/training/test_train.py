@@ -542,8 +542,8 @@ def test_a_reader_may_leave() -> None:
     assert run.returncode == 141
 
 
-def test_module_is_a_command() -> None:
-    command = [sys.executable, "-m", "fastrnn", "train", "--epochs", "10", "--json"]
+def test_module_is_a_command(warm_python: str) -> None:
+    command = [warm_python, "-m", "fastrnn", "train", "--epochs", "10", "--json"]
     root = Path(fastrnn.__file__).parents[1]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     assert len(json.loads(run.stdout)["runs"]["fastrnn"]["loss"]) == 10

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +51,8 @@ def refused(capsys, *command):
 # --- Several processes --------------------------------------------------------------------------
 
 
-def torchrun(*options, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+def torchrun(python, *options, processes=2):
+    command = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += [
         "--rdzv-backend",
         "c10d",
@@ -67,6 +66,7 @@ def torchrun(*options, processes=2):
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": str(ROOT),
+        "PYTHON_EXEC": python,  # of the processes that it starts
     }
     command += ["-m", "fastrnn", "train", *options]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
@@ -74,7 +74,7 @@ def torchrun(*options, processes=2):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [[], ["--fsdp"]], ids=["DDP", "FSDP2"])
-def test_two_processes_are_one(way, capsys):
+def test_two_processes_are_one(way, capsys, warm_python):
     options = [
         "--data",
         "japanese-vowels",
@@ -91,7 +91,7 @@ def test_two_processes_are_one(way, capsys):
     options += ["--clip-grad-norm", "0.5", "--group-by-length", "--schedule", "cosine"]
     assert main(["train", *options]) == 0
     one = json.loads(capsys.readouterr().out)["runs"]["fastrnn"]
-    run = torchrun(*options, *way, "--save", "run", "--save-every", "2")
+    run = torchrun(warm_python, *options, *way, "--save", "run", "--save-every", "2")
     assert run.returncode == 0, run.stderr
     two = json.loads(run.stdout)["runs"]["fastrnn"]
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-10)
@@ -102,8 +102,8 @@ def test_two_processes_are_one(way, capsys):
         assert json.loads(capsys.readouterr().out)["runs"]["fastrnn"]["loss"] == two["loss"]
 
 
-def test_more_processes_than_samples():
-    run = torchrun("--num-samples", "1")
+def test_more_processes_than_samples(warm_python):
+    run = torchrun(warm_python, "--num-samples", "1")
     assert run.returncode != 0
     assert "a batch has 1 samples" in run.stderr and "fewer than 2 processes" in run.stderr
 
