@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -195,20 +196,27 @@ def test_bad_options(options, message, capsys):
     assert message in err and err.count("\n") == 1 and out == ""
 
 
+def descendants(process):
+    """Directories in /proc of what a process has started, and of what these have."""
+    with contextlib.suppress(OSError):  # It may end meanwhile.
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield Path("/proc", child)
+                yield from descendants(child)
+
+
 def kill_one_worker(killed):
-    """SIGKILL to the first Ray worker that runs a trial."""
+    """SIGKILL to the first Ray worker of this process that runs a trial."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                name = path.read_bytes()
-            except OSError:
-                continue
-            if name.startswith(b"ray::ImplicitFunc.train"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-                killed.append(name)
-                return
-        time.sleep(0.005)
+        for path in descendants(os.getpid()):
+            with contextlib.suppress(OSError):
+                name = (path / "cmdline").read_bytes()
+                if name.startswith(b"ray::ImplicitFunc.train"):
+                    os.kill(int(path.name), signal.SIGKILL)
+                    killed.append(name)
+                    return
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
