@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import multiprocessing
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +19,19 @@ import warm
 from common import AVAILABLE_INSTRUCTION_SETS, INSTRUCTION_SETS
 
 from fastrnn.library import use_cpu_instruction_set
+
+# Children of the start method forkserver have torch imported already: they start at once, and no thread of this process
+# is lost in a fork. A process has one such server, for all tests.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    [
+        "fastrnn.training.command_line",
+        "torch._dynamo",
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.checkpoint.state_dict_loader",
+        "torch.distributed.checkpoint.state_dict_saver",
+        "torch.distributed.fsdp",
+    ]
+)
 
 REGIMES = ("automatic", "block-resident", "grid-resident", "stepwise")
 

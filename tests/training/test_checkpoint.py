@@ -24,17 +24,7 @@ OPTIONS += " --schedule cosine --clip-grad-norm 1 --validation 0.2 --patience 50
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 TIMEOUT = 120
 
-# Children have torch imported already: they start at once, and no thread of this process is lost in a fork.
 spawner = multiprocessing.get_context("forkserver")
-spawner.set_forkserver_preload(
-    [
-        "fastrnn.training.command_line",
-        "torch._dynamo",
-        "torch.distributed.checkpoint.state_dict",
-        "torch.distributed.checkpoint.state_dict_loader",
-        "torch.distributed.checkpoint.state_dict_saver",
-    ]
-)
 
 
 def run(folder: str, kill_at: int | None = None) -> None:

@@ -122,7 +122,9 @@ def worker(rank, folder):
 def results(tmp_path_factory):
     """For each process, what each case gave."""
     folder = tmp_path_factory.mktemp("distributed")
-    processes = torch.multiprocessing.spawn(worker, (str(folder),), nprocs=WORLD, join=False)
+    processes = torch.multiprocessing.start_processes(
+        worker, (str(folder),), nprocs=WORLD, join=False, start_method="forkserver"
+    )
     deadline = time.monotonic() + TIMEOUT
     try:
         while not processes.join(timeout=max(0, deadline - time.monotonic())):
