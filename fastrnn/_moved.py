@@ -1,7 +1,6 @@
 """The warning of modules that have moved; a module at a former path re-exports the new one's names.
 
-Such a module is a file of its own, not an entry of a finder: type checkers follow it, and
-``import fastrnn`` adds nothing to `sys.meta_path`.
+Such a module is a file of its own, not an entry of a finder: type checkers follow it.
 """
 
 from __future__ import annotations

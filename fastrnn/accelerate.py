@@ -6,7 +6,7 @@ holds the module, a Parameter or a hook of it (an optimizer, a list, a compiled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,12 +18,22 @@ from torch.nn.utils import parametrize
 from fastrnn import dropin, modules
 from fastrnn.library import DEVICES, DTYPES
 
-__all__ = ["Report", "accelerate", "decelerate"]
+__all__ = [
+    "OURS",
+    "SUBCLASS",
+    "Report",
+    "accelerate",
+    "decelerate",
+    "in_eval_mode",
+    "odd_instance",
+    "unparametrized_class",
+    "unregistered",
+]
 
 _Kind: TypeAlias = type[nn.Module]
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 _TORCH: tuple[_Kind, ...] = (nn.RNN, nn.GRU, nn.LSTM, *_CELLS)
-_OURS = (modules.RecurrentModule, modules.RecurrentCell)
+OURS = (modules.RecurrentModule, modules.RecurrentCell)
 _PLAIN: dict[_Kind, _Kind] = {kind: getattr(modules, kind.__name__) for kind in _TORCH}
 _DROP_IN: dict[_Kind, _Kind] = {kind: getattr(dropin, kind.__name__) for kind in _TORCH}
 _TO_TORCH = {fast: kind for table in (_PLAIN, _DROP_IN) for kind, fast in table.items()}
@@ -42,7 +52,7 @@ _TORCH_STEPS = {
 }
 # What a subclass may override: it runs above either forward, or is not called by it.
 _FREE = {"forward", "extra_repr", "flatten_parameters", "reset_parameters"}
-_SUBCLASS = "a subclass, which may rely on what it overrides"
+SUBCLASS = "a subclass, which may rely on what it overrides"
 
 # How a class may make its own copies; what torch's classes do here keeps the layers' class.
 _COPYING = ("__deepcopy__", "__setstate__", "__reduce__", "__reduce_ex__")
@@ -141,7 +151,7 @@ def _swap(
         given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"{caller}: model must be a torch.nn.Module, an instance, got {given}")
     report = Report() if report is None else report
-    report.left.update(unregistered(model, _TORCH if caller == "accelerate" else _OURS))
+    report.left.update(unregistered(model, _TORCH if caller == "accelerate" else OURS))
     decisions: dict[nn.Module, _Decision] = {}
     replaced = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -164,7 +174,8 @@ def _swap(
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """A module whose weights can be read: in training, spectral_norm's change as they are read."""
-    training = [each for each in module.modules() if each.training]
+    parametrized = parametrize.is_parametrized(module)
+    training = [each for each in module.modules() if parametrized and each.training]
     for each in training:
         each.training = False
     try:
@@ -178,24 +189,30 @@ def unregistered(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[s
     """Where a model holds modules of these kinds in lists and dicts, and why they are left."""
     registered = set(model.modules())
     return {
-        f"{name}.{place}.{inside}".strip("."): f"{type(module).__qualname__}: in a plain list or "
-        "dict, which torch.nn does not look into; take a ModuleList or ModuleDict"
+        f"{name}.{attribute}{place}.{inside}".strip(
+            "."
+        ): f"{type(module).__qualname__}: in a plain "
+        "list or dict, which torch.nn does not look into; take a ModuleList or ModuleDict"
         for name, owner in model.named_modules()
         for attribute, value in owner.__dict__.items()
-        for place, held in _held(attribute, value)
+        if not attribute.startswith("_")
+        for place, held in _held(value, set())
         for inside, module in held.named_modules()
         if isinstance(module, kinds) and module not in registered
     }
 
 
-def _held(place: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The modules inside lists, tuples and dicts."""
-    if isinstance(value, nn.Module):
-        yield place, value
-    elif isinstance(value, (list, tuple, Mapping)):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, each in items:
-            yield from _held(f"{place}[{key!r}]", each)
+def _held(value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules inside lists, tuples and dicts, and their places; `seen` are those walked."""
+    if not isinstance(value, (dict, list, tuple)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(each, nn.Module):
+            yield f"[{key!r}]", each
+        elif isinstance(each, (dict, list, tuple)):
+            for place, module in _held(each, seen):
+                yield f"[{key!r}]{place}", module
 
 
 def _name_of(kind: _Kind) -> str:
@@ -211,8 +228,8 @@ def _faster(module: nn.Module, keep_type: bool, cells: bool) -> _Decision:
     if isinstance(module, torch.jit.ScriptModule):
         compiled = getattr(module, "original_name", "") in {kind.__name__ for kind in _TORCH}
         return "torch.jit compiled it; accelerate the model it was made of" if compiled else None
-    kind = _unparametrized_class(module)
-    if isinstance(module, _OURS):
+    kind = unparametrized_class(module)
+    if isinstance(module, OURS):
         made_plain = not keep_type and kind in _DROP_IN.values()
         return _PLAIN[_TO_TORCH[kind]] if made_plain else None
     base = next((each for each in _TORCH if isinstance(module, each)), None)
@@ -225,7 +242,7 @@ def _faster(module: nn.Module, keep_type: bool, cells: bool) -> _Decision:
         return target
     methods = {"forward", *_TORCH_STEPS}
     taken = _names_of_ours(base) - set(_TORCH_CACHES)
-    return _odd_instance(module, methods, taken) or _without_kernel(module) or target
+    return odd_instance(module, methods, taken) or _without_kernel(module) or target
 
 
 def _faster_class(kind: _Kind, base: _Kind, keep_type: bool) -> _Decision:
@@ -233,23 +250,23 @@ def _faster_class(kind: _Kind, base: _Kind, keep_type: bool) -> _Decision:
     if kind is base:
         return (_DROP_IN if keep_type else _PLAIN)[base]
     if not keep_type:
-        return _SUBCLASS
+        return SUBCLASS
     return _odd_class(kind, base) or dropin.subclass_over(kind, _DROP_IN[base])
 
 
 def _torchs(module: nn.Module) -> _Decision:
-    if not isinstance(module, _OURS):
+    if not isinstance(module, OURS):
         return None
-    kind = _unparametrized_class(module)
+    kind = unparametrized_class(module)
     target = vars(kind).get(dropin.USER_CLASS) or _TO_TORCH.get(kind)
     if target is None:
-        return _SUBCLASS
+        return SUBCLASS
     if getattr(module, "reverse", False):
         return "torch.nn has no reverse=True"
-    return _odd_instance(module, {"forward"}, set()) or target
+    return odd_instance(module, {"forward"}, set()) or target
 
 
-def _unparametrized_class(module: nn.Module) -> _Kind:
+def unparametrized_class(module: nn.Module) -> _Kind:
     """The class of a module before torch.nn.utils.parametrize replaced it by a subclass."""
     kind = type(module)
     return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
@@ -268,9 +285,11 @@ def _above(kind: _Kind, base: _Kind) -> tuple[type, ...]:
 def _odd_class(kind: _Kind, base: _Kind) -> str | None:
     """Why fastrnn's forward cannot run below a subclass of torch.nn's, or None."""
     defined = {name for each in _above(kind, base) for name in vars(each)}
+    if "__init_subclass__" in defined or type(kind) is not type:
+        return "a subclass whose class runs code of its own where a class is made of it"
     relied_on = sorted(defined & (_TORCH_STEPS | _names_of_ours(base)))
     if relied_on:
-        return f"{_SUBCLASS}: {', '.join(relied_on)}"
+        return f"{SUBCLASS}: {', '.join(relied_on)}"
     for each in _above(kind, base):
         forward = vars(each).get("forward")
         names = getattr(getattr(forward, "__code__", None), "co_names", ())
@@ -279,7 +298,7 @@ def _odd_class(kind: _Kind, base: _Kind) -> str | None:
     return None
 
 
-def _odd_instance(module: nn.Module, methods: set[str], taken: set[str]) -> str | None:
+def odd_instance(module: nn.Module, methods: set[str], taken: set[str]) -> str | None:
     """Why this instance differs from others of its class, or None.
 
     Methods are those that must be the class's; taken are names that mean something to fastrnn.

@@ -1,7 +1,7 @@
 """Checks of arguments. An error has torch's type and starts with torch's words, then says more.
 
-Every public entry (modules, cells, ``fastrnn.functional``) calls these functions before it computes
-anything.
+Every public entry (modules, cells, ``fastrnn.functional``) calls these functions, the short way of
+fastrnn/eager.py where the op's own checks found an error.
 """
 
 from __future__ import annotations
@@ -284,10 +284,11 @@ def lengths_of_mask(
         f"{name}: mask marks a step after one that it leaves out; it can say lengths alone, the "
         "first steps of each sample: give lengths=, and reset= where an episode starts inside"
     )
-    if torch.compiler.is_compiling():
-        torch._assert_async(~starts_again, words)
-    elif starts_again:
-        raise ValueError(words)
+    if _values_are_known(valid):
+        if starts_again:
+            raise ValueError(words)
+    elif torch.compiler.is_compiling() or valid.device.type == "cuda":
+        torch._assert_async(~starts_again, words)  # a GPU tells later, and is not waited for
     return valid.sum(dim=time)
 
 

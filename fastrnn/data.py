@@ -106,8 +106,8 @@ def _are_of_steps(given: list[Any], lengths: list[int], targets: Targets | None)
         )
     if targets is None and counts == lengths and len(set(lengths)) == 1:
         raise ValueError(
-            f"all sequences and all targets of this batch have length {lengths[0]}: say "
-            "targets='step' if a target has an entry a step, or 'sample'"
+            f"all sequences and all targets of this batch of {len(lengths)} have length "
+            f"{lengths[0]}: say targets='step' if a target has an entry a step, or 'sample'"
         )
     return targets == "step" or (targets is None and counts == lengths)
 

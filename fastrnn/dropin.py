@@ -1,8 +1,8 @@
 """fastrnn's modules as subclasses of torch.nn's, so that isinstance says what it said before.
 
 :func:`fastrnn.accelerate` gives a module one of these classes. Its private state stays torch.nn's:
-the list of weights, what keeps that right, and the checks that code calls by name. Only the forward
-is fastrnn's.
+the list of weights, what keeps that right, and the checks that code calls by name. All else, the
+forward before all, is fastrnn's.
 """
 
 from __future__ import annotations

@@ -15,11 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import eager, modules
-from fastrnn.accelerate import Report, accelerate, in_eval_mode, unregistered
+from fastrnn.accelerate import (
+    OURS,
+    SUBCLASS,
+    Report,
+    accelerate,
+    in_eval_mode,
+    odd_instance,
+    unparametrized_class,
+    unregistered,
+)
 from fastrnn.layers import is_recorded
 from fastrnn.library import CELLS, cpu_instruction_set
 from fastrnn.modules import all_weight_names
@@ -29,7 +37,6 @@ __all__ = ["freeze", "refresh"]
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
 _ADVICE = "change the original, then call refresh(original) or freeze it anew"
 _version = attrgetter("_version")
-_KINDS = (modules.RecurrentModule, modules.RecurrentCell)
 _OPTIONS = ("nonlinearity", "batch_first", "reverse")  # that no weight's shape tells
 
 
@@ -89,10 +96,10 @@ def freeze(
 
 
 def _freeze_inside(model: nn.Module, weights: str | None, report: Report) -> None:
-    report.left.update(unregistered(model, _KINDS))
+    report.left.update(unregistered(model, OURS))
     reasons: dict[nn.Module, str | None] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, _KINDS):
+        if not isinstance(module, OURS):
             continue
         if module not in reasons:
             reasons[module] = _freeze_in_place(module, weights)
@@ -168,14 +175,12 @@ def _freeze_in_place(module: nn.Module, weights: str | None) -> str | None:
     """Freeze one of fastrnn's modules; or else why it cannot be."""
     if isinstance(module, Frozen):
         return f"it is frozen; {_ADVICE}"
-    kind = type(module)
-    if parametrize.is_parametrized(module):
-        kind = kind.__bases__[0]
-    frozen = _FROZEN.get(kind)
+    frozen = _FROZEN.get(unparametrized_class(module))
     if frozen is None:
-        return "a subclass, which may rely on what it overrides"
-    if "forward" in module.__dict__:
-        return "its forward was replaced"
+        return SUBCLASS
+    odd = odd_instance(module, {"forward"}, set())
+    if odd:
+        return odd
     if module._forward_pre_hooks:
         return "it has forward pre-hooks, which may compute its weights"
     names = all_weight_names(module)
@@ -352,6 +357,10 @@ class Frozen(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        with torch.inference_mode(False):  # whose tensors have no versions
+            for name, own in self._buffers.items():
+                if own is not None and own.is_inference():
+                    self._buffers[name] = own.clone()
         self._pack()
 
 

@@ -1,7 +1,7 @@
 """The compiled library: what it knows of cells, and its ops as torch's tracers see them.
 
-A bare op has a fake kernel and an autograd formula, for torch.export and whoever trains what it
-made. Everybody else goes through :func:`fastrnn.ops.scan`.
+Every op has a fake kernel. `scan` and its gradient have autograd formulas, too, for torch.export
+and whoever trains what it made; other calls with gradients go through :func:`fastrnn.ops.scan`.
 """
 
 from __future__ import annotations

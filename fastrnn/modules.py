@@ -1,7 +1,7 @@
 """RNN, GRU, LSTM and their cells: torch.nn's signatures, parameter names and initial values.
 
-They are not subclasses of torch.nn's modules: ``torch.compile`` refuses every instance of those.
-fastrnn/dropin.py has such, which :func:`fastrnn.accelerate` gives.
+They are not subclasses of torch.nn's modules, which ``torch.compile`` refuses by their class.
+fastrnn/dropin.py has such, and tells it so, which :func:`fastrnn.accelerate` gives.
 """
 
 from __future__ import annotations

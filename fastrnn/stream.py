@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastrnn import frozen, modules
+from fastrnn import frozen
+from fastrnn.accelerate import OURS
 from fastrnn.eager import PLAIN, is_transformed
 from fastrnn.layers import is_recorded
 from fastrnn.library import PATH, cpu_instruction_set
@@ -247,8 +248,7 @@ class Stream:
 
 
 def _frozen_copy(module: nn.Module, weights: str | None) -> Any:
-    kinds = (modules.RecurrentModule, modules.RecurrentCell, nn.RNNBase, nn.RNNCellBase)
-    if not isinstance(module, kinds):
+    if not isinstance(module, (*OURS, nn.RNNBase, nn.RNNCellBase)):
         raise TypeError(f"Stream: expected an RNN, GRU, LSTM or cell, got {type(module).__name__}")
     return frozen.freeze(module, weights)
 

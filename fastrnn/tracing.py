@@ -96,13 +96,16 @@ def allow_in_compile(kind: type[nn.Module]) -> None:
     """
 
     def patch(builder: Any) -> None:
-        wrap = builder.VariableBuilder.wrap_module
+        # Another torch may lack the name; every optimizer loads this module, and must go on.
+        wrap = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
+        if wrap is None:
+            return
 
         @functools.wraps(wrap)
         def wrap_module(self: Any, value: nn.Module) -> Any:
             if not isinstance(value, kind):
                 return wrap(self, value)
-            with builder.config.patch(allow_rnn=True):
+            with torch._dynamo.config.patch(allow_rnn=True):
                 return wrap(self, value)
 
         builder.VariableBuilder.wrap_module = wrap_module

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from fastrnn.modules import RecurrentModule
@@ -49,9 +50,11 @@ def unroll(rnn: RecurrentModule, x: Tensor, done: Tensor, state: State) -> tuple
     for option in ("bidirectional", "batch_first", "reverse"):
         if getattr(rnn, option):
             raise ValueError(f"unroll: rnn must not have {option}=True, for states go on in time")
-    samples = (state[0] if isinstance(state, tuple) else state).size(1)
+    samples = (state if isinstance(state, Tensor) else state[0]).size(1)
     steps = x.reshape(-1, samples, x.size(-1))
     starts = done.bool().reshape(-1, samples)
-    # Most steps of acting start no episode, and a call without reset= takes less time.
-    output, state = rnn(steps, state, reset=starts if starts.any() else None)
+    # Most steps of acting start no episode, and a call without reset= takes less time. To ask a GPU
+    # would take longer.
+    may_start = torch.compiler.is_compiling() or not starts.is_cpu or bool(starts.any())
+    output, state = rnn(steps, state, reset=starts if may_start else None)
     return output.reshape(*x.shape[:-1], -1), state

@@ -78,3 +78,17 @@ def test_an_accelerated_layer_is_taken():
 def test_what_cannot_be_unrolled_is_refused(rnn, error, text):
     with pytest.raises(error, match=text):
         unroll(rnn, torch.randn(T, N, I), torch.zeros(T, N), torch.zeros(1, N, H))
+
+
+def test_a_state_in_a_list_and_a_graph():
+    """As the layers take them; what starts is not asked where a graph is traced."""
+    lstm, x = fastrnn.LSTM(I, H), torch.randn(T, N, I)
+    state = [torch.randn(1, N, H), torch.randn(1, N, H)]
+    done = torch.zeros(T, N)
+    done[3, 1] = 1
+
+    def run(x, done):
+        return unroll(lstm, x, done, state)[0]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, done), unroll(lstm, x, done, tuple(state))[0])

@@ -7,7 +7,9 @@ import importlib
 import pickle
 import subprocess
 import sys
+import types
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch.nn.utils import parametrizations, prune
 
 import fastrnn
 from fastrnn import dropin
+from fastrnn.accelerate import in_eval_mode
 
 KINDS = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
 
@@ -606,3 +609,74 @@ def test_nothing_to_do():
     model = nn.Sequential(nn.Linear(2, 2))
     assert fastrnn.accelerate(model, report=report) is model
     assert str(report) == "no recurrent module found"
+
+
+class UsersMapping(dict):
+    def items(self):
+        raise ValueError("a value that is missing")
+
+
+def test_attributes_that_are_no_plain_containers_are_not_walked():
+    """What a configuration or an open file does where it is walked is its own affair."""
+    model = nn.Sequential(nn.LSTM(2, 3))
+    model.settings = types.MappingProxyType(UsersMapping())
+    model.itself = {}
+    model.itself["again"] = model.itself
+    object.__setattr__(model[0], "parent", model)
+    report = fastrnn.Report()
+    fastrnn.accelerate(model, report=report)
+    assert report.replaced.keys() == {"0"} and not report.left
+
+
+def test_a_class_that_runs_code_where_it_is_subclassed_is_left():
+    class Registered(nn.LSTM):
+        names: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls, *, name):
+            cls.names.append(name)
+
+    class Abstract(nn.GRU, ABC):
+        pass
+
+    model, report = (
+        nn.ModuleList([nn.LSTM(2, 3), Registered(2, 3), Abstract(2, 3)]),
+        fastrnn.Report(),
+    )
+    fastrnn.accelerate(model, report=report)
+    assert report.replaced.keys() == {"0"} and report.left.keys() == {"1", "2"}
+    assert all("runs code of its own" in reason for reason in report.left.values())
+    assert Registered.names == []
+
+
+def test_a_torch_without_the_name_that_is_patched_goes_on():
+    """Every optimizer loads torch.compile's modules."""
+    code = (
+        "import torch, torch._dynamo.variables.builder as builder\n"
+        "del builder.VariableBuilder.wrap_module\n"
+        "import fastrnn\n"
+        "model = fastrnn.accelerate(torch.nn.LSTM(2, 3))\n"
+        "torch.optim.Adam(model.parameters())\n"
+        "print(model(torch.zeros(1, 1, 2))[0].shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "[1, 1, 3]" in done.stdout
+
+
+def test_only_parametrized_modules_leave_training_while_they_are_read():
+    class Watched(nn.LSTM):
+        @property
+        def training(self):
+            return self.__dict__.get("_mode", True)
+
+        @training.setter
+        def training(self, mode):
+            seen.append(mode)
+            self.__dict__["_mode"] = mode
+
+    seen: list[bool] = []
+    watched = Watched(2, 3)
+    seen.clear()
+    with in_eval_mode(watched):
+        assert watched.training
+    assert seen == []

@@ -931,3 +931,12 @@ def test_a_forged_header_of_packed_weights_is_refused():
 def test_repr_says_the_type(name):
     assert str(fastrnn.freeze(make(name), "int8")) == f"Frozen{name}(5, 19, weights=int8)"
     assert str(fastrnn.freeze(make(name))) == f"Frozen{name}(5, 19)"
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_made_under_inference_mode(copier):
+    copied, x = fastrnn.freeze(make("LSTM")), torch.randn(2, 3, 5)
+    with torch.inference_mode():
+        again = copier(copied)
+    assert torch.equal(again(x)[0], copied(x)[0])
+    again.refresh(make("LSTM"))

@@ -16,6 +16,7 @@ import torch
 from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, gradients
 from pairs import LAYERS, OURS, H, I, N, T, flatten, make_inputs, make_pair, run
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fastrnn
@@ -289,6 +290,26 @@ def test_a_mask_says_lengths(name, batch_first, dtype):
     mask = fastrnn.data.length_mask(lengths, T, batch_first=batch_first).to(dtype)
     expected = flatten(fast(x, hx, lengths=lengths))
     assert all(map(torch.equal, flatten(fast(x, hx, mask=mask)), expected))
+
+
+@pytest.mark.parametrize("values", ["meta", "fake"])
+def test_a_mask_without_values_is_taken(values):
+    layer = fastrnn.GRU(I, H, device="meta" if values == "meta" else None)
+    x, mask = torch.randn(T, N, I), torch.ones(T, N, dtype=torch.bool)
+    if values == "meta":
+        assert layer(x.to("meta"), mask=mask.to("meta"))[0].shape == (T, N, H)
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(mode.from_tensor(x), mask=mode.from_tensor(mask))[0].shape == (T, N, H)
+
+
+def test_masks_of_a_batch_of_batches():
+    layer, x = fastrnn.GRU(I, H), torch.randn(3, T, N, I)
+    lengths = torch.tensor([[3, 7, 0, 4], [1, 1, 7, 2], [7, 7, 7, 7]])
+    masks = torch.stack([fastrnn.data.length_mask(each, T) for each in lengths])
+    got = torch.func.vmap(lambda x, mask: layer(x, mask=mask)[0])(x, masks)
+    expected = torch.stack([layer(a, lengths=b)[0] for a, b in zip(x, lengths, strict=True)])
+    assert torch.equal(got, expected)
 
 
 def test_a_mask_of_one_sequence():
