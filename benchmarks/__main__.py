@@ -21,6 +21,7 @@ import fastrnn
 from . import report
 from .cases import DOUBLE, GATES, GPU_GROUPS, GROUPS, JVP, QUICK, Case, all_cases
 from .limit import Limit
+from .machine import cpu_in_use
 from .measure import FULL, Measurement, installed
 from .measure import QUICK as QUICK_EFFORT
 from .peers import OURSELVES, PEERS
@@ -122,17 +123,12 @@ def in_dtypes(case: Case, args: argparse.Namespace) -> list[Case]:
 
 
 def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].split(":", 1)[1].strip() if models else cpu
     packages = {peer.distribution: peer.version for peer in PEERS if peer.installed}
     versions = [f"{name} {version}" for name, version in packages.items()]
     versions = [f"Python {platform.python_version()}", f"fastrnn {fastrnn.__version__}", *versions]
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "CPU": f"{cpu}, {args.threads} threads, fastrnn on {fastrnn.cpu_instruction_sets()[0]}",
+        "CPU": cpu_in_use(args.threads),
         "versions": ", ".join(versions),
     }
     if args.device == "cuda":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 MODES = ((False, "forward"), (True, "forward + backward"))
 
 
-def draw(run: Run, folder: Path) -> list[Path]:
-    """Draw the pictures that this run has rows for, and return their paths."""
+@contextmanager
+def styled_pyplot() -> Iterator[Any]:
+    """pyplot, which draws to files alone and in one style."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -43,8 +46,14 @@ def draw(run: Run, folder: Path) -> list[Path]:
         "legend.frameon": False,
         "savefig.dpi": 150,
     }
-    paths = []
     with pyplot.rc_context(style):
+        yield pyplot
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """Draw the pictures that this run has rows for, and return their paths."""
+    paths = []
+    with styled_pyplot() as pyplot:
         for make in (speedup, transforms, limit, scaling, step):
             name, figure = make.__name__, make(run, pyplot)
             if figure is not None:
