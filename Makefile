@@ -24,6 +24,7 @@ READY := $(VENV)/.ready-$(TORCH)
 DEV := $(VENV)/.dev-$(TORCH)
 BENCH := $(VENV)/.bench-$(TORCH)
 INTEGRATIONS := .venv-integrations/.ready-$(TORCH)
+PROGRAMS := .venv-programs/.ready-$(TORCH)
 DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
@@ -46,7 +47,7 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-native test-tsan test-neon test-abi test-integrations bench wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-native test-tsan test-neon test-abi test-integrations bench bench-programs wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -113,6 +114,13 @@ test-integrations: $(LIBRARY) $(INTEGRATIONS) ## fastrnn.integrations with the r
 
 bench: $(LIBRARY) $(BENCH) ## speed and errors beside other runtimes: tables, build/benchmarks/report.md and pictures
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# torchaudio may have been compiled for another torch, one with CUDA, and does not import then. Two of the packages
+# import it, and neither uses its compiled part here.
+bench-programs: $(LIBRARY) $(PROGRAMS) ## models of darts, Stanza, TorchRL and others before and after accelerate (downloads them)
+	.venv-programs/bin/python -c 'import torchaudio' 2>/dev/null || \
+	  rm -f .venv-programs/lib/python*/site-packages/torchaudio/lib/*.so
+	.venv-programs/bin/python -m benchmarks.programs $(ARGS)
 
 wheel: $(DEV) ## dist/: the sources packed, and the wheel built from them
 	rm -rf dist
@@ -181,11 +189,11 @@ $(BENCH): $(READY)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]' torch==$(TORCH)
 	@touch $@
 
-# The extra's packages alone: an installation of fastrnn would compile the library anew, for other paths.
-$(INTEGRATIONS): pyproject.toml | $(READY)
-	$(PYTHON) -m venv .venv-integrations
-	.venv-integrations/bin/pip install -q torch==$(TORCH) pytest $$($(BIN)/python -c \
-	  'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("fastrnn") if "integrations" in r))')
+# An extra's packages alone: an installation of fastrnn would compile the library anew, for other paths.
+$(INTEGRATIONS) $(PROGRAMS): .venv-%/.ready-$(TORCH): pyproject.toml | $(READY)
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q torch==$(TORCH) pytest $$($(BIN)/python -c \
+	  'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("fastrnn") if "$*" in r))')
 	@touch $@
 
 # A torch for CUDA, and nvcc of the same version: its parts find each other where they are installed. This file

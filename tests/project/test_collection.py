@@ -60,6 +60,7 @@ def test_a_missing_package_skips_its_files_and_is_named(tmp_path: Path) -> None:
         "tests/modules/test_module_db.py": "expecttest",
         "tests/transforms/test_onnx.py": "onnx",
         "tests/project/test_benchmarks.py": "rich",
+        "tests/project/test_programs.py": "rich",
         "tests/training/test_csv.py": "pandas",
         "tests/training/test_predict.py": "safetensors",
         "tests/training/test_tune.py": "optuna",

@@ -1,0 +1,1 @@
+"""Public programs before and after fastrnn.accelerate: ``python -m benchmarks.programs``."""
