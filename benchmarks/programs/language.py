@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -30,13 +32,16 @@ def tagger() -> Program:
     places = torch.randperm(len(word_lengths)).tolist()
     tags = [torch.randint(1, SIZES[name], shape) for name in model.tag_names]
 
-    def run() -> torch.Tensor:
-        loss, _ = model(
+    def run() -> Any:
+        return model(
             words, None, characters, None, tags, None, places, sentence_lengths, word_lengths, None
         )
-        return loss
 
-    return supervised(model, run)
+    def loss_and_tags() -> list[torch.Tensor]:
+        loss, predicted = run()
+        return [loss, *(each.float() for each in predicted)]
+
+    return supervised(model, lambda: run()[0], loss_and_tags)
 
 
 def descending(count: int, longest: int) -> list[int]:

@@ -55,7 +55,8 @@ def markdown(rows: Sequence[Row], environment: dict[str, str], picture: Path | N
     lines += [
         "",
         "Times are medians, torch.nn → fastrnn; × is how many times faster the accelerated program "
-        "is. Differences are the largest over the largest value.",
+        "is. Differences are the largest over the largest value; gradients of an accelerated "
+        "layer by tensor.",
         "",
         "| | goal | found |",
         "|-|-|-|",
@@ -91,6 +92,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
             axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
         axes.axvline(1, color="#555555", linewidth=1)
         axes.set_yticks(range(len(timed)), [row.name for row in timed])
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)

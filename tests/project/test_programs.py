@@ -27,6 +27,7 @@ from benchmarks.programs.comparison import (
     compare,
     difference,
     goals,
+    gradient_difference,
 )
 from benchmarks.programs.program import Entry, supervised, tensors, without_layers_dropout
 from benchmarks.rows import OURS, Times
@@ -113,6 +114,17 @@ def test_a_program_that_accelerate_breaks(spoil, said):
     row = compare(Entry("broken", "torch", after_accelerate(spoil)), ONCE)
     assert row.problem.startswith(said)
     assert not row.works and not row.seconds
+
+
+def test_an_error_in_small_gradients_is_found():
+    expected = {"head.weight": torch.tensor([1e6]), "rnn.weight_hh_l0": torch.tensor([1.0, 2.0])}
+    results = {**expected, "rnn.weight_hh_l0": torch.tensor([1.0, 3.0])}
+    assert difference(results, expected) == 1e-6
+    assert gradient_difference(results, expected, ["rnn"]) == 0.5
+    assert gradient_difference(results, expected, ["other"]) == 1e-6
+    # One step from h_0 = 0 gives W_hh no gradient.
+    expected["rnn.weight_hh_l0"] = torch.zeros(2)
+    assert gradient_difference(expected, expected, ["rnn"]) == 0
 
 
 def test_a_program_may_round_more():
