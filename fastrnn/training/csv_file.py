@@ -26,7 +26,7 @@ from fastrnn.training.progress import Lines
 from fastrnn.training.tasks import Recordings
 
 SEQUENCE, STEP, LABEL = ROLES = ("sequence", "step", "label")
-BEYOND = "beyond the header"  # a column that takes what a row has too many
+BEYOND = ""  # a column that takes what a row has too many; the header's have names
 TEXTS = (SEQUENCE, LABEL, BEYOND)
 DELIMITERS = ",;\t|"
 BLOCK = 1 << 22  # bytes that are parsed at once
@@ -39,21 +39,22 @@ class Header:
 
     names: list[str]
     delimiter: str
+    line: int  # where it stands: blank lines may be before it
 
     @property
     def features(self) -> list[str]:
         return [name for name in self.names if name not in ROLES]
 
 
-def read_csv(path: Path) -> Recordings:
-    """Read the sequences of a file.
+def read_csv(path: Path, labels: bool = True) -> Recordings:
+    """Read the sequences of a file, and their labels unless nobody asks for them.
 
     Raises:
         OptionError: what is wrong with the file, with the line and the column.
     """
     pandas = require("pandas")
     header = read_header(path)
-    table = _Table(path, header)
+    table = _Table(path, header, labels and LABEL in header.names)
     # A row that is longer than the first line would lose its end: no row may reach this column.
     columns = [*header.names, BEYOND]
     first_line = header.delimiter.join(map(str, range(len(columns)))).encode() + b"\n"
@@ -65,7 +66,7 @@ def read_csv(path: Path) -> Recordings:
             rows = pandas.read_csv(
                 io.BytesIO(first_line + block),
                 sep=header.delimiter,
-                skiprows=None if done else [1],  # the header
+                skiprows=None if done else range(1, 1 + header.line),
                 dtype=texts,
                 na_filter=False,  # Empty cells and words stay texts, which the checks then find.
                 skipinitialspace=True,
@@ -132,7 +133,7 @@ def read_header(path: Path) -> Header:
     names = [cell.strip() for cell in cells]
     names = [name.casefold() if name.casefold() in ROLES else name for name in names]
     _check_names(names, f"{path}, line {line}")
-    return Header(names, delimiter)
+    return Header(names, delimiter, line)
 
 
 def _check_names(names: list[str], where: str) -> None:
@@ -152,8 +153,8 @@ def _check_names(names: list[str], where: str) -> None:
 class _Table:
     """The rows read so far, and the checks of each further block of them."""
 
-    def __init__(self, path: Path, header: Header) -> None:
-        self.path, self.header = path, header
+    def __init__(self, path: Path, header: Header, labelled: bool) -> None:
+        self.path, self.header, self.labelled = path, header, labelled
         self.rows = 0
         self.steps: list[Any] = []  # of each block the features, (rows, I), float64
         self.starts: list[Any] = []  # of each block the first rows of sequences, counted from row 0
@@ -173,7 +174,7 @@ class _Table:
         if STEP in self.header.names:
             step, before = self._with_before(STEP, _numbers(block, STEP, faults))
             faults.note(~starts & ~(step > before), STEP, _unlike(step, before, "{:g} after {:g}"))
-        if LABEL in self.header.names:
+        if self.labelled:
             label, before = self._with_before(LABEL, _texts(block, LABEL, faults))
             faults.note(
                 ~starts & (label != before), LABEL, _unlike(label, before, "{!r}, before it {!r}")
@@ -191,13 +192,12 @@ class _Table:
         starts = np.concatenate(self.starts)
         self._check_names(starts)
         lengths = np.diff(starts, append=self.rows)
-        labelled = LABEL in self.header.names
         return Recordings(
             self._padded(lengths),
             torch.from_numpy(lengths),
             self.names,
             self.header.features,
-            typed_labels(self.path, self.names, self.labels) if labelled else None,
+            typed_labels(self.path, self.names, self.labels) if self.labelled else None,
         )
 
     def _check_names(self, starts: Any) -> None:

@@ -69,13 +69,14 @@ def run_export(args: argparse.Namespace) -> int:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch's exporters warn of: themselves, and packages that they do without."""
+    before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 def example(predictor: Predictor) -> tuple[tuple[Tensor, ...], list[dict[int, Any]]]:

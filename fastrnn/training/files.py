@@ -10,7 +10,7 @@ each step's next one is predicted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -72,13 +72,13 @@ def _read_task(
     return task.with_test(share)
 
 
-def read_recordings(path: Path) -> Recordings:
-    """What a file holds."""
-    readers = {".npz": _read_npz, ".csv": read_csv}
+def read_recordings(path: Path, labels: bool = True) -> Recordings:
+    """What a file holds; its labels are not looked at unless asked for."""
+    readers: dict[str, Callable[[Path, bool], Recordings]] = {".npz": _read_npz, ".csv": read_csv}
     if path.suffix.lower() not in readers:
         raise bad_data(path, "expected a FILE.npz, a FILE.csv or a folder")
     try:
-        return readers[path.suffix.lower()](path)
+        return readers[path.suffix.lower()](path, labels)
     except UsageError:
         raise
     except UnicodeDecodeError as error:
@@ -118,7 +118,7 @@ def _part(folder: Path, part: str) -> Path | None:
     return next((p for p in (folder / f"{part}.npz", folder / f"{part}.csv") if p.is_file()), None)
 
 
-def _read_npz(path: Path) -> Recordings:
+def _read_npz(path: Path, with_labels: bool) -> Recordings:
     def fail(text: str) -> None:
         raise bad_data(path, text)
 
@@ -145,9 +145,11 @@ def _read_npz(path: Path) -> Recordings:
     for n, t, i in np.argwhere(valid[..., None] & ~np.isfinite(x))[:1]:
         fail(f"sequences[{n}, {t}, {i}] is {x[n, t, i]}")
     x = np.where(valid[..., None], x, 0)
-    labels = arrays.get("labels")
+    labels = arrays.get("labels") if with_labels else None
     if labels is not None and (len(labels) != len(x) or labels.ndim not in (1, 2)):
         fail(f"labels has shape {labels.shape}, expected ({len(x)},) or ({len(x)}, numbers)")
+    if labels is not None and (labels.dtype.kind not in "biufU" or labels.size == 0):
+        fail(f"labels is {labels.dtype} {labels.shape}, expected numbers or texts")
     if labels is not None and labels.dtype.kind == "f":
         for index in np.argwhere(~np.isfinite(labels))[:1]:
             fail(f"labels{index.tolist()} is {labels[tuple(index)]}")

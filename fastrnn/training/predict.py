@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from fastrnn.training.errors import Field, blaming
+from fastrnn.training.errors import Field, OptionError, first_line
 from fastrnn.training.files import read_recordings, with_features
 from fastrnn.training.options import option, output_file, positive_integer
 from fastrnn.training.progress import Lines
@@ -61,7 +62,9 @@ def spell(name: str) -> str:
 
 def run_predict(args: argparse.Namespace) -> int:
     description, predictor = load_model(args.model)
-    recordings = with_features(args.data, read_recordings(args.data), description.features)
+    recordings = with_features(
+        args.data, read_recordings(args.data, labels=False), description.features
+    )
     count, size = len(recordings.names), args.batch_size
     outputs: int = predictor.model.linear.out_features
     progress = Lines(f"predicting {args.data}", count)
@@ -81,14 +84,22 @@ def run_predict(args: argparse.Namespace) -> int:
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[TextIO]:
-    """The file to write, or stdout."""
+    """The file to write, which takes the place of a former one at the end; or stdout."""
     if path is None:
         yield sys.stdout
         return
-    with blaming(Field("output", path)):
-        file = path.open("w", newline="", encoding="utf-8")
-    with file:
-        yield file
+    is_device = path.exists() and not path.is_file()
+    aside = path if is_device else path.with_name(path.name + ".tmp")
+    try:
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        if not is_device:
+            os.replace(aside, path)
+    except OSError as error:
+        raise OptionError(Field("output", path), first_line(error)) from error
+    finally:
+        if not is_device:
+            aside.unlink(missing_ok=True)
 
 
 def header(description: Description, outputs: int) -> list[str]:

@@ -6,6 +6,7 @@ The weights have the names of `SequenceModel`, so ``rnn.*`` fits torch.nn's laye
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -58,6 +59,17 @@ class Description:
             raise ValueError("another format")
         del document["version"]
         return cls(**{**document, "architecture": Architecture(**document["architecture"])})
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise ValueError where it does not fit itself or the weights."""
+        sizes = self.architecture
+        features = {len(self.features), len(self.mean), len(self.std), sizes.input_size}
+        classes = sizes.output_size if sizes.kind == CLASSIFICATION else 0
+        finite = all(map(math.isfinite, [*self.mean, *self.std]))
+        if len(features) > 1 or len(self.classes) != classes or not finite or min(self.std) <= 0:
+            raise ValueError("features, classes or scaling of other sizes")
+        if weights["rnn.weight_hh_l0"].size(1) != sizes.hidden_size:
+            raise ValueError("weights of other sizes")
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "version": fastrnn.__version__, **asdict(self)})
@@ -129,6 +141,7 @@ def load_model(path: Path) -> tuple[Description, Predictor]:
             text = (file.metadata() or {})[KEY]
             weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         description = Description.from_json(text)
+        description.check(weights)
         return description, Predictor(description, weights)
     except OSError as error:
         raise OptionError(model, first_line(error)) from error

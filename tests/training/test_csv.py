@@ -309,3 +309,24 @@ def test_reading_takes_thrice_the_file_at_most():
     read_task(path, None).standardised()
     added = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert added < 3 * path.stat().st_size
+
+
+@pytest.mark.parametrize("before", ["\n\n", "\r\n", "  \n\n"])
+def test_blank_lines_before_the_header_are_skipped(before):
+    assert_same(read(f"{before}sequence,x\na,1\na,2\n"), read("sequence,x\na,1\na,2\n"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([b"cat", b"dog"]),
+        np.array([1j, 2j]),
+        np.zeros(2, "datetime64[s]"),
+        np.zeros((2, 0)),
+    ],
+    ids=lambda labels: labels.dtype.name,
+)
+def test_labels_of_an_npz_are_numbers_or_texts(labels):
+    np.savez("data.npz", sequences=np.ones((2, 3, 1)), labels=labels)
+    with pytest.raises(OptionError, match=re.escape(f"labels is {labels.dtype} ")):
+        read_task(Path("data.npz"), None)

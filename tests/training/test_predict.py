@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from common import assert_all_close
 import fastrnn
 from fastrnn.__main__ import main
 from fastrnn.training import csv_file
+from fastrnn.training.export import quiet
 from fastrnn.training.loop import Trainer, fit
 from fastrnn.training.model import config_for
 from fastrnn.training.saved_model import KEY, load_model, save_model
 from fastrnn.training.train import silent
 
 safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("safetensors.torch")
 
 ROOT = Path(fastrnn.__file__).parents[1]
 MODEL = Path("model.safetensors")
@@ -351,3 +354,60 @@ def test_aoti_takes_the_data_as_it_is(kind):
     for T, N in ((5, 4), (1, 1), (9, 2)):
         inputs = raw_inputs(kind, T, N)
         assert_same_answers(package(*inputs), predictor, inputs)
+
+
+@pytest.mark.parametrize("change", ["blank", "words", "within a sequence"])
+def test_labels_are_not_looked_at(change, capsys):
+    trained("classification")
+    expected = predicted(capsys)
+    rows = list(csv.reader(Path("data.csv").read_text().splitlines()))
+    new = {"blank": "", "words": "?"}
+    for number, row in enumerate(rows[1:]):
+        row[-1] = new.get(change, str(number))
+    with Path("data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert predicted(capsys) == expected
+
+
+def test_an_output_takes_the_place_of_another_at_the_end(capsys):
+    trained("regression")
+    output = Path("answers.csv")
+    output.write_text("before")
+    Path("bad.csv").write_text("sequence,a,b\ns,1,2\nt,1,x\n")
+    refused(capsys, "predict", str(MODEL), "bad.csv", "--output", str(output))
+    assert output.read_text() == "before"
+    assert main(["predict", str(MODEL), "data.csv", "--output", str(output)]) == 0
+    assert output.read_text().startswith("sequence,label\n")
+    assert not list(Path().glob("*.tmp"))
+    message = refused(capsys, "predict", str(MODEL), "data.csv", "--output", "/dev/full")
+    assert "--output /dev/full: [Errno 28]" in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": [0.0]},
+        {"std": [1.0, 0.0]},
+        {"std": [1.0, float("nan")]},
+        {"classes": ["one"]},
+        {"features": ["a"]},
+    ],
+)
+def test_a_description_that_does_not_fit_itself_is_refused(changes, capsys):
+    trained("classification")
+    with safetensors.safe_open(MODEL, framework="pt") as file:
+        document = {**json.loads(file.metadata()[KEY]), **changes}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    MODEL.write_bytes(safetensors.torch.save(weights, {KEY: json.dumps(document)}))
+    assert "damaged" in refused(capsys, "predict", str(MODEL), "data.csv")
+
+
+def test_exporting_leaves_logging_as_it_was():
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with quiet():
+            pass
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(before)
