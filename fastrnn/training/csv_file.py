@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -62,7 +63,7 @@ def read_csv(path: Path, labels: bool = True) -> Recordings:
     progress = Lines(f"reading {path}", path.stat().st_size)
     done = 0
     try:
-        for block in whole_records(path):
+        for block in whole_records(path, header.delimiter):
             rows = pandas.read_csv(
                 io.BytesIO(first_line + block),
                 sep=header.delimiter,
@@ -82,15 +83,18 @@ def read_csv(path: Path, labels: bool = True) -> Recordings:
     return table.recordings()
 
 
-def whole_records(path: Path) -> Iterator[bytes]:
+def whole_records(path: Path, delimiter: str) -> Iterator[bytes]:
     """The file in blocks that end where a record does."""
     rest = b""
+    # A cell in quotes, which are doubled inside, from its opening quote on; within another cell a
+    # quote is a letter. The last group is empty where the cell goes on behind the data.
+    quoted = re.compile(rb'(?:\A|[\n%b]) *("[^"]*(?:""[^"]*)*("?))' % re.escape(delimiter).encode())
     with path.open("rb") as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         while more := file.read(BLOCK):
             data = rest + more
-            end = _end_of_records(data)
+            end = _end_of_records(data, quoted)
             if end:
                 yield data[:end]
             rest = data[end:]
@@ -98,14 +102,14 @@ def whole_records(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _end_of_records(data: bytes) -> int:
-    """Where the last record ends: at a newline that is not between quotes; 0: none is near."""
-    end = data.rfind(b"\n") + 1
-    for _ in range(2):
-        if data.count(b'"', 0, end) % 2 == 0:
-            return end
-        end = data.rfind(b"\n", 0, data.rfind(b'"', 0, end)) + 1
-    return 0
+def _end_of_records(data: bytes, quoted: re.Pattern[bytes]) -> int:
+    """Where the last record ends: at a newline that is in no quoted cell; 0: there is none."""
+    end = data.rfind(b"\n")
+    cells = quoted.finditer(data) if b'"' in data else ()
+    for last in deque(cells, maxlen=1):
+        if not last[2] or end < last.end(1):  # the newline may lie within it
+            end = data.rfind(b"\n", 0, last.start(1))
+    return end + 1
 
 
 def records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

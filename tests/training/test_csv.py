@@ -101,13 +101,13 @@ def test_quoted_text_may_hold_anything():
 
 
 @pytest.mark.parametrize("block", [1, 7, 40, 41, 200])
-@pytest.mark.parametrize("quoted", [False, True])
-def test_blocks_do_not_show(block, quoted, monkeypatch):
-    """Sequences, quotes and lines reach over the ends of blocks."""
-    text = GOOD.replace("down", '"do\nwn"') if quoted else GOOD
+@pytest.mark.parametrize("label", ["down", '"do\nwn"', '"a ""b"",\n"', '5" pipe', '7"'])
+def test_blocks_do_not_show(block, label, monkeypatch):
+    """Sequences, quotes and lines reach over the ends of blocks; a quote may be a letter."""
+    text = GOOD.replace("down", label).replace("up", '"u\np"')
     expected = read(text, "whole.csv")
     monkeypatch.setattr(csv_file, "BLOCK", block)
-    assert len(list(csv_file.whole_records(Path("whole.csv")))) > 1
+    assert len(list(csv_file.whole_records(Path("whole.csv"), ","))) > 1
     assert_same(read(text), expected)
 
 
