@@ -6,6 +6,7 @@ holds the module, a Parameter or a hook of it (an optimizer, a list, a compiled 
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -285,7 +286,7 @@ def _above(kind: _Kind, base: _Kind) -> tuple[type, ...]:
 def _odd_class(kind: _Kind, base: _Kind) -> str | None:
     """Why fastrnn's forward cannot run below a subclass of torch.nn's, or None."""
     defined = {name for each in _above(kind, base) for name in vars(each)}
-    if "__init_subclass__" in defined or type(kind) is not type:
+    if "__init_subclass__" in defined or type(kind) not in (type, ABCMeta):
         return "a subclass whose class runs code of its own where a class is made of it"
     relied_on = sorted(defined & (_TORCH_STEPS | _names_of_ours(base)))
     if relied_on:
