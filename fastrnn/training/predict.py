@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from fastrnn.training.errors import Field, OptionError, first_line
+from fastrnn.training.errors import Field, OptionError, blaming, first_line
 from fastrnn.training.files import read_recordings, with_features
 from fastrnn.training.options import option, output_file, positive_integer
 from fastrnn.training.progress import Lines
@@ -88,17 +88,21 @@ def opened(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    is_device = path.exists() and not path.is_file()
-    aside = path if is_device else path.with_name(path.name + ".tmp")
+    # A name in /dev may be that of an open file, which is not to be replaced.
+    is_open = path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
+    target = path if is_open else path.resolve()  # a link stays one
+    aside = path if is_open else target.with_name(target.name + ".tmp")
+    with blaming(Field("output", path)):
+        file = aside.open("w", newline="", encoding="utf-8")
     try:
-        with aside.open("w", newline="", encoding="utf-8") as file:
+        with file:
             yield file
-        if not is_device:
-            os.replace(aside, path)
+        if not is_open:
+            os.replace(aside, target)
     except OSError as error:
         raise OptionError(Field("output", path), first_line(error)) from error
     finally:
-        if not is_device:
+        if not is_open:
             aside.unlink(missing_ok=True)
 
 

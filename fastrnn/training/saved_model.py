@@ -68,7 +68,8 @@ class Description:
         finite = all(map(math.isfinite, [*self.mean, *self.std]))
         if len(features) > 1 or len(self.classes) != classes or not finite or min(self.std) <= 0:
             raise ValueError("features, classes or scaling of other sizes")
-        if weights["rnn.weight_hh_l0"].size(1) != sizes.hidden_size:
+        outputs, units = weights["linear.weight"].size(0), weights["rnn.weight_hh_l0"].size(1)
+        if (outputs, units) != (sizes.output_size, sizes.hidden_size):
             raise ValueError("weights of other sizes")
 
     def to_json(self) -> str:

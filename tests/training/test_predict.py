@@ -378,6 +378,11 @@ def test_an_output_takes_the_place_of_another_at_the_end(capsys):
     assert output.read_text() == "before"
     assert main(["predict", str(MODEL), "data.csv", "--output", str(output)]) == 0
     assert output.read_text().startswith("sequence,label\n")
+    link = Path("link.csv")
+    link.symlink_to(output)
+    output.write_text("before")
+    assert main(["predict", str(MODEL), "data.csv", "--output", str(link)]) == 0
+    assert link.is_symlink() and output.read_text().startswith("sequence,label\n")
     assert not list(Path().glob("*.tmp"))
     message = refused(capsys, "predict", str(MODEL), "data.csv", "--output", "/dev/full")
     assert "--output /dev/full: [Errno 28]" in message
