@@ -34,8 +34,6 @@ Layer* rtneural_make(bool is_lstm, int input_size, int hidden_size, const char* 
       .release();
 }
 
-void rtneural_reset(Layer* layer) { layer->reset(); }
-
 // Runs input [steps, input size] to output [steps, hidden size], from the state that the last call left.
 void rtneural_run(Layer* layer, const float* input, int64_t steps, float* output) {
   for (int64_t t = 0; t < steps; ++t, input += layer->in_size, output += layer->out_size) layer->forward(input, output);

@@ -50,7 +50,6 @@ def library(folder: Path) -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
-    functions.rtneural_reset.argtypes = [ctypes.c_void_p]
     functions.rtneural_free.argtypes = [ctypes.c_void_p]
     return functions
 
@@ -68,9 +67,6 @@ class Layer:
         self._layer = self._functions.rtneural_make(is_lstm, *sizes, weights.encode())
         weakref.finalize(self, self._functions.rtneural_free, self._layer)
         self._hidden_size = module.hidden_size
-
-    def reset(self) -> None:
-        self._functions.rtneural_reset(self._layer)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run (T, I) to (T, H), both float32."""
