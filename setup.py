@@ -18,6 +18,7 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -199,6 +200,13 @@ def why_no_cuda(
     return ", ".join(missing) or None
 
 
+def cell_layout() -> str:
+    """A name for the contents of the headers that a user's cell is compiled from."""
+    headers = [*glob("csrc/*.h"), *glob("csrc/cells/*.h"), *glob("csrc/cpu/*.h")]
+    contents = b"".join(Path(header).read_bytes() for header in sorted(headers))
+    return hashlib.sha256(contents).hexdigest()[:16]
+
+
 def library() -> dict:
     """The arguments of setup() that build the library. Exits with one line if a tool is missing."""
     # The ninja of a virtual environment that is not activated lies beside its python.
@@ -269,7 +277,11 @@ def library() -> dict:
         sources=sorted(sources),
         include_dirs=[os.path.abspath("csrc")],
         # one byte 2, one byte 10
-        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), *macros],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", "0x020a000000000000"),
+            ("FASTRNN_CELL_LAYOUT", f'"{cell_layout()}"'),
+            *macros,
+        ],
         extra_compile_args={"cxx": CXX_FLAGS.split() + system + sanitize, "nvcc": nvcc_flags},
         libraries=libraries,
         extra_link_args=[*sanitize, *link],

@@ -1,6 +1,7 @@
 // ScanParams: one layer, one direction, one call. THE boundary: everything below it knows no torch.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "dtypes.h"
@@ -17,6 +18,9 @@ struct Matrix {
   FASTRNN_FN T* row(int64_t i) const { return data + i * row_stride; }
   FASTRNN_FN T& operator()(int64_t i, int64_t j) const { return data[i * row_stride + j * col_stride]; }
   Matrix transposed() const { return {data, col_stride, row_stride}; }
+  Matrix from_column(int64_t j) const {
+    return data ? Matrix{data + j * col_stride, row_stride, col_stride} : Matrix{};
+  }
   // Rows first, first + step, ...
   Matrix every(int64_t step, int64_t first) const {
     return data ? Matrix{row(first), row_stride * step, col_stride} : Matrix{};
@@ -66,7 +70,8 @@ struct Sequence {
   FASTRNN_FN explicit operator bool() const { return data != nullptr; }
 };
 
-// Weights in torch's layout: gate g of unit u is row g * H + u.
+// Weights in torch's layout: gate g of unit u is row g * H + u. Cells that are not plain have other numbers of gates in
+// W_ih and in W_hh, which may have none.
 template <class T>
 struct Weights {
   Matrix<T> ih;       // [G * H, I]
@@ -74,8 +79,9 @@ struct Weights {
   Vector<T> bias_ih;  // [G * H], null without bias
   Vector<T> bias_hh;  // [G * H]
   Matrix<T> hr;       // [R, H], null without projection
+  Vector<T> vectors;  // [V * H], those that a cell has for each unit
 
-  bool any() const { return ih || hh || bias_ih || bias_hh || hr; }
+  bool any() const { return ih || hh || bias_ih || bias_hh || hr || vectors; }
 };
 
 // What a kernel keeps for every weight.
@@ -94,20 +100,31 @@ void for_each_weight(F&& f, Of&&... of) {
   f(of.hr...);
 }
 
+// A cell reads at most so many sequences beside x.
+constexpr int kMostExtraInputs = 4;
+
 // The tensors that a scan may have gradients of: S is const in the scan's inputs, and not in their gradients.
 template <class S>
 struct ScanTensors {
   Sequence<S> x;  // [T, N, I]
   Matrix<S> h_0;  // [N, R]
-  Matrix<S> c_0;  // [N, H], null for cells without c
+  Matrix<S> c_0;  // [N, C * H], the states beside h side by side; null for cells without
   Weights<S> weights;
-  Matrix<S> reset_h;  // [N, R], what a reset replaces the state by; null: zeros
-  Matrix<S> reset_c;  // [N, H]
+  Matrix<S> reset_h;                                // [N, R], what a reset replaces the state by; null: zeros
+  Matrix<S> reset_c;                                // [N, C * H]
+  std::array<Sequence<S>, kMostExtraInputs> extra;  // [T, N, H]
 
   // Those of samples first, first + step, ..., which share the weights.
   ScanTensors every(int64_t step, int64_t first) const {
-    return {x.every(step, first),       h_0.every(step, first),    c_0.every(step, first), weights,
-            reset_h.every(step, first), reset_c.every(step, first)};
+    ScanTensors chosen{x.every(step, first),
+                       h_0.every(step, first),
+                       c_0.every(step, first),
+                       weights,
+                       reset_h.every(step, first),
+                       reset_c.every(step, first),
+                       extra};
+    for (Sequence<S>& input : chosen.extra) input = input.every(step, first);
+    return chosen;
   }
 };
 
@@ -144,15 +161,16 @@ struct ScanParams : ScanTensors<const S> {
   int64_t hidden_size = 0;  // H
   int64_t output_size = 0;  // R: the projected size, or H
   Schedule schedule;
+  const double* numbers = nullptr;  // that a cell takes with a call
 
   bool projected() const { return this->weights.hr || output_size != hidden_size; }
 
   // Results of the forward pass; inputs of the backward pass.
   Sequence<S> y;      // [T, N, R]
   Sequence<S> gates;  // [T, N, kSaved * H], what the cell saves; null: nothing is saved, backward recomputes it
-  Sequence<A> cells;  // [T, N, H], c of every step; null: not saved
+  Sequence<A> cells;  // [T, N, C * H], c of every step; null: not saved
   Matrix<S> h_n;      // [N, R]
-  Matrix<S> c_n;      // [N, H]
+  Matrix<S> c_n;      // [N, C * H]
 };
 
 // Gradients of a scan: those of its results, which are given, and those of its tensors, which are computed. A null
@@ -160,9 +178,9 @@ struct ScanParams : ScanTensors<const S> {
 template <class S>
 struct ScanGradients : ScanTensors<S> {
   Sequence<const S> y;                  // [T, N, R]
-  Sequence<const Accumulate<S>> cells;  // [T, N, H]
+  Sequence<const Accumulate<S>> cells;  // [T, N, C * H]
   Matrix<const S> h_n;                  // [N, R]
-  Matrix<const S> c_n;                  // [N, H]
+  Matrix<const S> c_n;                  // [N, C * H]
 
   // Samples share the weights but may be split into groups with gradients of their own (per-sample gradients). Sample n
   // is in group n % groups; every group's gradients have the rows of a weight, one group's after the other's.

@@ -77,14 +77,14 @@ def _read_table(text: str) -> tuple[TensorInfo, ...]:
 
 
 def _cell_facts(cell: str) -> CellFacts:
-    gates, saved, has_cell_state = torch.ops.fastrnn.cell_facts(cell)
+    gates, _, cell_states, _, _, _, saved = torch.ops.fastrnn.cell_facts(cell)
     tensors, results = map(_read_table, torch.ops.fastrnn.cell_tensors(cell))
     differentiable_at = tuple(i for i, result in enumerate(results) if result.differentiable)
     saved_at = tuple(i for i, result in enumerate(results) if result.role == "sequence")
     return CellFacts(
         gates=gates,
         saved=saved,
-        has_cell_state=has_cell_state,
+        has_cell_state=cell_states > 0,
         tensors=tensors,
         results=results,
         differentiable=tuple(results[i] for i in differentiable_at),

@@ -33,13 +33,12 @@ struct Relu {
 };
 
 template <class Activation>
-struct Elman {
+struct Elman : PlainCell<1, false> {
   static constexpr std::string_view kName = Activation::kName;
-  static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
-  static constexpr bool kHasCellState = false;
   static constexpr bool kSplitGateGradients = false;
   static constexpr bool kReadsPreviousH = false;
+  static constexpr bool kBackwardReadsPreviousH = false;
   static constexpr bool kReadsNextH = true;
 
   template <class V>

@@ -6,13 +6,12 @@
 
 namespace fastrnn {
 
-struct Gru {
+struct Gru : PlainCell<3, false> {
   static constexpr std::string_view kName = "gru";
-  static constexpr int kGates = 3;
-  static constexpr int kSaved = 4;  // r, z, n, gh_n
-  static constexpr bool kHasCellState = false;
+  static constexpr int kSaved = 4;                   // r, z, n, gh_n
   static constexpr bool kSplitGateGradients = true;  // r multiplies d gh_n alone
   static constexpr bool kReadsPreviousH = true;
+  static constexpr bool kBackwardReadsPreviousH = true;
   static constexpr bool kReadsNextH = false;
 
   template <class V>

@@ -6,13 +6,12 @@
 
 namespace fastrnn {
 
-struct Lstm {
+struct Lstm : PlainCell<4, true> {
   static constexpr std::string_view kName = "lstm";
-  static constexpr int kGates = 4;
   static constexpr int kSaved = 4;  // i, f, g, o
-  static constexpr bool kHasCellState = true;
   static constexpr bool kSplitGateGradients = false;
   static constexpr bool kReadsPreviousH = false;
+  static constexpr bool kBackwardReadsPreviousH = false;
   static constexpr bool kReadsNextH = false;
 
   template <class V>
@@ -22,9 +21,9 @@ struct Lstm {
     const V f = math::sigmoid(gx[1] + gh[1]);
     const V g = math::tanh(gx[2] + gh[2]);
     const V o = math::sigmoid(gx[3] + gh[3]);
-    state.c = mul_add(f, state.c, i * g);
+    state.c[0] = mul_add(f, state.c[0], i * g);
     saved = {i, f, g, o};
-    state.h = output(saved, state.c);
+    state.h = output(saved, state.c[0]);
   }
 
   // Returns h' from what is saved. Backward needs it again where y holds the projection of h' instead.
@@ -37,14 +36,14 @@ struct Lstm {
   FASTRNN_FN static void backward(const std::array<V, 4>& saved, const State<V>& prev, const State<V>& next,
                                   State<V>& d_state, std::array<V, 4>& d_gx, std::array<V, 4>& d_gh) {
     const auto [i, f, g, o] = saved;
-    const V tanh_c = math::tanh(next.c);
-    const V dc = mul_add(d_state.h * o, 1 - tanh_c * tanh_c, d_state.c);
+    const V tanh_c = math::tanh(next.c[0]);
+    const V dc = mul_add(d_state.h * o, 1 - tanh_c * tanh_c, d_state.c[0]);
     d_gx[0] = dc * g * i * (1 - i);
-    d_gx[1] = dc * prev.c * f * (1 - f);
+    d_gx[1] = dc * prev.c[0] * f * (1 - f);
     d_gx[2] = dc * i * (1 - g * g);
     d_gx[3] = d_state.h * tanh_c * o * (1 - o);
     d_gh = d_gx;
-    d_state = {V{}, dc * f};
+    d_state = {V{}, {dc * f}};
   }
 };
 

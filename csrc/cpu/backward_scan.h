@@ -19,45 +19,50 @@ class BackwardScan : Scan<S> {
   using typename Base::E;
   using typename Base::V;
   using Base::H, Base::I, Base::cell, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
+  using Base::c_columns, Base::c_dense_row, Base::c_row;
   using Base::h_row, Base::h_sums, Base::i_row, Base::i_sums, Base::r_row, Base::r_sums;
   template <class, class>
   friend struct CellUpdate;
 
   const CellKernels<S>& kernels_;
-  const bool has_c_ = cell.has_cell_state;
   const bool split_ = cell.split_gate_gradients;
 
   const ScanGradients<S>& d;
   const bool recomputes = cell.saved > 0 && !p.gates;
   const bool keeps_x = recomputes || d.weights.ih;
-  const bool keeps_h = recomputes || cell.reads_previous_h || d.weights.hh;
+  const bool keeps_h = recomputes || cell.backward_reads_previous_h || d.weights.hh;
   // Gradients of a group sum over rows N apart: a chunk then holds all N rows of every step, zeros where none runs.
   const bool grouped = d.groups > 1;
 
   // d h = d gh W_hh, d x = d gx W_ih, d (h before projection) = d h W_hr
   const bool packs_ = this->packs();
-  PackedWeights<S> w_hh_{1, R, cell.gates * H, p.weights.hh.transposed(), packs_};
-  PackedWeights<S> w_ih_{1, d.x ? I : 0, cell.gates * H, p.weights.ih.transposed(), packs_};
+  const int64_t input_gates_ = cell.input_gates * H;
+  const int64_t recurrent_gates_ = cell.recurrent_gates * H;
+  PackedWeights<S> w_hh_{1, R, recurrent_gates_, p.weights.hh.transposed(), packs_};
+  PackedWeights<S> w_ih_{1, d.x ? I : 0, input_gates_, p.weights.ih.transposed(), packs_};
   PackedWeights<S> w_hr_{1, projected ? H : 0, R, p.weights.hr.transposed(), packs_};
 
   Buffer<A> dh_ = Buffer<A>(N * r_sums);
-  Buffer<A> dc_ = Buffer<A>(has_c_ ? N * h_sums : 0);
+  Buffer<A> dc_ = Buffer<A>(N * c_row);
   Buffer<A> d_unprojected_ = Buffer<A>(projected ? N * h_sums : 0);
   Buffer<E> h_0_ = Buffer<E>(keeps_h ? N * r_row : 0);
-  Buffer<A> c_0_ = Buffer<A>(has_c_ ? N * h_sums : 0);
+  Buffer<A> c_0_ = Buffer<A>(c_columns ? N * c_dense_row : 0);
   // A reset replaced the states by these, and they get the gradients.
   const int64_t resetting_ = schedule.reset ? N : 0;
   Buffer<E> reset_h_ = Buffer<E>(keeps_h ? resetting_ * r_row : 0);
-  Buffer<A> reset_c_ = Buffer<A>(has_c_ ? resetting_ * h_sums : 0);
+  Buffer<A> reset_c_ = Buffer<A>(c_columns ? resetting_ * c_dense_row : 0);
   Buffer<A> d_reset_h_ = Buffer<A>(d.reset_h ? N * r_sums : 0);
-  Buffer<A> d_reset_c_ = Buffer<A>(d.reset_c ? N * h_sums : 0);
+  Buffer<A> d_reset_c_ = Buffer<A>(d.reset_c ? N * c_row : 0);
 
-  const int64_t gate_row_ = this->gate_row();
+  const int64_t input_gate_row_ = this->input_gate_row();
+  const int64_t recurrent_gate_row_ = this->recurrent_gate_row();
+  const int64_t vector_row_ = d.weights.vectors ? row_length<A>(cell.vectors * H) : 0;
   const int64_t chunk_steps_ = this->backward_chunk(grouped);
   // The chunk's rows, which the weight gradients are summed over.
-  Buffer<E> d_gx_ = chunk_buffer<E>(gate_row_);
-  Buffer<E> d_gh_split_ = chunk_buffer<E>(split_ ? gate_row_ : 0);
+  Buffer<E> d_gx_ = chunk_buffer<E>(input_gate_row_);
+  Buffer<E> d_gh_split_ = chunk_buffer<E>(split_ ? recurrent_gate_row_ : 0);
   E* const d_gh_ = split_ ? d_gh_split_.get() : d_gx_.get();
+  Buffer<A> d_vectors_ = chunk_buffer<A>(vector_row_);
   Buffer<E> x_ = chunk_buffer<E>(keeps_x ? i_row : 0);
   Buffer<E> h_ = chunk_buffer<E>(keeps_h ? r_row : 0);                 // h before every step
   Buffer<E> unprojected_ = chunk_buffer<E>(d.weights.hr ? h_row : 0);  // h before W_hr
@@ -69,28 +74,33 @@ class BackwardScan : Scan<S> {
   Buffer<E> x_pairs_ = pair_buffer(d.weights.ih, i_row);
   Buffer<E> h_pairs_ = pair_buffer(d.weights.hh, r_row);
   Buffer<E> unprojected_pairs_ = pair_buffer(d.weights.hr, h_row);
-  Buffer<E> d_gx_pairs_ = Buffer<E>(kPaired<E> && d.weights.ih ? cell.gates * H * pair_row_ : 0);
-  Buffer<E> d_gh_pairs_ = Buffer<E>(kPaired<E> && d.weights.hh ? cell.gates * H * pair_row_ : 0);
+  Buffer<E> d_gx_pairs_ = Buffer<E>(kPaired<E> && d.weights.ih ? input_gates_ * pair_row_ : 0);
+  Buffer<E> d_gh_pairs_ = Buffer<E>(kPaired<E> && d.weights.hh ? recurrent_gates_ * pair_row_ : 0);
   Buffer<E> d_projected_pairs_ = Buffer<E>(kPaired<E> && d.weights.hr ? R * pair_row_ : 0);
 
   // Gates that were not saved are computed again from these.
-  PackedWeights<S> forward_ih_{cell.gates, recomputes ? H : 0, I, p.weights.ih, packs_};
-  PackedWeights<S> forward_hh_{cell.gates, recomputes ? H : 0, R, p.weights.hh, packs_};
+  PackedWeights<S> forward_ih_ = this->packed_ih(recomputes ? H : 0, packs_);
+  PackedWeights<S> forward_hh_ = this->packed_hh(recomputes ? H : 0, packs_);
   Buffer<A> b_ih_ = Buffer<A>(forward_ih_.width());
   Buffer<A> b_hh_ = Buffer<A>(forward_hh_.width());
   const int64_t gx_row_ = this->gx_row();
   Buffer<A> gx_ = chunk_buffer<A>(recomputes ? gx_row_ : 0);
   Buffer<S> gates_ = Buffer<S>(recomputes ? chunk_steps_ * N * cell.saved * H : 0);
-  Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && has_c_ ? chunk_steps_ * N : 0);
+  Buffer<const A*> c_before_ = Buffer<const A*>(recomputes && c_columns ? chunk_steps_ * N : 0);
+  Buffer<const S*> extra_ = Buffer<const S*>(recomputes ? chunk_steps_ * N * cell.extra_inputs : 0);
+  Buffer<A> vectors_ = Buffer<A>(cell.vectors * h_sums);
 
   // The weight gradients have the rows of all groups, one group's after the other's. They are summed in these buffers,
   // or in the result itself.
-  const int64_t dw_rows_ = d.groups * cell.gates * H;
-  Buffer<A> dw_ih_ = sums_buffer(d.weights.ih, dw_rows_, I);
-  Buffer<A> dw_hh_ = sums_buffer(d.weights.hh, dw_rows_, R);
+  const int64_t dw_ih_rows_ = d.groups * input_gates_;
+  const int64_t dw_hh_rows_ = d.groups * recurrent_gates_;
+  const int64_t d_vectors_size_ = d.weights.vectors ? d.groups * cell.vectors * H : 0;
+  Buffer<A> dw_ih_ = sums_buffer(d.weights.ih, dw_ih_rows_, I);
+  Buffer<A> dw_hh_ = sums_buffer(d.weights.hh, dw_hh_rows_, R);
   Buffer<A> dw_hr_ = sums_buffer(d.weights.hr, d.groups* R, H);
-  Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? dw_rows_ : 0);
-  Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? dw_rows_ : 0);
+  Buffer<A> db_ih_ = Buffer<A>(d.weights.bias_ih ? dw_ih_rows_ : 0);
+  Buffer<A> db_hh_ = Buffer<A>(d.weights.bias_hh ? dw_hh_rows_ : 0);
+  Buffer<A> d_vectors_sum_ = Buffer<A>(d_vectors_size_);
 
  public:
   BackwardScan(const ScanParams<S>& params, const ScanGradients<S>& gradients, const CellKernels<S>& kernels,
@@ -167,17 +177,17 @@ class BackwardScan : Scan<S> {
     const auto clear = [](Sums sums, Range range) {
       if (sums.data) std::fill(sums.data + range.begin * sums.row, sums.data + range.end * sums.row, A(0));
     };
-    const Range gates = member.share(dw_rows_);
-    clear(sums_of(dw_ih_, d.weights.ih, I), gates);
-    clear(sums_of(dw_hh_, d.weights.hh, R), gates);
+    clear(sums_of(dw_ih_, d.weights.ih, I), member.share(dw_ih_rows_));
+    clear(sums_of(dw_hh_, d.weights.hh, R), member.share(dw_hh_rows_));
     clear(sums_of(dw_hr_, d.weights.hr, H), member.share(d.groups * R));
   }
 
   // Nobody asks for what the first step of the walk leaves of dh, unless it is the gradient of a state.
   bool leaves_dh(int64_t s) const { return s > 0 || d.h_0 || schedule.reset; }
+  bool multiplies_dh(int64_t s) const { return recurrent_gates_ > 0 && leaves_dh(s); }
 
   void prepare(const Team::Member& member) {
-    if (leaves_dh(schedule.T - 1)) w_hh_.pack(member.share(w_hh_.panels()));
+    if (multiplies_dh(schedule.T - 1)) w_hh_.pack(member.share(w_hh_.panels()));
     w_ih_.pack(member.share(w_ih_.panels()));
     w_hr_.pack(member.share(w_hr_.panels()));
     if (recomputes) {
@@ -192,24 +202,25 @@ class BackwardScan : Scan<S> {
     this->load_state(d.h_n, rows, R, dh_.get(), r_sums);
     if (keeps_h) this->load_state(p.h_0, rows, R, h_0_.get(), r_row);
     if (keeps_h && schedule.reset) this->load_state(p.reset_h, rows, R, reset_h_.get(), r_row);
-    if (has_c_) {
-      this->load_state(d.c_n, rows, H, dc_.get(), h_sums);
-      this->load_state(p.c_0, rows, H, c_0_.get(), h_sums);
-      if (schedule.reset) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
+    if (member.index == 0) this->load_vectors(vectors_.get());
+    if (c_columns > 0) {
+      this->load_cell_states(d.c_n, rows, dc_.get());
+      this->load_state(p.c_0, rows, c_columns, c_0_.get(), c_dense_row);
+      if (schedule.reset) this->load_state(p.reset_c, rows, c_columns, reset_c_.get(), c_dense_row);
     }
     const Range chunk = member.share(chunk_steps_ * N);
-    this->clear_padding(d_gx_.get(), chunk, cell.gates * H, gate_row_);
-    this->clear_padding(d_gh_, chunk, cell.gates * H, gate_row_);
+    this->clear_padding(d_gx_.get(), chunk, input_gates_, input_gate_row_);
+    if (split_) this->clear_padding(d_gh_, chunk, recurrent_gates_, recurrent_gate_row_);
     if (projected) this->clear_padding(d_projected_.get(), chunk, R, r_row);
     if (d.weights.hr) this->clear_padding(unprojected_.get(), chunk, H, h_row);
-    const Range gates = member.share(dw_rows_);
     const auto clear = [](A* sums, Range range, int64_t row) {
       if (sums) std::fill(sums + range.begin * row, sums + range.end * row, A(0));
     };
-    clear(db_ih_.get(), gates, 1);
-    clear(db_hh_.get(), gates, 1);
+    clear(db_ih_.get(), member.share(dw_ih_rows_), 1);
+    clear(db_hh_.get(), member.share(dw_hh_rows_), 1);
+    clear(d_vectors_sum_.get(), member.share(d_vectors_size_), 1);
     clear(d_reset_h_.get(), rows, r_sums);
-    clear(d_reset_c_.get(), rows, h_sums);
+    clear(d_reset_c_.get(), rows, c_row);
   }
 
   // Returns how many of the chunk's rows belong to time t.
@@ -237,7 +248,9 @@ class BackwardScan : Scan<S> {
       if (!schedule.runs(t, r)) return clear_row(m);
       const int64_t sample = schedule.sample(r);
       if (keeps_x && p.x) copy(x_, m, i_row, p.x.row(t, sample), p.x.col_stride, I);
-      if (recomputes && has_c_) c_before_[m] = c_before(t, r);
+      if (recomputes && c_columns > 0) c_before_[m] = c_before(t, r);
+      for (int k = 0; recomputes && k < cell.extra_inputs; ++k)
+        extra_[m * cell.extra_inputs + k] = p.extra[k].row(t, sample);
       if (!keeps_h) return;
       const int64_t before = schedule.previous(t);
       if (schedule.resets(t, r))
@@ -251,23 +264,26 @@ class BackwardScan : Scan<S> {
 
   // Clears row m of the chunk, at which no sample runs.
   void clear_row(int64_t m) {
-    const auto clear = [m](const Buffer<E>& buffer, int64_t row) {
-      if (buffer.get()) std::fill_n(buffer.get() + m * row, row, E{});
+    const auto clear = [m]<class T>(const Buffer<T>& buffer, int64_t row) {
+      if (buffer.get()) std::fill_n(buffer.get() + m * row, row, T{});
     };
     clear(x_, i_row);
     clear(h_, r_row);
-    clear(d_gx_, gate_row_);
-    clear(d_gh_split_, gate_row_);
+    clear(d_gx_, input_gate_row_);
+    clear(d_gh_split_, recurrent_gate_row_);
+    clear(d_vectors_, vector_row_);
     clear(unprojected_, h_row);
     clear(d_projected_, r_row);
-    if (c_before_.get()) c_before_[m] = c_0_.get();  // any state will do, as its gates are not used
+    // Any state and any input will do, as these gates are not used.
+    if (c_before_.get()) c_before_[m] = c_0_.get();
+    for (int k = 0; recomputes && k < cell.extra_inputs; ++k) extra_[m * cell.extra_inputs + k] = p.extra[k].data;
   }
 
-  // Returns row r's cell state before time t.
+  // Returns row r's states beside h before time t, H apart.
   const A* c_before(int64_t t, int64_t r) const {
     const int64_t before = schedule.previous(t);
-    if (schedule.resets(t, r)) return reset_c_.get() + r * h_sums;
-    return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * h_sums;
+    if (schedule.resets(t, r)) return reset_c_.get() + r * c_dense_row;
+    return schedule.runs(before, r) ? p.cells.row(before, schedule.sample(r)) : c_0_.get() + r * c_dense_row;
   }
 
   // Computes the gates of the chunk's rows in a range as forward did: the states before every step are known.
@@ -290,18 +306,24 @@ class BackwardScan : Scan<S> {
     const Range units = projected ? Range{0, H} : columns;
     for (int64_t i = 0; i < rows; ++i) kernels_.backward(*this, {chunk_row + part.row(i), t, part.row(i), units});
     if (!leaves_dh(s)) return;
-    member.barrier(part.group, part.unit_groups);
-    multiply_fused(rows, d_gh_ + (chunk_row + part.group) * gate_row_, part.groups * gate_row_, w_hh_, part.panels,
-                   static_cast<const A*>(nullptr), [&](int64_t first, int64_t count, Range panels, const A* products) {
-                     for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-                       products = add_to_state(part, first, count, panel, products);
-                   });
+    if (multiplies_dh(s)) {
+      member.barrier(part.group, part.unit_groups);
+      multiply_fused(rows, d_gh_ + (chunk_row + part.group) * recurrent_gate_row_, part.groups * recurrent_gate_row_,
+                     w_hh_, part.panels, static_cast<const A*>(nullptr),
+                     [&](int64_t first, int64_t count, Range panels, const A* products) {
+                       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+                         products = add_to_state(part, first, count, panel, products);
+                     });
+    } else if (projected) {  // no cell that reads h can be projected
+      for (int64_t i = 0; i < rows; ++i) std::fill_n(dh_.get() + part.row(i) * r_sums, r_sums, A(0));
+    }
     if (!schedule.reset) return;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = part.row(i);
       if (!schedule.resets(t, r)) continue;
       move_gradient(dh_.get() + r * r_sums, d_reset_h_, r * r_sums, columns);
-      if (has_c_) move_gradient(dc_.get() + r * h_sums, d_reset_c_, r * h_sums, units);
+      for (int64_t at = r * c_row; at < (r + 1) * c_row; at += h_sums)
+        move_gradient(dc_.get() + at, d_reset_c_, at, units);
     }
   }
 
@@ -347,7 +369,7 @@ class BackwardScan : Scan<S> {
 
   void input_gradient(Range steps, Range range) {
     if (range.size() == 0) return;
-    multiply(range.size(), d_gx_.get() + range.begin * gate_row_, gate_row_, w_ih_, {0, w_ih_.panels()},
+    multiply(range.size(), d_gx_.get() + range.begin * input_gate_row_, input_gate_row_, w_ih_, {0, w_ih_.panels()},
              static_cast<const A*>(nullptr), dx_.get() + range.begin * i_sums, i_sums);
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
       if (schedule.runs(t, r)) scatter(dx_.get() + m * i_sums, d.x.row(t, schedule.sample(r)), d.x.col_stride, I);
@@ -394,22 +416,30 @@ class BackwardScan : Scan<S> {
                            fresh && m == 0);
       });
     };
-    const auto accumulate_bias = [&](Range range, int64_t group, const E* gates, A* out) {
+    const auto accumulate_columns = [&](Range range, int64_t group, auto* from, int64_t row, A* out) {
       for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
-        accumulate_rows(range, count, gates + first * gate_row_, stride * gate_row_, out);
+        accumulate_rows(range, count, from + first * row, stride * row, out);
       });
     };
-    for_groups(member, cell.gates * H, [&](Range gates, int64_t group) {
-      const int64_t row = group * cell.gates * H;
-      if (d.weights.bias_ih) accumulate_bias(gates, group, d_gx_.get(), db_ih_.get() + row);
-      if (d.weights.bias_hh) accumulate_bias(gates, group, d_gh_, db_hh_.get() + row);
+    for_groups(member, input_gates_, [&](Range gates, int64_t group) {
+      const int64_t row = group * input_gates_;
+      if (d.weights.bias_ih) accumulate_columns(gates, group, d_gx_.get(), input_gate_row_, db_ih_.get() + row);
       if (d.weights.ih)
-        accumulate(gates, group, left(gates, d_gx_.get(), gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I,
+        accumulate(gates, group, left(gates, d_gx_.get(), input_gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I,
                    sums_of(dw_ih_, d.weights.ih, I), row);
+    });
+    for_groups(member, recurrent_gates_, [&](Range gates, int64_t group) {
+      const int64_t row = group * recurrent_gates_;
+      if (d.weights.bias_hh) accumulate_columns(gates, group, d_gh_, recurrent_gate_row_, db_hh_.get() + row);
       if (d.weights.hh)
-        accumulate(gates, group, left(gates, d_gh_, gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R,
+        accumulate(gates, group, left(gates, d_gh_, recurrent_gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R,
                    sums_of(dw_hh_, d.weights.hh, R), row);
     });
+    if (d.weights.vectors)
+      for_groups(member, cell.vectors * H, [&](Range columns, int64_t group) {
+        accumulate_columns(columns, group, d_vectors_.get(), vector_row_,
+                           d_vectors_sum_.get() + group * cell.vectors * H);
+      });
     if (d.weights.hr)
       for_groups(member, R, [&](Range outputs, int64_t group) {
         accumulate(outputs, group, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
@@ -439,24 +469,24 @@ class BackwardScan : Scan<S> {
     const Range rows = member.share(N);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       this->store_state(dh_.get() + r * r_sums, d.h_0, R, r);
-      if (has_c_) this->store_state(dc_.get() + r * h_sums, d.c_0, H, r);
+      this->store_cell_states(dc_.get() + r * c_row, d.c_0, r);
       if (d.reset_h) this->store_state(d_reset_h_.get() + r * r_sums, d.reset_h, R, r);
-      if (d.reset_c) this->store_state(d_reset_c_.get() + r * h_sums, d.reset_c, H, r);
+      if (d.reset_c) this->store_cell_states(d_reset_c_.get() + r * c_row, d.reset_c, r);
     }
-    const Range gates = member.share(dw_rows_);
     const auto store = [](const Buffer<A>& from, Matrix<S> to, Range range, int64_t columns) {
       if (!to || in_place(to, columns)) return;
       for (int64_t i = range.begin; i < range.end; ++i)
         scatter(from.get() + i * row_length<A>(columns), to.row(i), to.col_stride, columns);
     };
-    store(dw_ih_, d.weights.ih, gates, I);
-    store(dw_hh_, d.weights.hh, gates, R);
+    store(dw_ih_, d.weights.ih, member.share(dw_ih_rows_), I);
+    store(dw_hh_, d.weights.hh, member.share(dw_hh_rows_), R);
     store(dw_hr_, d.weights.hr, member.share(d.groups * R), H);
-    const auto store_bias = [&](const Buffer<A>& from, Vector<S> to) {
-      if (to) scatter(from.get() + gates.begin, &to[gates.begin], to.stride, gates.size());
+    const auto store_vector = [](const Buffer<A>& from, Vector<S> to, Range range) {
+      if (to) scatter(from.get() + range.begin, &to[range.begin], to.stride, range.size());
     };
-    store_bias(db_ih_, d.weights.bias_ih);
-    store_bias(db_hh_, d.weights.bias_hh);
+    store_vector(db_ih_, d.weights.bias_ih, member.share(dw_ih_rows_));
+    store_vector(db_hh_, d.weights.bias_hh, member.share(dw_hh_rows_));
+    store_vector(d_vectors_sum_, d.weights.vectors, member.share(d_vectors_size_));
   }
 };
 

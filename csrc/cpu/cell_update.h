@@ -27,10 +27,10 @@ struct CellUpdate {
   using E = Operand<S>;
   using V = Vec<A>;
   static_assert(CellOver<Cell, V>);
-  static constexpr int kGates = Cell::kGates;
-  static constexpr int kUnitVecs = kMaxVecs / kGates;  // of a panel, at most
-  static_assert(kMostGates <= kMaxVecs);
-  static constexpr bool kHasC = Cell::kHasCellState;
+  static constexpr int kInputGates = Cell::kInputGates;
+  static constexpr int kRecurrentGates = Cell::kRecurrentGates;
+  static constexpr int kCellStates = Cell::kCellStates;
+  static constexpr int kUnitVecs = std::max(1, kMaxVecs / kTraits<Cell>.panel_gates());  // of a panel, at most
   static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;
   // Dual numbers take twice the registers, and twice as long to compile: their vectors go one by one.
   static constexpr int kTogether = kDual<S> ? 1 : 2;
@@ -49,18 +49,19 @@ struct CellUpdate {
     const int64_t gx_row = scan.gx_row_;
     const A* const gx_rows = scan.gx_.get() + (rows.chunk_row + rows.first) * gx_row;
     if constexpr (kUnitVecs == 1) {
-      constexpr int64_t kWidth = kGates * V::kWidth;
+      constexpr int64_t kGxWidth = kInputGates * V::kWidth;
+      constexpr int64_t kGhWidth = kRecurrentGates * V::kWidth;
       const bool across_panels = rows.count == 1;
       const int64_t row_step = across_panels ? 0 : 1;
       const int64_t unit_step = across_panels ? V::kWidth : 0;
-      const int64_t gx_step = across_panels ? kWidth : gx_row;
+      const int64_t gx_step = across_panels ? kGxWidth : gx_row;
       const int64_t steps = across_panels ? rows.panels.size() : rows.count;
       const A* gh = rows.gh;
       for (int64_t panel = rows.panels.begin; panel < (across_panels ? rows.panels.begin + 1 : rows.panels.end);
-           ++panel, gh += rows.count * kWidth) {
+           ++panel, gh += rows.count * kGhWidth) {
         const auto place = [&](int64_t i) FASTRNN_LAMBDA {
           return Place{rows.first + i * row_step, panel * V::kWidth + i * unit_step,
-                       gx_rows + panel * kWidth + i * gx_step, gh + i * kWidth};
+                       gx_rows + panel * kGxWidth + i * gx_step, gh + i * kGhWidth};
         };
         for (int64_t i = 0; i < steps; i += kTogether) {
           std::array<Place, kTogether> places;
@@ -72,10 +73,10 @@ struct CellUpdate {
       const A* gh = rows.gh;
       for (int64_t panel = rows.panels.begin; panel < rows.panels.end; ++panel) {
         const int64_t unit = scan.w_hh_.unit(panel);
-        const A* gx = gx_rows + kGates * unit;
+        const A* gx = gx_rows + kInputGates * unit;
         with_constant<kUnitVecs>(scan.w_hh_.unit_vecs(panel), [&]<int kVecs>() FASTRNN_LAMBDA {
           constexpr int64_t kWidth = kVecs * V::kWidth;
-          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += kGates * kWidth) {
+          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += kRecurrentGates * kWidth) {
             std::array<Place, kVecs> places;
             for (int q = 0; q < kVecs; ++q)
               places[q] = {rows.first + i, unit + q * V::kWidth, gx + q * V::kWidth, gh + q * V::kWidth};
@@ -94,7 +95,8 @@ struct CellUpdate {
     constexpr int kVecs = static_cast<int>(kPlaces);
     const ScanParams<S>& p = scan.p;
     const int64_t H = scan.H, t = rows.t;
-    const int64_t r_row = scan.r_row, r_sums = scan.r_sums, h_row = scan.h_row, h_sums = scan.h_sums;
+    const int64_t r_row = scan.r_row, r_sums = scan.r_sums, h_row = scan.h_row;
+    const int64_t c_row = scan.c_row, c_state = scan.h_sums;
     A* const c = scan.c_.get();
     A* const sums = scan.h_sums_.get();
     E* const h_next = scan.projected ? scan.unprojected_.get() : rows.h_next;
@@ -105,19 +107,26 @@ struct CellUpdate {
       sample[q] = scan.schedule.sample(row[q]);
     }
     const auto offset = [&](int q, int64_t stride) FASTRNN_LAMBDA { return row[q] * stride + places[q].unit; };
-    std::array<B, kGates> x_products, h_products;
-    for (int g = 0; g < kGates; ++g) {
+    std::array<B, kInputGates> x_products;
+    std::array<B, kRecurrentGates> h_products;
+    for (int g = 0; g < kInputGates; ++g)
       x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gx + g * gate); });
+    for (int g = 0; g < kRecurrentGates; ++g)
       h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gh + g * gate); });
-    }
-    State<B> state;
+    const Extras<B, Cell> extra = extras<B>(scan, [&](auto&& load) FASTRNN_LAMBDA {
+      return B::of([&](int q) FASTRNN_LAMBDA {
+        return load(places[q].unit, [&](const auto& input) FASTRNN_LAMBDA { return input.row(t, sample[q]); });
+      });
+    });
+    StateOf<Cell, B> state;
     if constexpr (kKeepsSums)
       state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(sums + offset(q, r_sums)); });
     else if constexpr (Cell::kReadsPreviousH)
       state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(rows.h + offset(q, r_row)); });
-    if constexpr (kHasC) state.c = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c + offset(q, h_sums)); });
+    for (int k = 0; k < kCellStates; ++k)
+      state.c[k] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(c + offset(q, c_row) + k * c_state); });
     std::array<B, Cell::kSaved> saved;
-    Cell::forward(x_products, h_products, state, saved);
+    forward_of<Cell>(x_products, h_products, extra, state, saved);
 
     // The next step's lines are fetched meanwhile: they are far away, and a store to one would wait for it.
     const int64_t next = std::clamp<int64_t>(scan.schedule.next(t), 0, scan.schedule.T - 1);
@@ -131,13 +140,33 @@ struct CellUpdate {
     for (int q = 0; q < kVecs; ++q) {
       store_as(state.h.part[q], h_next + offset(q, h_next_row), V::kWidth);
       if constexpr (kKeepsSums) state.h.part[q].store(sums + offset(q, r_sums));
-      if constexpr (kHasC) state.c.part[q].store(c + offset(q, h_sums));
+      for (int k = 0; k < kCellStates; ++k) state.c[k].part[q].store(c + offset(q, c_row) + k * c_state);
     }
     if (!scan.projected) store(state.h, p.y, 0);
-    if constexpr (kHasC)
-      if (p.cells) store(state.c, p.cells, 0);
+    if (p.cells)
+      for (int k = 0; k < kCellStates; ++k) store(state.c[k], p.cells, k * H);
     if (p.gates)
       for (int k = 0; k < Cell::kSaved; ++k) store(saved[k], p.gates, k * H);
+  }
+
+  // What a cell reads beside products and states. `gather(load)` gives a value of load(unit, row), where row(input) is
+  // an extra input's row.
+  template <class Values, class AnyScan, class Gather>
+  FASTRNN_FN static Extras<Values, Cell> extras(const AnyScan& scan, Gather&& gather) {
+    Extras<Values, Cell> extra;
+    const int64_t H = scan.H;
+    for (int k = 0; k < Cell::kVectors; ++k) {
+      const A* const vector = scan.vectors_.get() + k * scan.h_sums;
+      extra.vectors[k] = gather([&](int64_t unit, auto&&) FASTRNN_LAMBDA { return V::load(vector + unit); });
+    }
+    for (int k = 0; k < Cell::kExtraInputs; ++k) {
+      const Sequence<const S>& input = scan.p.extra[k];
+      extra.inputs[k] = gather([&](int64_t unit, auto&& row) FASTRNN_LAMBDA {
+        return load_strided(row(input) + unit * input.col_stride, input.col_stride, H - unit);
+      });
+    }
+    for (int k = 0; k < Cell::kNumbers; ++k) extra.numbers[k] = Values(typename Values::Scalar(scan.p.numbers[k]));
+    return extra;
   }
 
   // The gates of a chunk's rows, as forward computed them.
@@ -147,7 +176,7 @@ struct CellUpdate {
       const int64_t vecs = scan.forward_hh_.unit_vecs(panel);
       for (int64_t m = rows.first; m < rows.first + rows.count; ++m) {
         for (int64_t v = 0; v < vecs; ++v) recompute(scan, m, panel, v, gh + v * V::kWidth);
-        gh += kGates * vecs * V::kWidth;
+        gh += kRecurrentGates * vecs * V::kWidth;
       }
     }
   }
@@ -158,16 +187,20 @@ struct CellUpdate {
     const int64_t stride = scan.forward_hh_.unit_vecs(panel) * V::kWidth;
     const int64_t unit = scan.forward_hh_.unit(panel) + v * V::kWidth;
     const A* gx = scan.gx_.get() + m * scan.gx_row_ + scan.forward_ih_.offset(panel) + v * V::kWidth;
-    std::array<V, kGates> x_products, h_products;
-    for (int g = 0; g < kGates; ++g) {
-      x_products[g] = V::load(gx + g * stride);
-      h_products[g] = V::load(gh + g * stride);
-    }
-    State<V> state{};
+    std::array<V, kInputGates> x_products;
+    std::array<V, kRecurrentGates> h_products;
+    for (int g = 0; g < kInputGates; ++g) x_products[g] = V::load(gx + g * stride);
+    for (int g = 0; g < kRecurrentGates; ++g) h_products[g] = V::load(gh + g * stride);
+    const Extras<V, Cell> extra = extras<V>(scan, [&](auto&& load) FASTRNN_LAMBDA {
+      return load(unit, [&](const Sequence<const S>& input) FASTRNN_LAMBDA {
+        return scan.extra_[m * Cell::kExtraInputs + (&input - scan.p.extra.data())];
+      });
+    });
+    StateOf<Cell, V> state{};
     if constexpr (Cell::kReadsPreviousH) state.h = load_as_vec(scan.h_.get() + m * scan.r_row + unit, V::kWidth);
-    if constexpr (kHasC) state.c = load_first(scan.c_before_[m] + unit, H - unit);
+    for (int k = 0; k < kCellStates; ++k) state.c[k] = load_first(scan.c_before_[m] + k * H + unit, H - unit);
     std::array<V, Cell::kSaved> saved;
-    Cell::forward(x_products, h_products, state, saved);
+    forward_of<Cell>(x_products, h_products, extra, state, saved);
     for (int k = 0; k < Cell::kSaved; ++k)
       store_as<S>(saved[k], scan.gates_.get() + (m * Cell::kSaved + k) * H + unit, H - unit);
   }
@@ -185,39 +218,52 @@ struct CellUpdate {
     const S* const gates = Cell::kSaved == 0 ? nullptr
                            : scan.recomputes ? scan.gates_.get() + m * Cell::kSaved * H
                                              : p.gates.row(t, sample);
-    const A* const c_next = kHasC ? p.cells.row(t, sample) : nullptr;
-    const A* const c_prev = kHasC ? scan.c_before(t, r) : nullptr;
-    const A* const d_c = kHasC && d.cells ? d.cells.row(t, sample) : nullptr;
+    const A* const c_next = kCellStates > 0 ? p.cells.row(t, sample) : nullptr;
+    const A* const c_prev = kCellStates > 0 ? scan.c_before(t, r) : nullptr;
+    const A* const d_c = kCellStates > 0 && d.cells ? d.cells.row(t, sample) : nullptr;
     A* const dh = projected ? scan.d_unprojected_.get() + r * scan.h_sums : scan.dh_.get() + r * scan.r_sums;
-    A* const dc = kHasC ? scan.dc_.get() + r * scan.h_sums : nullptr;
-    E* const d_gx = scan.d_gx_.get() + m * scan.gate_row_;
-    E* const d_gh = scan.d_gh_ + m * scan.gate_row_;
-    const E* const h_prev = Cell::kReadsPreviousH ? scan.h_.get() + m * scan.r_row : nullptr;
+    A* const dc = kCellStates > 0 ? scan.dc_.get() + r * scan.c_row : nullptr;
+    E* const d_gx = scan.d_gx_.get() + m * scan.input_gate_row_;
+    E* const d_gh = scan.d_gh_ + m * scan.recurrent_gate_row_;
+    A* const d_vectors = d.weights.vectors ? scan.d_vectors_.get() + m * scan.vector_row_ : nullptr;
+    const E* const h_prev = Cell::kBackwardReadsPreviousH ? scan.h_.get() + m * scan.r_row : nullptr;
     for (int64_t unit = range.begin; unit < range.end; unit += V::kWidth) {
       const int64_t units = H - unit;
       std::array<V, Cell::kSaved> saved;
       for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_as_vec(gates + k * H + unit, units);
-      State<V> prev{}, next{}, d_state{};
+      const Extras<V, Cell> extra = extras<V>(scan, [&](auto&& load) FASTRNN_LAMBDA {
+        return load(unit, [&](const auto& input) FASTRNN_LAMBDA { return input.row(t, sample); });
+      });
+      StateOf<Cell, V> prev{}, next{}, d_state{};
       d_state.h = V::load(dh + unit);
       if (dy) d_state.h = d_state.h + load_strided(dy + unit * d.y.col_stride, d.y.col_stride, units);
-      if constexpr (Cell::kReadsPreviousH) prev.h = load_as_vec(h_prev + unit, V::kWidth);
+      if constexpr (Cell::kBackwardReadsPreviousH) prev.h = load_as_vec(h_prev + unit, V::kWidth);
       if constexpr (Cell::kReadsNextH) next.h = load_as_vec(y + unit, units);
-      if constexpr (kHasC) {
-        prev.c = load_first(c_prev + unit, units);
-        next.c = load_first(c_next + unit, units);
-        d_state.c = V::load(dc + unit);
-        if (d_c) d_state.c = d_state.c + load_strided(d_c + unit * d.cells.col_stride, d.cells.col_stride, units);
+      for (int k = 0; k < kCellStates; ++k) {
+        const int64_t column = k * H + unit;
+        prev.c[k] = load_first(c_prev + column, units);
+        next.c[k] = load_first(c_next + column, units);
+        d_state.c[k] = V::load(dc + k * scan.h_sums + unit);
+        if (d_c)
+          d_state.c[k] = d_state.c[k] + load_strided(d_c + column * d.cells.col_stride, d.cells.col_stride, units);
+      }
+      if constexpr (kHasOutput<Cell>)
         if (d.weights.hr)
-          store_as(Cell::output(saved, next.c), scan.unprojected_.get() + m * scan.h_row + unit, V::kWidth);
-      }
-      std::array<V, kGates> gx, gh;
-      Cell::backward(saved, prev, next, d_state, gx, gh);
-      for (int g = 0; g < kGates; ++g) {
-        store_as(gx[g], d_gx + g * H + unit, units);
-        if constexpr (Cell::kSplitGateGradients) store_as(gh[g], d_gh + g * H + unit, units);
-      }
+          store_as(output_of<Cell>(saved, extra, prev, next), scan.unprojected_.get() + m * scan.h_row + unit,
+                   V::kWidth);
+      std::array<V, kInputGates> gx;
+      std::array<V, kRecurrentGates> gh;
+      ExtraGradients<V, Cell> d_extra;
+      backward_of<Cell>(saved, extra, prev, next, d_state, gx, gh, d_extra);
+      for (int g = 0; g < kInputGates; ++g) store_as(gx[g], d_gx + g * H + unit, units);
+      for (int g = 0; Cell::kSplitGateGradients && g < kRecurrentGates; ++g)
+        store_as(gh[g], d_gh + g * H + unit, units);
       d_state.h.store(dh + unit);
-      if constexpr (kHasC) d_state.c.store(dc + unit);
+      for (int k = 0; k < kCellStates; ++k) d_state.c[k].store(dc + k * scan.h_sums + unit);
+      for (int k = 0; d_vectors && k < Cell::kVectors; ++k)
+        store_first(d_extra.vectors[k], d_vectors + k * H + unit, units);
+      for (int k = 0; k < Cell::kExtraInputs; ++k)
+        if (d.extra[k]) store_as(d_extra.inputs[k], d.extra[k].row(t, sample) + unit, units);
     }
   }
 };

@@ -80,28 +80,49 @@ struct Scan {
   const int64_t i_row = row_length<E>(I);
   const int64_t h_row = row_length<E>(H);
   const int64_t r_row = row_length<E>(R);
+  // The states beside h lie side by side in these rows, each from a whole vector on; in tensors, and in rows that are
+  // read as these are, H apart.
+  const int64_t c_row = cell.cell_states * h_sums;
+  const int64_t c_columns = cell.cell_states * H;
+  const int64_t c_dense_row = row_length<A>(c_columns);
 
   // Rows of input products and of gate gradients have these lengths.
-  int64_t gx_row() const { return row_length<A>(cell.gates * round_up_to_vec<A>(H)); }
-  int64_t gate_row() const { return row_length<E>(cell.gates * H); }
+  int64_t gx_row() const { return row_length<A>(cell.input_gates * round_up_to_vec<A>(H)); }
+  int64_t input_gate_row() const { return row_length<E>(cell.input_gates * H); }
+  int64_t recurrent_gate_row() const { return row_length<E>(cell.recurrent_gates * H); }
+
+  PackedWeights<S> packed_ih(int64_t units, bool ahead, KeptWeights kept = {}) const {
+    return {cell.input_gates, units, I, p.weights.ih, ahead, kept, cell.panel_gates()};
+  }
+  PackedWeights<S> packed_hh(int64_t units, bool ahead, KeptWeights kept = {}) const {
+    return {cell.recurrent_gates, units, R, p.weights.hh, ahead, kept, cell.panel_gates()};
+  }
 
   int64_t forward_chunk() const {
     return chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A), kLeastForwardRows,
                        (N + team.threads() - 1) / team.threads(), schedule.T);
   }
   int64_t backward_chunk(bool grouped) const {
-    const int64_t row = i_row + r_row + (1 + cell.split_gate_gradients) * gate_row() + projected * (h_row + r_row);
+    const int64_t row = i_row + r_row + input_gate_row() + (cell.split_gate_gradients ? recurrent_gate_row() : 0) +
+                        projected * (h_row + r_row);
     return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
                        schedule.T);
   }
 
   cpu::Choice choice() const {
-    const PackedWeights<S> w_hh(cell.gates, H, R, {}, false);  // only its sizes are asked
+    const PackedWeights<S> w_hh = packed_hh(H, false);  // only its sizes are asked
     return {.not_in_lanes = {},
             .packs = packs(),
             .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),
             .forward_chunk = forward_chunk(),
             .backward_chunk = backward_chunk(false)};
+  }
+
+  // Loads the vectors of a cell, each from a whole vector on.
+  void load_vectors(A* out) const {
+    std::fill_n(out, cell.vectors * h_sums, A(0));
+    for (int k = 0; k < cell.vectors; ++k)
+      gather(&p.weights.vectors[k * H], p.weights.vectors.stride, out + k * h_sums, H);
   }
 
   // Tells whether weights are packed before the steps: a single step of few rows reads them once.
@@ -120,13 +141,27 @@ struct Scan {
       std::fill(rows + r * row + columns, rows + (r + 1) * row, E{});
   }
 
-  // Loads rows in a range, in the order of the walk. A null tensor is zero.
+  // Loads rows in a range, in the order of the walk. A null tensor is zero. Columns lie side by side.
   template <class O>
   void load_state(Matrix<const S> state, Range rows, int64_t columns, O* out, int64_t row) const {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       std::fill_n(out + r * row, row, O{});
       if (state) gather(state.row(schedule.sample(r)), state.col_stride, out + r * row, columns);
     }
+  }
+
+  // The same for the states beside h, each of which begins at a whole vector.
+  void load_cell_states(Matrix<const S> states, Range rows, A* out) const {
+    for (int k = 0; k < cell.cell_states; ++k)
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
+        A* const to = out + r * c_row + k * h_sums;
+        std::fill_n(to, h_sums, A(0));
+        if (states) gather(states.row(schedule.sample(r)) + k * H * states.col_stride, states.col_stride, to, H);
+      }
+  }
+
+  void store_cell_states(const A* row, Matrix<S> states, int64_t r) const {
+    for (int k = 0; k < cell.cell_states; ++k) store_state(row + k * h_sums, states.from_column(k * H), H, r);
   }
 
   template <class O>

@@ -18,35 +18,35 @@ class ForwardScan : Scan<S> {
   using typename Base::E;
   using typename Base::V;
   using Base::H, Base::I, Base::cell, Base::N, Base::p, Base::projected, Base::R, Base::schedule, Base::team;
-  using Base::h_row, Base::h_sums, Base::i_row, Base::r_row, Base::r_sums;
+  using Base::c_row, Base::h_row, Base::h_sums, Base::i_row, Base::r_row, Base::r_sums;
   template <class, class>
   friend struct CellUpdate;
 
   const CellKernels<S>& kernels_;
-  const bool has_c_ = cell.has_cell_state;
   const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // it keeps h as it was before rounding to an operand
 
   const bool packs_ = this->packs();
   const PackedLayer<S> kept_{cell, p};
-  PackedWeights<S> w_ih_{cell.gates, H, I, p.weights.ih, packs_, kept_.ih()};
-  PackedWeights<S> w_hh_{cell.gates, H, R, p.weights.hh, packs_, kept_.hh()};
+  PackedWeights<S> w_ih_ = this->packed_ih(H, packs_, kept_.ih());
+  PackedWeights<S> w_hh_ = this->packed_hh(H, packs_, kept_.hh());
   PackedWeights<S> w_hr_{1, projected ? R : 0, H, p.weights.hr, packs_, kept_.hr()};
   Buffer<A> packed_b_ih_ = Buffer<A>(p.packed ? 0 : w_ih_.width());
   Buffer<A> packed_b_hh_ = Buffer<A>(p.packed ? 0 : w_hh_.width());
   const A* const b_ih_ = p.packed ? kept_.bias_ih() : packed_b_ih_.get();
   const A* const b_hh_ = p.packed ? kept_.bias_hh() : packed_b_hh_.get();
+  Buffer<A> vectors_ = Buffer<A>(cell.vectors * h_sums);
 
   // h is read by all panels of a step while the next one is written. Both start as h_0: a row of the reverse walk
   // may join at any step.
   Buffer<E> h_even_ = Buffer<E>(N * r_row);
   Buffer<E> h_odd_ = Buffer<E>(N * r_row);
   Buffer<A> h_sums_ = Buffer<A>(keeps_sums_ ? N * r_sums : 0);
-  Buffer<A> c_ = Buffer<A>(has_c_ ? N * h_sums : 0);
+  Buffer<A> c_ = Buffer<A>(N * c_row);
   // A reset replaces the states by these.
   const int64_t resetting_ = schedule.reset ? N : 0;
   Buffer<E> reset_h_ = Buffer<E>(resetting_ * r_row);
   Buffer<A> reset_h_sums_ = Buffer<A>(keeps_sums_ ? resetting_ * r_sums : 0);
-  Buffer<A> reset_c_ = Buffer<A>(has_c_ ? resetting_ * h_sums : 0);
+  Buffer<A> reset_c_ = Buffer<A>(resetting_ * c_row);
   Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row]: h before W_hr
   Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums]: h after it
 
@@ -91,15 +91,16 @@ class ForwardScan : Scan<S> {
       w_ih_.pack_bias(p.weights.bias_ih, packed_b_ih_.get());
       w_hh_.pack_bias(p.weights.bias_hh, packed_b_hh_.get());
     }
+    if (member.index == 0) this->load_vectors(vectors_.get());
     const Range rows = member.share(N);
     this->load_state(p.h_0, rows, R, h_even_.get(), r_row);
     this->load_state(p.h_0, rows, R, h_odd_.get(), r_row);
     if (keeps_sums_) this->load_state(p.h_0, rows, R, h_sums_.get(), r_sums);
-    if (has_c_) this->load_state(p.c_0, rows, H, c_.get(), h_sums);
+    this->load_cell_states(p.c_0, rows, c_.get());
     if (schedule.reset) {
       this->load_state(p.reset_h, rows, R, reset_h_.get(), r_row);
       if (keeps_sums_) this->load_state(p.reset_h, rows, R, reset_h_sums_.get(), r_sums);
-      if (has_c_) this->load_state(p.reset_c, rows, H, reset_c_.get(), h_sums);
+      this->load_cell_states(p.reset_c, rows, reset_c_.get());
     }
     this->clear_padding(x_.get(), member.share(chunk_steps_ * (N + team.threads())), I, i_row);
     if (projected) this->clear_padding(unprojected_.get(), rows, H, h_row);
@@ -156,7 +157,7 @@ class ForwardScan : Scan<S> {
       if (!schedule.resets(t, r)) continue;
       std::copy_n(reset_h_.get() + r * r_row, r_row, h + r * r_row);
       if (keeps_sums_) std::copy_n(reset_h_sums_.get() + r * r_sums, r_sums, h_sums_.get() + r * r_sums);
-      if (has_c_) std::copy_n(reset_c_.get() + r * h_sums, h_sums, c_.get() + r * h_sums);
+      std::copy_n(reset_c_.get() + r * c_row, c_row, c_.get() + r * c_row);
     }
   }
 
@@ -175,7 +176,7 @@ class ForwardScan : Scan<S> {
     for (int64_t i = part.rows(begin); part.row(i) < end; ++i) {
       const int64_t r = part.row(i);
       this->store_state(h + r * r_row, p.h_n, R, r);
-      if (has_c_) this->store_state(c_.get() + r * h_sums, p.c_n, H, r);
+      this->store_cell_states(c_.get() + r * c_row, p.c_n, r);
     }
   }
 };

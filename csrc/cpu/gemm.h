@@ -142,7 +142,7 @@ void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights
   const int64_t vecs = w.gates() * w.unit_vecs(panel);
   const int64_t columns = w.columns(panel);
   if constexpr (!kPaired<E> && !kDual<E>)
-    if (rows == 1 && !w.ahead()) {
+    if (rows == 1 && !w.ahead()) {  // a panel then has no more than kMaxVecs vectors
       static constexpr std::array kTable{multiply_row<S, 1>, multiply_row<S, 2>, multiply_row<S, 3>,
                                          multiply_row<S, 4>};
       static_assert(kTable.size() == kMaxVecs);
@@ -187,8 +187,8 @@ template <class S>
 int64_t multiply_panels(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, int64_t end,
                         Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   using E = Operand<S>;
-  const bool by_two = rows == 1 && panel + 1 < end && w.columns(panel) == w.columns(panel + 1);
   const int64_t vecs = w.columns(panel) / Vec<Accumulate<S>>::kWidth;
+  const bool by_two = rows == 1 && vecs <= kMaxVecs && panel + 1 < end && w.columns(panel) == w.columns(panel + 1);
   if constexpr (!kPaired<E> && !kDual<E>)
     if (by_two && w.ahead() && !w.is_short()) {
       static constexpr std::array kTable{multiply_row_by_two<E, 1>, multiply_row_by_two<E, 2>,
@@ -220,22 +220,24 @@ void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeig
 }
 
 // The same, but epilogue(first row, rows, panels, products) takes some panels of some rows while they are in L1:
-// few rows take many panels at once. Products are [panel][rows][gates][unit_vecs] vectors.
+// few rows take many panels at once. Products are [panel][rows][gates][unit_vecs] vectors; there are none without
+// gates.
 template <class S, class Epilogue>
 void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
                     const Accumulate<S>* init, Epilogue&& epilogue) {
   using A = Accumulate<S>;
   alignas(64) A products[kFusedRows * kMaxVecs * Vec<A>::kWidth];
-  const int64_t blocks = (rows + kFusedRows - 1) / kFusedRows;
+  const int64_t fused_rows = kFusedRows * kMaxVecs / std::max(kMaxVecs, w.gates());
+  const int64_t blocks = (rows + fused_rows - 1) / fused_rows;
   for (int64_t block = 0; block < blocks; ++block) {
     const auto [first, last] = cpu::share(rows, block, blocks);
     const int64_t count = last - first;
     const Factors<S> factors(count, a + first * a_row, a_row, w);
-    const int64_t most_panels = kFusedRows / count;
+    const int64_t most_panels = fused_rows / count;
     for (int64_t begin = panels.begin; begin < panels.end; begin += most_panels) {
       const Range taken{begin, std::min(begin + most_panels, panels.end)};
       A* out = products;
-      for (int64_t p = taken.begin; p < taken.end;) {
+      for (int64_t p = taken.begin; p < taken.end && w.gates() > 0;) {
         const int64_t width = w.columns(p);
         const int64_t done =
             multiply_panels(count, factors, w, p, taken.end, panels, init ? init + w.offset(p) : nullptr, out, width);

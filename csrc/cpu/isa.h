@@ -15,5 +15,6 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/cell_registry.h"
 #include "cpu/kernels.h"
 #include "scan.h"

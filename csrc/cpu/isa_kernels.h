@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/backward_scan.h"
+#include "cpu/cell_registry.h"
 #include "cpu/cell_update.h"
 #include "cpu/forward_scan.h"
 #include "cpu/isa_scans.h"
@@ -15,10 +16,12 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
+// The caller has made sure that there are such kernels.
 template <class S>
 const CellKernels<S>& cell_kernels(std::string_view cell) {
   const CellKernels<S>* kernels = nullptr;
-  Cells::dispatch(cell, [&]<class Cell>() { kernels = &kCellKernels<Cell, S>; });
+  if (!Cells::dispatch(cell, [&]<class Cell>() { kernels = &kCellKernels<Cell, S>; }))
+    kernels = static_cast<const CellKernels<S>*>(cpu::find_kernels(cell, kInstructionSet, cpu::kTypeName<S>));
   return *kernels;
 }
 
@@ -82,14 +85,12 @@ void ScanKernels<S>::backward(std::string_view cell, const ScanParams<S>& params
 
 template <class S>
 cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  cpu::Choice choice;
-  Cells::dispatch(cell, [&]<class Cell>() {
-    choice = Scan<S>{params, kCellKernels<Cell, S>.cell, team}.choice();
-    if constexpr (kDual<S>)
-      choice.not_in_lanes = "derivatives of gradients all take one way";
-    else
-      choice.not_in_lanes = LaneScan<Cell, S>::unsuited(params);
-  });
+  cpu::Choice choice = Scan<S>{params, cell_kernels<S>(cell).cell, team}.choice();
+  choice.not_in_lanes = "the cell is compiled for units in lanes alone";
+  if constexpr (kDual<S>)
+    choice.not_in_lanes = "derivatives of gradients all take one way";
+  else
+    Cells::dispatch(cell, [&]<class Cell>() { choice.not_in_lanes = LaneScan<Cell, S>::unsuited(params); });
   return choice;
 }
 
@@ -98,37 +99,40 @@ cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& p
 using Unpaired = Kernels<BFloat16>;
 const Unpaired& unpaired = std::get<Unpaired>(cpu::kAvx512.own);
 
-// Few units gain nothing from pairs. All their batches use the unpaired kernels, so that a sample's bits do not
-// depend on whether its batch runs in lanes. Gradients of groups sum over the steps of a sample, which lie apart.
+// Few units gain nothing from pairs, and cells that are compiled later have no kernels for them. All their batches use
+// the unpaired kernels, so that a sample's bits do not depend on whether its batch runs in lanes. Gradients of groups
+// sum over the steps of a sample, which lie apart.
 inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() {
+  const bool paired = Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
       unpaired.forward(cell, params, team);
     else
       ForwardScan<BFloat16>(params, kCellKernels<Cell, BFloat16>, team).run();
   });
+  if (!paired) unpaired.forward(cell, params, team);
 }
 
 inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
                      const ScanGradients<BFloat16>& gradients, const Team& team) {
-  Cells::dispatch(cell, [&]<class Cell>() {
+  const bool paired = Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty() || gradients.groups > 1)
       unpaired.backward(cell, params, gradients, team);
     else
       BackwardScan<BFloat16>(params, gradients, kCellKernels<Cell, BFloat16>, team).run();
   });
+  if (!paired) unpaired.backward(cell, params, gradients, team);
 }
 
 inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
   cpu::Choice choice;
-  Cells::dispatch(cell, [&]<class Cell>() {
+  const bool paired = Cells::dispatch(cell, [&]<class Cell>() {
     if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
       choice = unpaired.choice(cell, params, team);
     else
       choice = Scan<BFloat16>{params, kCellKernels<Cell, BFloat16>.cell, team}.choice();
     choice.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
   });
-  return choice;
+  return paired ? choice : unpaired.choice(cell, params, team);
 }
 
 inline int64_t packed_bytes(std::string_view cell, const ScanParams<BFloat16>& params) {

@@ -15,6 +15,10 @@ using cpu::Schedule;
 using cpu::Team;
 using cpu::WeightType;
 
+#define FASTRNN_STRING(x) #x
+#define FASTRNN_NAME(x) FASTRNN_STRING(x)
+constexpr std::string_view kInstructionSet = FASTRNN_NAME(FASTRNN_ISA);
+
 // The scans of one storage type. Their definitions stand outside the class, because an inline member would be compiled
 // wherever its address is taken.
 template <class S>

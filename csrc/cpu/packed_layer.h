@@ -42,8 +42,8 @@ class PackedLayer {
   // Says where everything lies in p.packed, or will lie.
   PackedLayer(const CellTraits& cell, const ScanParams<S>& p)
       : p_(p),
-        ih_(place(cell.gates, p.hidden_size, p.input_size)),
-        hh_(place(cell.gates, p.hidden_size, p.output_size)),
+        ih_(place(cell.input_gates, p.hidden_size, p.input_size)),
+        hh_(place(cell.recurrent_gates, p.hidden_size, p.output_size)),
         hr_(place(1, p.projected() ? p.output_size : 0, p.hidden_size)),
         bias_ih_(take(ih_.width * sizeof(A))),
         bias_hh_(take(hh_.width * sizeof(A))) {}
@@ -147,7 +147,7 @@ class PackedLayer {
 template <class S>
 class PlainLayer {
  public:
-  PlainLayer(const CellTraits& cell, const ScanParams<S>& p) : p_(p), rows_(cell.gates * p.hidden_size) {}
+  PlainLayer(const CellTraits& cell, const ScanParams<S>& p) : p_(p), rows_(cell.input_gates * p.hidden_size) {}
 
   int64_t bytes() const { return cpu::in_whole_lines(rows_ * (columns() + 2) * sizeof(S)); }
 

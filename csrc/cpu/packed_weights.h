@@ -26,7 +26,8 @@ struct KeptWeights {
 constexpr int64_t per_word(WeightType type) { return type == WeightType::kInt8 ? 4 : 2; }
 
 // A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing ahead pays
-// where a panel is read more than once: else a slice is packed where it is read, into the first-level cache.
+// where a panel is read more than once: else a slice is packed where it is read, into the first-level cache. Panels of
+// two matrices have the same units if both are told the gates of the wider one.
 template <class S>
 class PackedWeights {
  public:
@@ -35,19 +36,19 @@ class PackedWeights {
   using Slice = E[kSumDepth<E> * kMaxVecs * Vec<A>::kWidth];
 
   PackedWeights(int gates, int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true,
-                KeptWeights kept = {})
+                KeptWeights kept = {}, int panel_gates = 0)
       : gates_(gates),
-        most_unit_vecs_(std::max(1, kMaxVecs / gates)),
+        most_unit_vecs_(std::max(1, kMaxVecs / std::max(gates, panel_gates))),
         units_(units),
         inputs_(inputs),
         depth_(padded_depth<E>(inputs)),
         weight_(weight),
-        ahead_(ahead || kept),
+        ahead_(ahead || kept || gates > kMaxVecs),  // no slice holds the panel of more gates
         kept_(kept),
-        data_(ahead && !kept ? depth_ * width() : 0),
+        data_(ahead_ && !kept ? depth_ * width() : 0),
         values_(kept ? static_cast<const E*>(kept.values) : data_.get()) {}
 
-  int64_t gates() const { return gates_; }
+  int gates() const { return gates_; }
   int64_t units() const { return units_; }
   int64_t depth() const { return depth_; }
   int64_t width() const { return gates_ * round_up_to_vec<A>(units_); }  // of a row of products, in panel order

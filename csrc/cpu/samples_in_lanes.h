@@ -25,7 +25,7 @@ struct LaneScan {
   using V = Vec<A>;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kSaved = Cell::kSaved;
-  static constexpr bool kHasC = Cell::kHasCellState;
+  static constexpr bool kHasC = Cell::kCellStates > 0;
   static constexpr int kVecs = kGates == 1 ? 4 : 2;  // enough to hide their latency, and they fit the registers
   static constexpr int kLanes = kVecs * V::kWidth;
   using B = Bundle<V, kVecs>;
@@ -227,7 +227,7 @@ class LaneForward : LaneScan<Cell, S> {
       for (int64_t k = 0; k < I; ++k) gx[g] = mul_add(B(w_ih[row * I + k]), Base::load(x + k * kLanes), gx[g]);
       for (int64_t k = 0; k < H; ++k) gh[g] = mul_add(B(w_hh[row * H + k]), Base::load(h + k * kLanes), gh[g]);
     }
-    const State<B> before{Base::load(h + u * kLanes), kHasC ? Base::load(c + u * kLanes) : B(A(0))};
+    const State<B> before{Base::load(h + u * kLanes), {kHasC ? Base::load(c + u * kLanes) : B(A(0))}};
     State<B> state = before;
     std::array<B, kSaved> saved;
     Cell::forward(gx, gh, state, saved);
@@ -235,10 +235,10 @@ class LaneForward : LaneScan<Cell, S> {
     if (n < kLanes) {
       const auto runs = Base::first(n);
       state.h = select(runs, state.h, before.h);
-      if (kHasC) state.c = select(runs, state.c, before.c);
+      if (kHasC) state.c[0] = select(runs, state.c[0], before.c[0]);
     }
     Base::store(state.h, h_next + u * kLanes);
-    if (kHasC) Base::store(state.c, c + u * kLanes);
+    if (kHasC) Base::store(state.c[0], c + u * kLanes);
   }
 };
 
@@ -404,26 +404,26 @@ class LaneBackward : LaneScan<Cell, S> {
   FASTRNN_FN void update(int64_t u, int64_t n, const A* h_prev, const A* c_prev, const A* next_rows, const A* dy,
                          const A* saved_rows, A* dh, A* dc, A* d_gx, A* d_gh) {
     const int64_t at = u * kLanes;
-    const State<B> prev{Base::load(h_prev + at), kHasC ? Base::load(c_prev + at) : B(A(0))};
+    const State<B> prev{Base::load(h_prev + at), {kHasC ? Base::load(c_prev + at) : B(A(0))}};
     const B after = kHasC || Cell::kReadsNextH ? Base::load(next_rows + at) : B(A(0));
-    const State<B> next{after, after};
+    const State<B> next{after, {after}};
     std::array<B, kSaved> saved;
     for (int k = 0; k < kSaved; ++k) saved[k] = Base::load(saved_rows + k * H * kLanes + at);
-    const State<B> incoming{Base::load(dh + at), kHasC ? Base::load(dc + at) : B(A(0))};
+    const State<B> incoming{Base::load(dh + at), {kHasC ? Base::load(dc + at) : B(A(0))}};
     State<B> d_state{incoming.h + Base::load(dy + at), incoming.c};
     std::array<B, kGates> gx, gh;
     Cell::backward(saved, prev, next, d_state, gx, gh);
     if (n < kLanes) {
       const auto runs = Base::first(n);
       d_state.h = select(runs, d_state.h, incoming.h);
-      if (kHasC) d_state.c = select(runs, d_state.c, incoming.c);
+      if (kHasC) d_state.c[0] = select(runs, d_state.c[0], incoming.c[0]);
       for (int g = 0; g < kGates; ++g) {
         gx[g] = select(runs, gx[g], B(A(0)));
         gh[g] = select(runs, gh[g], B(A(0)));
       }
     }
     Base::store(d_state.h, dh + at);
-    if (kHasC) Base::store(d_state.c, dc + at);
+    if (kHasC) Base::store(d_state.c[0], dc + at);
     for (int g = 0; g < kGates; ++g) {
       Base::store(gx[g], d_gx + g * H * kLanes + at);
       Base::store(gh[g], d_gh + g * H * kLanes + at);

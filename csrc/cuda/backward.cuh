@@ -52,7 +52,7 @@ void add_weight_gradients(const Context& context, const BackwardChunk<S>& chunk,
   if (d.weights.hh) add(buffers.d_gh, gates, buffers.h_previous, R, buffers.weights.hh);
   if (d.weights.bias_ih) add_rows(buffers.d_gx, buffers.weights.bias_ih);
   if (d.weights.bias_hh) add_rows(buffers.d_gh, buffers.weights.bias_hh);
-  if constexpr (Cell::kHasCellState)
+  if constexpr (Cell::kCellStates > 0)
     if (d.weights.hr) {
       for_each(context, at.rows * H, Outputs<Cell, S>{chunk, buffers.outputs});
       add(buffers.d_projected, R, buffers.outputs, H, buffers.weights.hr);
@@ -76,7 +76,7 @@ void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& pla
   for_each_weight([&](A* sum, MatrixSize size) { clear(sum, d.groups * size.rows * size.columns); }, buffers.weights,
                   sizes);
   for_each(context, N * R, Read<S>{d.h_n, R, buffers.h});
-  if (Cell::kHasCellState) for_each(context, N * H, Read<S>{d.c_n, H, buffers.c});
+  if (Cell::kCellStates > 0) for_each(context, N * H, Read<S>{d.c_n, H, buffers.c});
   const int64_t chunks = N > 0 ? divide_up(T, plan.steps) : 0;
   for (int64_t i = chunks - 1; i >= 0; --i) {
     const Span at = span(p, plan, i * plan.steps);
@@ -111,7 +111,7 @@ void backward(const ScanParams<S>& p, const ScanGradients<S>& d, const Plan& pla
     if (d.weights.any()) add_weight_gradients<Cell>(context, chunk, d, buffers, at, x);
   }
   for_each(context, N * R, FinishBackward<S>{p, buffers.h, buffers.d_reset_h, R, d.h_0});
-  if (Cell::kHasCellState) for_each(context, N * H, FinishBackward<S>{p, buffers.c, buffers.d_reset_c, H, d.c_0});
+  if (Cell::kCellStates > 0) for_each(context, N * H, FinishBackward<S>{p, buffers.c, buffers.d_reset_c, H, d.c_0});
   const auto write = [&](const A* from, int64_t rows, int64_t columns, Matrix<S> to) {
     if (to) for_each(context, rows * columns, Write<S>{from, columns, to});
   };

@@ -31,7 +31,7 @@ void forward(const ScanParams<S>& p, const Plan& plan, void* workspace, const Co
   Arena arena(workspace);
   const auto buffers = ForwardBuffers<S>::template take<Cell>(arena, p, plan);
   for_each(context, N * R, BeginForward<S>{p, p.h_0, p.reset_h, R, buffers.h});
-  if (Cell::kHasCellState) for_each(context, N * H, BeginForward<S>{p, p.c_0, p.reset_c, H, buffers.c});
+  if (Cell::kCellStates > 0) for_each(context, N * H, BeginForward<S>{p, p.c_0, p.reset_c, H, buffers.c});
   if (plan.regime == Regime::kStepwise) for_each(context, N * R, Write<S>{buffers.h, R, {buffers.entering, R, 1}});
   for (int64_t first = 0; first < T && N > 0; first += plan.steps) {
     const Span at = span(p, plan, first);
@@ -50,7 +50,7 @@ void forward(const ScanParams<S>& p, const Plan& plan, void* workspace, const Co
     }
   }
   for_each(context, N * R, Write<S>{buffers.h, R, p.h_n});
-  if (Cell::kHasCellState) for_each(context, N * H, Write<S>{buffers.c, H, p.c_n});
+  if (Cell::kCellStates > 0) for_each(context, N * H, Write<S>{buffers.c, H, p.c_n});
 }
 
 }  // namespace fastrnn::cuda

@@ -32,7 +32,7 @@ Plan plan_for(std::string_view cell, const ScanParams<S>& p, Direction direction
                         .H = p.hidden_size,
                         .projected = bool(p.weights.hr),
                         .saved = Cell::kSaved,
-                        .has_cell_state = Cell::kHasCellState};
+                        .has_cell_state = Cell::kCellStates > 0};
       DeviceLimits limits = device;
       // Below sm_80 the resident kernels compile to empty bodies, and a newer GPU runs such code too.
       const int version = code_version(reinterpret_cast<const void*>(column_sums<S>));

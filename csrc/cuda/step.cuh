@@ -110,14 +110,14 @@ FASTRNN_DEVICE UnitState<S> enter(const Chunk<S>& chunk, int64_t n, int64_t unit
   const int64_t H = chunk.scan.hidden_size;
   if (n >= chunk.scan.schedule.N || unit >= H) return {};
   // mutant: without c
-  return {chunk.h[n * H + unit], Cell::kHasCellState ? chunk.c[n * H + unit] : 0};
+  return {chunk.h[n * H + unit], Cell::kCellStates > 0 ? chunk.c[n * H + unit] : 0};
 }
 template <class Cell, class S>
 FASTRNN_DEVICE void leave(const Chunk<S>& chunk, int64_t n, int64_t unit, const UnitState<S>& state) {
   const int64_t H = chunk.scan.hidden_size;
   if (n >= chunk.scan.schedule.N || unit >= H) return;
   chunk.h[n * H + unit] = state.h;
-  if constexpr (Cell::kHasCellState) chunk.c[n * H + unit] = state.c;
+  if constexpr (Cell::kCellStates > 0) chunk.c[n * H + unit] = state.c;
 }
 
 // What a step reads from global memory. The resident kernels fetch it a step ahead, which hides the latency.
@@ -157,10 +157,10 @@ FASTRNN_DEVICE void advance(const ForwardChunk<S>& chunk, int64_t walked, int64_
       x[gate] = inputs.gx[gate] + bias.ih[gate];
       h[gate] = gh[gate] + bias.hh[gate];
     }
-    State<V> next{state.h, state.c};
+    State<V> next{state.h, {state.c}};
     std::array<V, Cell::kSaved> saved;
     Cell::forward(x, h, next, saved);
-    state = {next.h.x, Cell::kHasCellState ? next.c.x : Accumulate<S>(0)};
+    state = {next.h.x, Cell::kCellStates > 0 ? next.c[0].x : Accumulate<S>(0)};
     const int64_t row = row_of(scan, scan.schedule.step(walked), n);
     if (!projected) scan.y.data[row * H + unit] = store<S>(state.h);
     if constexpr (Cell::kSaved > 0)
@@ -168,12 +168,12 @@ FASTRNN_DEVICE void advance(const ForwardChunk<S>& chunk, int64_t walked, int64_
 #pragma unroll
         for (int i = 0; i < Cell::kSaved; ++i)
           scan.gates.data[(row * Cell::kSaved + i) * H + unit] = store<S>(saved[i].x);
-    if constexpr (Cell::kHasCellState)
+    if constexpr (Cell::kCellStates > 0)
       if (scan.cells) scan.cells.data[row * H + unit] = state.c;
   }
   if (inputs.resets_next) {
     if (!projected) state.h = at(scan.reset_h, n, unit);
-    if constexpr (Cell::kHasCellState) state.c = at(scan.reset_c, n, unit);
+    if constexpr (Cell::kCellStates > 0) state.c = at(scan.reset_c, n, unit);
   }
 }
 
@@ -203,9 +203,10 @@ struct BackwardInputs {
 #pragma unroll
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load<S>(gates[i * H + unit]);
     }
-    if constexpr (Cell::kReadsPreviousH) previous.h = load<S>(chunk.h_previous[buffer_row(chunk, t, n) * H + unit]);
+    if constexpr (Cell::kBackwardReadsPreviousH)
+      previous.h = load<S>(chunk.h_previous[buffer_row(chunk, t, n) * H + unit]);
     if constexpr (Cell::kReadsNextH) next.h = load<S>(scan.y.data[row * H + unit]);
-    if constexpr (Cell::kHasCellState) {
+    if constexpr (Cell::kCellStates > 0) {
       previous.c = previous_c(scan, t, n, unit);
       next.c = scan.cells.data[row * H + unit];
       d_c = chunk.gradients.cells ? chunk.gradients.cells.data[row * H + unit] : A(0);
@@ -247,7 +248,7 @@ FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64
   if (n >= scan.schedule.N || unit >= H) return;
   if (inputs.resets_next) {
     if (!projected) take_reset<S>(d_state.h, chunk.d_reset_h, n * H + unit);
-    if constexpr (Cell::kHasCellState) take_reset<S>(d_state.c, chunk.d_reset_c, n * H + unit);
+    if constexpr (Cell::kCellStates > 0) take_reset<S>(d_state.c, chunk.d_reset_c, n * H + unit);
   }
   std::array<V, kGates> d_x, d_h;
 #pragma unroll
@@ -257,10 +258,10 @@ FASTRNN_DEVICE void retreat(const BackwardChunk<S>& chunk, int64_t walked, int64
 #pragma unroll
     for (int i = 0; i < Cell::kSaved; ++i) saved[i] = inputs.saved[i];
     State<V> d{projected ? chunk.d_output[n * H + unit] : d_state.h + inputs.d_y,
-               Cell::kHasCellState ? d_state.c + inputs.d_c : A(0)};
-    Cell::backward(saved, State<V>{inputs.previous.h, inputs.previous.c}, State<V>{inputs.next.h, inputs.next.c}, d,
+               {Cell::kCellStates > 0 ? d_state.c + inputs.d_c : A(0)}};
+    Cell::backward(saved, State<V>{inputs.previous.h, {inputs.previous.c}}, State<V>{inputs.next.h, {inputs.next.c}}, d,
                    d_x, d_h);
-    d_state = {d.h.x, Cell::kHasCellState ? d.c.x : A(0)};
+    d_state = {d.h.x, Cell::kCellStates > 0 ? d.c[0].x : A(0)};
   }
   const int64_t row = buffer_row(chunk, scan.schedule.step(walked), n) * kGates;
 #pragma unroll

@@ -67,7 +67,7 @@ struct ForwardBuffers {
     const bool stepwise = plan.regime == Regime::kStepwise, projected = bool(p.weights.hr);
     ForwardBuffers buffers;
     buffers.h = arena.take<A>(N * R);
-    buffers.c = arena.take<A>(N * H, Cell::kHasCellState);
+    buffers.c = arena.take<A>(N * H, Cell::kCellStates > 0);
     buffers.x = arena.take<S>(chunk_rows(p, plan) * p.input_size, scattered(p));
     buffers.gx = arena.take<A>(chunk_rows(p, plan) * gates);
     buffers.gh = arena.take<A>(N * gates, stepwise);
@@ -95,7 +95,7 @@ struct BackwardBuffers {
     const bool recompute = Cell::kSaved > 0 && !p.gates;
     BackwardBuffers buffers;
     buffers.h = arena.take<A>(N * R);
-    buffers.c = arena.take<A>(N * H, Cell::kHasCellState);
+    buffers.c = arena.take<A>(N * H, Cell::kCellStates > 0);
     buffers.d_reset_h = arena.take<A>(N * R, bool(d.reset_h));
     buffers.d_reset_c = arena.take<A>(N * H, bool(d.reset_c));
     for_each_weight([&](A*& sum, const auto& gradient,

@@ -71,9 +71,9 @@ class ModelFile {
     const auto flag = [](int32_t value) { return value == 0 || value == 1; };
     bool known = false;
     Cells::dispatch(header_.cell_name(), [&]<class Cell>() {
-      known = Cell::kHasCellState || !header_.has_projection;
+      known = Cell::kCellStates > 0 || !header_.has_projection;
       gates_ = Cell::kGates;
-      has_cell_state_ = Cell::kHasCellState;
+      has_cell_state_ = Cell::kCellStates > 0;
     });
     const bool sane = known && flag(header_.has_bias) && flag(header_.has_projection) && fits(H) && fits(R) &&
                       fits(I) && (header_.has_projection != 0) == (R != H) && 0 < header_.layers &&

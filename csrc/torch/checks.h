@@ -15,6 +15,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "arguments.h"
 #include "scan.h"
@@ -35,29 +36,30 @@ struct ScanInputs : PerTensor<OptionalTensor> {
   bool reverse;
   int64_t groups;  // 0: none. Sample n is in group n % groups; a weight of a rank more has one entry for each group.
   bool tf32;       // on a GPU, products of float32 may round their factors to TF32
+  std::vector<double> numbers;  // those of the cell
 
   bool rows_input() const { return batch_sizes || offsets; }
 };
 
-// Calls f.template operator()<S>() for the storage type of the tensor.
+// Calls f.template operator()<S>() for the storage type of that dtype.
 template <class F>
-auto dispatch_real_dtype(const Tensor& tensor, F&& f) {
-  switch (tensor.scalar_type()) {
+auto dispatch_real_dtype(ScalarType dtype, F&& f) {
+  switch (dtype) {
     case ScalarType::Float: return f.template operator()<float>();
     case ScalarType::Double: return f.template operator()<double>();
     case ScalarType::BFloat16: return f.template operator()<BFloat16>();
     case ScalarType::Half: return f.template operator()<Half>();
-    default: STD_TORCH_CHECK(false, "fastrnn: no kernel for dtype ", static_cast<int>(tensor.scalar_type()));
+    default: STD_TORCH_CHECK(false, "fastrnn: no kernel for dtype ", static_cast<int>(dtype));
   }
 }
 
 // As dispatch_real_dtype, and for dual numbers, which travel as complex ones.
 template <class F>
-auto dispatch_dtype(const Tensor& tensor, F&& f) {
-  switch (tensor.scalar_type()) {
+auto dispatch_dtype(ScalarType dtype, F&& f) {
+  switch (dtype) {
     case ScalarType::ComplexFloat: return f.template operator()<Dual<float>>();
     case ScalarType::ComplexDouble: return f.template operator()<Dual<double>>();
-    default: return dispatch_real_dtype(tensor, f);
+    default: return dispatch_real_dtype(dtype, f);
   }
 }
 
@@ -166,15 +168,15 @@ inline ScanSizes check_sizes(const ScanInputs& in, int64_t N) {
     STD_TORCH_CHECK(2 <= weight->dim() && weight->dim() <= most,
                     "fastrnn: weight_ih and weight_hh must have 2 dimensions, or 3 in groups");
   const int64_t rows = in.weight_ih->size(-2);
-  STD_TORCH_CHECK(rows > 0 && rows % in.facts.gates == 0, "fastrnn: weight_ih has ", rows,
-                  " rows, expected a positive multiple of ", in.facts.gates);
+  STD_TORCH_CHECK(rows > 0 && rows % in.facts.input_gates == 0, "fastrnn: weight_ih has ", rows,
+                  " rows, expected a positive multiple of ", in.facts.input_gates);
   STD_TORCH_CHECK(in.groups >= 0 && (in.groups == 0 || N % in.groups == 0), "fastrnn: ", N,
                   " samples are no multiple of ", in.groups, " groups");
   return {
       .T = check_steps(in, N),
       .N = N,
       .I = in.input->size(-1),
-      .H = rows / in.facts.gates,
+      .H = rows / in.facts.input_gates,
       .R = in.weight_hh->size(-1),
       .cell = in.facts,
   };
@@ -245,6 +247,8 @@ inline void check_data(const ScanInputs& in, const ScanSizes& sizes) {
 }
 
 inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+  STD_TORCH_CHECK(static_cast<int64_t>(in.numbers.size()) == in.facts.numbers, "fastrnn: cell '", in.cell, "' takes ",
+                  in.facts.numbers, " numbers, got ", in.numbers.size());
   check_data(in, sizes);
   check_weights(in, sizes);
 }
@@ -322,6 +326,7 @@ Params scan_params(const ScanInputs& in, const ScanSizes& sizes, RowStarts start
   p.input_size = sizes.I;
   p.hidden_size = sizes.H;
   p.output_size = sizes.R;
+  p.numbers = in.numbers.data();
   return p;
 }
 

@@ -32,7 +32,7 @@ bool shared(const Tensor& state) { return state.size(1) == 1; }
 
 // Returns how many kinds of states the cell has.
 size_t check_state_count(const Tensors& states, const char* name, const CellFacts& cell) {
-  const size_t kinds = cell.has_cell_state ? 2 : 1;
+  const size_t kinds = cell.cell_states > 0 ? 2 : 1;
   STD_TORCH_CHECK(states.empty() || states.size() == kinds, "fastrnn: ", name, " has ", states.size(),
                   " tensors, expected ", kinds, " or none");
   return kinds;
@@ -130,8 +130,10 @@ class StackWeights {
 };
 
 ScanInputs inference_inputs(std::string cell, const Tensor& input) {
+  STD_TORCH_CHECK(Cells::dispatch(cell, []<class Cell>() {}), "fastrnn: cell '", cell,
+                  "' is none of the library's; op scan runs others");
   const CellFacts facts = cell_facts(cell);
-  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false};
+  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false, {}};
   in.input = input;
   return in;
 }
@@ -149,7 +151,7 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
   check_states(reset_states, "reset_state", entries, sizes, input);
 
   Tensors finals{empty(input, {entries, sizes.N, sizes.R})};
-  if (facts.has_cell_state) finals.push_back(empty(input, {entries, sizes.N, sizes.H}));
+  if (facts.cell_states > 0) finals.push_back(empty(input, {entries, sizes.N, sizes.H}));
   const int64_t columns = directions * sizes.R;
   const Shape shape = in.rows_input() ? Shape{input.size(0), columns} : Shape{sizes.T, sizes.N, columns};
   const std::vector<int64_t> of_steps = step_starts(in);
@@ -167,7 +169,7 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
     if (direction == 0) output = new_sequence(in, shape, input.scalar_type(), index + directions == entries);
     if (!host) host.emplace(in, sizes, Samples{});  // which reads what was checked
     host->schedule.reverse = in.reverse || direction == 1;
-    dispatch_real_dtype(input, [&]<class S>() {
+    dispatch_real_dtype(input.scalar_type(), [&]<class S>() {
       auto p = scan_params<ScanParams<S>>(in, sizes, starts, 0);
       p.schedule = host->schedule;
       p.h_0 = state_of<const S>(states, 0, index);
@@ -201,7 +203,7 @@ Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_stat
 
 // The states that an op takes by name, as those of the other ops.
 Tensors states_of(const OptionalTensor& h, const OptionalTensor& c, const CellFacts& cell) {
-  STD_TORCH_CHECK(c.has_value() == (h && cell.has_cell_state), "fastrnn: c ",
+  STD_TORCH_CHECK(c.has_value() == (h && cell.cell_states > 0), "fastrnn: c ",
                   c ? "is given, but h is not, or the cell has none" : "is missing");
   Tensors states;
   if (h) states.push_back(*h);
@@ -251,7 +253,7 @@ Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) 
     next.push_back(empty(input, shape(sizes.H)));
   }
   in.input.reset();  // p.x is its view: a step has no dimension of time
-  dispatch_real_dtype(input, [&]<class S>() {
+  dispatch_real_dtype(input.scalar_type(), [&]<class S>() {
     auto p = scan_params<ScanParams<S>>(in, sizes, {}, 0);
     p.schedule.T = 1;
     p.schedule.N = N;
@@ -307,7 +309,7 @@ Tensor prepack(std::string cell, Tensors weights, int64_t layers, int64_t direct
   write_name(instruction_set().name, header.set);
   ScanInputs in = inference_inputs(std::move(cell), weights[0]);
   Tensor packed;
-  dispatch_real_dtype(weights[0], [&]<class S>() {
+  dispatch_real_dtype(weights[0].scalar_type(), [&]<class S>() {
     // Calls f(the params of a layer and direction).
     const auto for_entries = [&](auto&& f) {
       for (int64_t entry = 0; entry < header.entries(); ++entry) {

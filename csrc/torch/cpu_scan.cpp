@@ -55,13 +55,21 @@ ScanGradients<S> of_samples(ScanGradients<S> d, Samples samples) {
   return d;
 }
 
+template <class S>
+void check_kernels(const ScanInputs& in) {
+  STD_TORCH_CHECK(Cells::dispatch(in.cell, []<class Cell>() {}) || cell_kernels<S>(in.cell), "fastrnn: cell '", in.cell,
+                  "' is not compiled for dtype ", std::string(kTypeName<S>), " and instruction set ",
+                  std::string(cell_instruction_set()), "; fastrnn.cells.build compiles it");
+}
+
 std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
   const ScanSizes sizes = check_sizes(in);
   check_inputs(in, sizes);
   const PerResult<OptionalTensor> results = new_results(in, sizes, flags, new_sequence);
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  dispatch_dtype(*in.input, [&]<class S>() {
+  dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
+    check_kernels<S>(in);
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
       kernels<S>().forward(in.cell, of_samples(p, samples, schedule), team);
@@ -77,7 +85,8 @@ std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) 
   const PerTensor<OptionalTensor> gradients = new_gradients(in, sizes, saved.needs, new_sequence);
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  dispatch_dtype(*in.input, [&]<class S>() {
+  dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
+    check_kernels<S>(in);
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
       const ScanGradients<S> d = scan_gradients<S>(saved, gradients, starts, group, samples.step > 1 ? 1 : in.groups);
@@ -97,7 +106,8 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   const bool side_by_side = separate && in.groups >= most_threads();
   const Team team = side_by_side ? team_of(1) : team_for(sizes, host.rows);
   Answer answer;
-  dispatch_dtype(*in.input, [&]<class S>() {
+  dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
+    check_kernels<S>(in);
     const ScanParams<S> p =
         of_samples(scan_params<ScanParams<S>>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
     const InstructionSet& set = instruction_set();

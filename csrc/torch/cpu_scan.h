@@ -27,7 +27,8 @@ inline Team team_of(int64_t threads) {
 
 // `rows` is the number of steps that all samples run together.
 inline Team team_for(const ScanSizes& sizes, int64_t rows) {
-  const double flop = 2.0 * rows * sizes.cell.gates * sizes.H * (sizes.I + sizes.R);
+  const CellFacts& cell = sizes.cell;
+  const double flop = 2.0 * rows * sizes.H * (cell.input_gates * sizes.I + cell.recurrent_gates * sizes.R);
   const int64_t useful = std::max<int64_t>(1, static_cast<int64_t>(flop / kMinFlopPerThread));
   return team_of(std::min(most_threads(), useful));
 }

@@ -206,7 +206,7 @@ PerResult<OptionalTensor> forward(const ScanInputs& in, const ScanFlags& flags) 
   }
   const ScanInputs dense = dense_inputs(in);
   const DeviceSchedule device(dense, sizes);
-  dispatch_real_dtype(*dense.input, [&]<class S>() {
+  dispatch_real_dtype(dense.input->scalar_type(), [&]<class S>() {
     auto p = forward_params<ScanParams<S>>(dense, sizes, results, device.starts, 0);
     p.schedule = device.schedule;
     run(dense, Direction::kForward, p);
@@ -241,7 +241,7 @@ PerTensor<OptionalTensor> backward(const ScanInputs& in, const ScanSaved& saved)
       },
       dense_saved.grads);
   const DeviceSchedule device(dense, sizes);
-  dispatch_real_dtype(*dense.input, [&]<class S>() {
+  dispatch_real_dtype(dense.input->scalar_type(), [&]<class S>() {
     auto p = backward_params<ScanParams<S>>(dense, sizes, dense_saved, device.starts, 0);
     p.schedule = device.schedule;
     run(dense, Direction::kBackward, p, scan_gradients<S>(dense_saved, gradients, device.starts, 0, in.groups));
@@ -299,7 +299,7 @@ std::string scan_choice(const ScanInputs& given, const ScanFlags& flags) {
     std::replace(refused.begin(), refused.end(), '\n', ';');
     say("refused", refused);
   };
-  dispatch_real_dtype(*in.input, [&]<class S>() {
+  dispatch_real_dtype(in.input->scalar_type(), [&]<class S>() {
     auto p = scan_params<ScanParams<S>>(in, sizes, device.starts, 0);
     p.schedule = device.schedule;
     tell(planned(in, Direction::kForward, p, limits), "forward");

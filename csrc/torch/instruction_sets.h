@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
+#include "cpu/cell_registry.h"
 #include "cpu/instruction_sets.h"
 
 namespace fastrnn::cpu {
@@ -27,6 +29,19 @@ const Kernels<S>& kernels() {
   STD_TORCH_CHECK(set.has<S>(), "fastrnn: this build leaves out the kernels of this dtype: a quick build has those of ",
                   "float32 alone, a sanitized one none of second derivatives");
   return set.kernels<S>();
+}
+
+// The name of the set that cells are compiled for now: one that differs in products of bfloat16 alone takes the kernels
+// of the set below it.
+inline std::string_view cell_instruction_set() {
+  const InstructionSet& set = instruction_set();
+  return set.rest ? set.rest->name : set.name;
+}
+
+// The kernels of a cell that was compiled later, for that set; null if none are loaded.
+template <class S>
+const void* cell_kernels(const std::string& cell) {
+  return find_kernels(cell, cell_instruction_set(), kTypeName<S>);
 }
 
 // Whether this is a child of the process that loaded the library.

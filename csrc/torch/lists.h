@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "cpu/cell_registry.h"
 #include "dispatch.h"
 
 namespace fastrnn {
@@ -21,10 +22,11 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline CellFacts cell_facts(const std::string& cell) {
   CellFacts facts{};
-  const bool known =
-      Cells::dispatch(cell, [&]<class Cell>() { facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState}; });
-  STD_TORCH_CHECK(known, "fastrnn: unknown cell '", cell, "'");
-  return facts;
+  if (Cells::dispatch(cell, [&]<class Cell>() { facts = kFacts<Cell>; })) return facts;
+  const CellFacts* const registered = cpu::find_cell(cell);
+  STD_TORCH_CHECK(registered, "fastrnn: unknown cell '", cell,
+                  "'; a cell of one's own is known once its definition has run, or fastrnn.cells.load");
+  return *registered;
 }
 
 // Hands out the entries of a list, one for each tensor that belongs to the cell.

@@ -1,42 +1,5 @@
-// The ops' schemas, and what Python asks about the cells. scan is one layer in one direction over a whole sequence.
+// The ops' schemas. scan is one layer in one direction over a whole sequence.
 #include <torch/csrc/stable/library.h>
-
-#include <string>
-#include <tuple>
-#include <vector>
-
-#include "arguments.h"
-#include "torch/lists.h"
-
-namespace fastrnn {
-namespace {
-
-std::string cells() { return Cells::names(); }
-
-std::tuple<int64_t, int64_t, bool> cell_facts_of(std::string cell) {
-  const CellFacts facts = cell_facts(cell);
-  return {facts.gates, facts.saved, facts.has_cell_state};
-}
-
-// "name role, ..." of the tensors that belong to a cell; a result's differentiable is said, too.
-std::string table_of(const CellFacts& cell, auto&& for_each) {
-  constexpr const char* kRoles[] = {"sequence", "state", "matrix", "vector"};
-  std::string text;
-  for_each([&](const TensorInfo& info) {
-    if (!info.belongs_to(cell)) return;
-    text.append(text.empty() ? "" : ",").append(info.name).append(" ").append(kRoles[static_cast<int>(info.role)]);
-    if (!info.differentiable()) text.append(" constant");
-  });
-  return text;
-}
-
-std::tuple<std::string, std::string> cell_tensors(std::string cell) {
-  const CellFacts facts = cell_facts(cell);
-  return {table_of(facts, [](auto&& f) { for_each_tensor(f); }), table_of(facts, [](auto&& f) { for_each_result(f); })};
-}
-
-}  // namespace
-}  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY(fastrnn, m) {
   // cell_tensors names the tensors and the results. `present` has the index there of each tensor. `saved` are the
@@ -45,17 +8,20 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "scan(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? "
       "reset, "
-      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) "
+      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False, "
+      "float[] numbers=[]) "
       "-> Tensor[]");
   m.def(
       "scan_backward(str cell, Tensor?[] grads, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? "
       "batch_sizes, "
-      "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, bool tf32=False) "
+      "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, bool tf32=False, "
+      "float[] numbers=[]) "
       "-> Tensor[]");
   m.def(
       "scan_choice(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
       "Tensor? reset, "
-      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False) -> str");
+      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool tf32=False, "
+      "float[] numbers=[]) -> str");
   // Layers over each other and directions side by side, without gradients. `states` are h_0 [layers * directions, N, R]
   // and, of cells that have it, c_0; an empty list is zeros, and N = 1 is a state that all samples share. `weights` has
   // for each layer and direction weight_ih, weight_hh, then both biases if there are any, then weight_hr if there is
@@ -82,12 +48,13 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_instruction_set() -> str");
   m.def("use_cpu_instruction_set(str name) -> ()");
   m.def("cells() -> str");
-  m.def("cell_facts(str cell) -> (int gates, int saved, bool has_cell_state)");
+  m.def("cell_facts(str cell) -> int[]");
   m.def("cell_tensors(str cell) -> (str tensors, str results)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
-  m.impl("cells", TORCH_BOX(&fastrnn::cells));
-  m.impl("cell_facts", TORCH_BOX(&fastrnn::cell_facts_of));
-  m.impl("cell_tensors", TORCH_BOX(&fastrnn::cell_tensors));
+  // Cells that are compiled later: `facts` are the numbers that cell_facts gives, and a library has the kernels of one
+  // cell for a dtype and an instruction set. They say which headers and which instruction set one is compiled with.
+  m.def("register_cell(str cell, int[] facts, bool has_output=False) -> ()");
+  m.def("load_cell(str path) -> ()");
+  m.def("has_cell(str cell, ScalarType dtype) -> bool");
+  m.def("cell_layout() -> str");
+  m.def("cell_instruction_set() -> str");
 }

@@ -23,13 +23,12 @@ MGU = """
 
 namespace fastrnn {
 
-struct Mgu {
+struct Mgu : PlainCell<2, false> {
   static constexpr std::string_view kName = "mgu";
-  static constexpr int kGates = 2;
   static constexpr int kSaved = 3;  // f, n, gh_n
-  static constexpr bool kHasCellState = false;
   static constexpr bool kSplitGateGradients = true;  // f multiplies d gh_n alone
   static constexpr bool kReadsPreviousH = true;
+  static constexpr bool kBackwardReadsPreviousH = true;
   static constexpr bool kReadsNextH = false;
 
   template <class V>

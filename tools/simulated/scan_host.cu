@@ -45,7 +45,7 @@ Sequence<E> sequence(const Call& call, const void* data, int64_t columns) {
 
 CellFacts cell_facts(const Call& call) {
   CellFacts facts{};
-  Cells::dispatch(call.cell, [&]<class Cell>() { facts = {Cell::kGates, Cell::kSaved, Cell::kHasCellState}; });
+  Cells::dispatch(call.cell, [&]<class Cell>() { facts = kFacts<Cell>; });
   return facts;
 }
 

@@ -85,10 +85,10 @@ struct ForwardCell {
     for (int gate = 0; gate < Cell::kGates; ++gate) products[gate] = gh[(n * Cell::kGates + gate) * H + unit];
     UnitState<S> state;
     if (!projected) state.h = chunk.h[at];
-    if constexpr (Cell::kHasCellState) state.c = chunk.c[at];
+    if constexpr (Cell::kCellStates > 0) state.c = chunk.c[at];
     advance(chunk, walked, n, unit, inputs, Bias<Cell, S>(chunk.scan, unit), products, state, projected);
     if (!projected) chunk.h[at] = state.h;
-    if constexpr (Cell::kHasCellState) chunk.c[at] = state.c;
+    if constexpr (Cell::kCellStates > 0) chunk.c[at] = state.c;
     entering[at] = store<S>(state.h);
   }
 };
@@ -138,11 +138,11 @@ struct BackwardCell {
     const bool projected = chunk.d_output;
     UnitState<S> d_state;
     if (!projected) d_state.h = with_product(chunk, through_gh, walked, n, at);
-    if constexpr (Cell::kHasCellState) d_state.c = chunk.c[at];
+    if constexpr (Cell::kCellStates > 0) d_state.c = chunk.c[at];
     Accumulate<S> products[Cell::kGates];
     retreat(chunk, walked, n, unit, inputs, d_state, products);
     if (!projected) chunk.h[at] = d_state.h;
-    if constexpr (Cell::kHasCellState) chunk.c[at] = d_state.c;
+    if constexpr (Cell::kCellStates > 0) chunk.c[at] = d_state.c;
 #pragma unroll
     for (int gate = 0; gate < Cell::kGates; ++gate)
       d_gh[(n * Cell::kGates + gate) * H + unit] = store<S>(products[gate]);
@@ -280,7 +280,7 @@ struct RecomputeGates {
       x[gate] = gx[index] + bias.ih[gate];
       h[gate] = gh[index] + bias.hh[gate];
     }
-    State<V> state{Accumulate<S>(0), Accumulate<S>(0)};  // no gate depends on it
+    State<V> state{Accumulate<S>(0), {Accumulate<S>(0)}};  // no gate depends on it
     std::array<V, Cell::kSaved> saved;
     Cell::forward(x, h, state, saved);
 #pragma unroll
