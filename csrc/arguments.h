@@ -19,7 +19,7 @@ struct CellFacts {
   int64_t extra_inputs;
   int64_t numbers;
   int64_t saved;
-  bool has_output;  // h before a projection
+  bool has_output;  // h before a projection, which weight_hr multiplies
 
   bool operator==(const CellFacts&) const = default;
 };

@@ -83,11 +83,14 @@ FASTRNN_FN void backward_of(const std::array<V, C::kSaved>& saved, const Extras<
     C::backward(saved, extra, previous, next, d_state, d_gx, d_gh, d_extra);
 }
 
-// A projection needs h before it: a plain cell with a c gives it, another one if it has such a function.
+// A projection needs h before it, and leaves nobody else the unit's own h: a plain cell with a c can be projected, and
+// another one with such a function that does not read h.
 template <class C>
 constexpr bool kHasOutput = [] {
   if constexpr (Plain<C>)
     return C::kCellStates > 0;
+  else if constexpr (C::kReadsPreviousH || C::kBackwardReadsPreviousH || C::kReadsNextH)
+    return false;
   else
     return requires { &C::template output<float>; };
 }();

@@ -24,16 +24,15 @@ std::map<std::string, Entry, std::less<>>& entries() {
 }
 
 // The caller holds the mutex.
-Entry* add(std::string_view name, const CellFacts& facts) {
-  Entry& entry = entries().try_emplace(std::string(name), Entry{facts, {}}).first->second;
-  return entry.facts == facts ? &entry : nullptr;
+Entry& add(std::string_view name, const CellFacts& facts) {
+  return entries().try_emplace(std::string(name), Entry{facts, {}}).first->second;
 }
 
 }  // namespace
 
 bool register_cell(std::string_view name, const CellFacts& facts) {
   const std::unique_lock lock(mutex());
-  return add(name, facts) != nullptr;
+  return add(name, facts).facts == facts;
 }
 
 const CellFacts* find_cell(std::string_view name) {
@@ -44,9 +43,12 @@ const CellFacts* find_cell(std::string_view name) {
 
 bool register_kernels(const CompiledCell& cell) {
   const std::unique_lock lock(mutex());
-  Entry* const entry = add(cell.name, cell.facts);
-  if (entry) entry->kernels.try_emplace({cell.instruction_set, cell.type}, cell.kernels);
-  return entry != nullptr;
+  Entry& entry = add(cell.name, cell.facts);
+  CellFacts needed = entry.facts;
+  needed.has_output |= cell.facts.has_output;
+  if (needed != cell.facts) return false;
+  entry.kernels.try_emplace({cell.instruction_set, cell.type}, cell.kernels);
+  return true;
 }
 
 const void* find_kernels(std::string_view cell, std::string_view instruction_set, std::string_view type) {

@@ -44,7 +44,8 @@ bool register_cell(std::string_view name, const CellFacts& facts);
 // Returns null for an unknown name. What is found stays: nothing is ever removed.
 const CellFacts* find_cell(std::string_view name);
 
-// Registers the cell, and its kernels if there are none yet. Returns false as register_cell does.
+// Registers the cell, and its kernels if there are none yet. Returns false as register_cell does; kernels that can be
+// projected are also those of a cell that is not.
 bool register_kernels(const CompiledCell& cell);
 
 // Returns null where the cell has no kernels of that instruction set and type.

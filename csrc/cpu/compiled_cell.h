@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "cells/math.h"
+#include "cells/functions.h"
 #include "cpu/cell_registry.h"
 #include "cpu/cell_update.h"
 
