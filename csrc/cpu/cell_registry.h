@@ -1,6 +1,7 @@
 // Cells that were compiled after this library: their facts by name, and their kernels by instruction set and type.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -9,7 +10,7 @@
 
 namespace fastrnn::cpu {
 
-// What a compiled library tells of its cell. The layout names the headers that it was compiled with.
+// What a compiled library tells of a cell. The layout names the headers that it was compiled with.
 struct CompiledCell {
   const char* layout;
   const char* name;
@@ -19,9 +20,9 @@ struct CompiledCell {
   const void* kernels;  // CellKernels<S> of the instruction set
 };
 
-// Its only function with C linkage returns one.
+// Its function of this name returns one after the other, and null at the end.
 constexpr const char* kCompiledCellFunction = "fastrnn_compiled_cell";
-using CompiledCellFunction = const CompiledCell*();
+using CompiledCellFunction = const CompiledCell*(std::size_t index);
 
 template <class S>
 constexpr std::string_view kTypeName = {};

@@ -59,17 +59,18 @@ void register_cell(std::string cell, std::vector<int64_t> facts, bool has_output
   STD_TORCH_CHECK(cpu::register_cell(cell, given), "fastrnn: cell '", cell, "' was registered with other facts");
 }
 
-// Loads a library that was compiled for one cell, type and instruction set. It is never unloaded.
+// Loads a library of compiled cells. It is never unloaded.
 void load_cell(std::string path) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   STD_TORCH_CHECK(library, "fastrnn: ", dlerror());
   auto* const function = reinterpret_cast<cpu::CompiledCellFunction*>(dlsym(library, cpu::kCompiledCellFunction));
   STD_TORCH_CHECK(function, "fastrnn: ", path, " is not a compiled cell");
-  const cpu::CompiledCell& cell = *function();
-  STD_TORCH_CHECK(std::string_view(cell.layout) == FASTRNN_CELL_LAYOUT, "fastrnn: ", path,
-                  " was compiled with the headers of another build of fastrnn");
-  check_new_name(cell.name);
-  STD_TORCH_CHECK(cpu::register_kernels(cell), "fastrnn: cell '", cell.name, "' was registered with other facts");
+  for (std::size_t index = 0; const cpu::CompiledCell* const cell = function(index); ++index) {
+    STD_TORCH_CHECK(std::string_view(cell->layout) == FASTRNN_CELL_LAYOUT, "fastrnn: ", path,
+                    " was compiled with the headers of another build of fastrnn");
+    check_new_name(cell->name);
+    STD_TORCH_CHECK(cpu::register_kernels(*cell), "fastrnn: cell '", cell->name, "' was registered with other facts");
+  }
 }
 
 bool has_cell(std::string cell, ScalarType dtype) {

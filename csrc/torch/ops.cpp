@@ -50,8 +50,9 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cells() -> str");
   m.def("cell_facts(str cell) -> int[]");
   m.def("cell_tensors(str cell) -> (str tensors, str results)");
-  // Cells that are compiled later: `facts` are the numbers that cell_facts gives, and a library has the kernels of one
-  // cell for a dtype and an instruction set. They say which headers and which instruction set one is compiled with.
+  // Cells that are compiled later: `facts` are the numbers that cell_facts gives, `has_output` says whether weight_hr
+  // belongs to it. A library has kernels of cells for dtypes and an instruction set; the last two ops say for which
+  // headers and which set it has to be compiled.
   m.def("register_cell(str cell, int[] facts, bool has_output=False) -> ()");
   m.def("load_cell(str path) -> ()");
   m.def("has_cell(str cell, ScalarType dtype) -> bool");
