@@ -17,6 +17,10 @@ struct DualArithmetic {
   FASTRNN_FN friend D operator*(D a, D b) {
     return {a.value * b.value, mul_add(a.value, b.tangent, a.tangent * b.value)};
   }
+  FASTRNN_FN friend D operator/(D a, D b) {
+    const auto quotient = a.value / b.value;
+    return {quotient, (a.tangent - quotient * b.tangent) / b.value};
+  }
   // Returns a * b + c.
   FASTRNN_FN friend D mul_add(D a, D b, D c) {
     return {mul_add(a.value, b.value, c.value), mul_add(a.value, b.tangent, mul_add(a.tangent, b.value, c.tangent))};

@@ -80,21 +80,37 @@ struct Vec {
   FASTRNN_FN friend Vec operator-(Vec a) { return Vec(-a.raw); }
   FASTRNN_FN friend Mask operator<(Vec a, Vec b) { return {a.raw < b.raw}; }
   FASTRNN_FN friend Mask operator<=(Vec a, Vec b) { return {a.raw <= b.raw}; }
+  FASTRNN_FN friend Mask operator>(Vec a, Vec b) { return b < a; }
+  FASTRNN_FN friend Mask operator>=(Vec a, Vec b) { return b <= a; }
+  FASTRNN_FN friend Mask operator==(Vec a, Vec b) { return {a.raw == b.raw}; }
+  FASTRNN_FN friend Mask operator!=(Vec a, Vec b) { return {a.raw != b.raw}; }
 
   FASTRNN_FN friend Vec select(Mask m, Vec a, Vec b) { return Vec(m.raw ? a.raw : b.raw); }
   FASTRNN_FN friend Vec abs(Vec x) { return Vec((Raw)((RawBits)x.raw & ~sign_bit())); }
   FASTRNN_FN friend Vec copy_sign(Vec magnitude, Vec sign) {
     return Vec((Raw)(((RawBits)magnitude.raw & ~sign_bit()) | ((RawBits)sign.raw & sign_bit())));
   }
-  // 1.5 * 2^(mantissa bits) + exponent bias: adding it leaves the nearest integer in the low bits of the mantissa,
-  // biased as an exponent.
-  static constexpr A kToExponent = sizeof(A) == 4 ? A(0x1.8p23 + 127) : A(0x1.8p52 + 1023);
+  // 1.5 * 2^(mantissa bits): adding it leaves the nearest integer in the low bits of the mantissa, biased as an
+  // exponent with kToExponent.
+  static constexpr int kMantissaBits = sizeof(A) == 4 ? 23 : 52;
+  static constexpr A kToInteger = sizeof(A) == 4 ? A(0x1.8p23) : A(0x1.8p52);
+  static constexpr A kToExponent = kToInteger + A(sizeof(A) == 4 ? 127 : 1023);
   FASTRNN_FN friend Vec exponent_from_mantissa(Vec shifted) {
-    const RawBits bits = (RawBits)shifted.raw << (sizeof(A) == 4 ? 23 : 52);
+    const RawBits bits = (RawBits)shifted.raw << kMantissaBits;
     return Vec((Raw)bits);
   }
+  // x = mantissa(x) * 2^exponent(x), with a mantissa in [sqrt(1/2), sqrt(2)), for a normal x > 0.
+  FASTRNN_FN friend Vec exponent(Vec x) {
+    return Vec((Raw)(exponent_bits(x) + (RawBits)Vec(kToInteger).raw)) - Vec(kToInteger);
+  }
+  FASTRNN_FN friend Vec mantissa(Vec x) { return Vec((Raw)((RawBits)x.raw - (exponent_bits(x) << kMantissaBits))); }
 
  private:
+  // The exponent as an integer: the bits of numbers are ordered as they are, and a power of two more is a carry more.
+  FASTRNN_FN static RawBits exponent_bits(Vec x) {
+    const Vec least_mantissa(A(0x1.6a09e667f3bcdp-1));  // sqrt(1/2)
+    return ((RawBits)x.raw - (RawBits)least_mantissa.raw) >> kMantissaBits;
+  }
   FASTRNN_FN static RawBits sign_bit() { return (RawBits)(-Raw{}); }
 };
 
@@ -137,6 +153,10 @@ struct Vec<Dual<A>> : DualArithmetic<Vec<Dual<A>>> {
 
   FASTRNN_FN friend Mask operator<(Vec a, Vec b) { return a.value < b.value; }
   FASTRNN_FN friend Mask operator<=(Vec a, Vec b) { return a.value <= b.value; }
+  FASTRNN_FN friend Mask operator>(Vec a, Vec b) { return a.value > b.value; }
+  FASTRNN_FN friend Mask operator>=(Vec a, Vec b) { return a.value >= b.value; }
+  FASTRNN_FN friend Mask operator==(Vec a, Vec b) { return a.value == b.value; }
+  FASTRNN_FN friend Mask operator!=(Vec a, Vec b) { return a.value != b.value; }
   FASTRNN_FN friend Vec select(Mask m, Vec a, Vec b) {
     return {select(m, a.value, b.value), select(m, a.tangent, b.tangent)};
   }
@@ -234,6 +254,29 @@ FASTRNN_FN Vec<A> exact_neg_mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #endif
 }
 
+template <class A>
+FASTRNN_FN Vec<A> square_root(Vec<A> x) {
+#if defined(FASTRNN_ISA_AVX512)
+  if constexpr (sizeof(A) == 4)
+    return Vec<A>(_mm512_sqrt_ps(x.raw));
+  else
+    return Vec<A>(_mm512_sqrt_pd(x.raw));
+#elif defined(FASTRNN_ISA_AVX2)
+  if constexpr (sizeof(A) == 4)
+    return Vec<A>(_mm256_sqrt_ps(x.raw));
+  else
+    return Vec<A>(_mm256_sqrt_pd(x.raw));
+#elif defined(FASTRNN_ISA_NEON)
+  if constexpr (sizeof(A) == 4)
+    return Vec<A>(vsqrtq_f32(x.raw));
+  else
+    return Vec<A>(vsqrtq_f64(x.raw));
+#else
+  for (int j = 0; j < Vec<A>::kWidth; ++j) x.raw[j] = std::sqrt(x.raw[j]);
+  return x;
+#endif
+}
+
 // 1 / x to 13 bits or more. Floats take an estimate, which is faster than a division, where an instruction gives one.
 template <class A>
 FASTRNN_FN Vec<A> reciprocal(Vec<A> x) {
@@ -290,18 +333,25 @@ struct Bundle {
   FASTRNN_FN friend Bundle operator*(Bundle a, Bundle b) {
     return of([&](int i) FASTRNN_LAMBDA { return a.part[i] * b.part[i]; });
   }
+  FASTRNN_FN friend Bundle operator/(Bundle a, Bundle b) {
+    return of([&](int i) FASTRNN_LAMBDA { return a.part[i] / b.part[i]; });
+  }
   FASTRNN_FN friend Bundle operator-(Bundle a) {
     return of([&](int i) FASTRNN_LAMBDA { return -a.part[i]; });
   }
   FASTRNN_FN friend Mask operator<(Bundle a, Bundle b) {
-    Mask out;
-    for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] < b.part[i];
-    return out;
+    return mask_of([&](int i) FASTRNN_LAMBDA { return a.part[i] < b.part[i]; });
   }
   FASTRNN_FN friend Mask operator<=(Bundle a, Bundle b) {
-    Mask out;
-    for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] <= b.part[i];
-    return out;
+    return mask_of([&](int i) FASTRNN_LAMBDA { return a.part[i] <= b.part[i]; });
+  }
+  FASTRNN_FN friend Mask operator>(Bundle a, Bundle b) { return b < a; }
+  FASTRNN_FN friend Mask operator>=(Bundle a, Bundle b) { return b <= a; }
+  FASTRNN_FN friend Mask operator==(Bundle a, Bundle b) {
+    return mask_of([&](int i) FASTRNN_LAMBDA { return a.part[i] == b.part[i]; });
+  }
+  FASTRNN_FN friend Mask operator!=(Bundle a, Bundle b) {
+    return mask_of([&](int i) FASTRNN_LAMBDA { return a.part[i] != b.part[i]; });
   }
   FASTRNN_FN friend Bundle mul_add(Bundle a, Bundle b, Bundle c) {
     return of([&](int i) FASTRNN_LAMBDA { return mul_add(a.part[i], b.part[i], c.part[i]); });
@@ -330,6 +380,15 @@ struct Bundle {
   FASTRNN_FN friend Bundle exponent_from_mantissa(Bundle a) {
     return of([&](int i) FASTRNN_LAMBDA { return exponent_from_mantissa(a.part[i]); });
   }
+  FASTRNN_FN friend Bundle exponent(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return exponent(a.part[i]); });
+  }
+  FASTRNN_FN friend Bundle mantissa(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return mantissa(a.part[i]); });
+  }
+  FASTRNN_FN friend Bundle square_root(Bundle a) {
+    return of([&](int i) FASTRNN_LAMBDA { return square_root(a.part[i]); });
+  }
   FASTRNN_FN friend Bundle reciprocal(Bundle a) {
     return of([&](int i) FASTRNN_LAMBDA { return reciprocal(a.part[i]); });
   }
@@ -348,6 +407,15 @@ struct Bundle {
     requires math::OverDuals<V>
   {
     return Bundle<Vec<Scalar>, kParts>::of([&](int i) FASTRNN_LAMBDA { return tangent(a.part[i]); });
+  }
+
+ private:
+  template <class F>
+  FASTRNN_FN static Mask mask_of(F&& f) {
+    Mask out;
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) out.part[i] = f(i);
+    return out;
   }
 };
 
