@@ -38,7 +38,9 @@ WORKERS = -n $(JOBS) --dist worksteal
 EXTRAS ?= test,ray
 
 # Native tests: kernels without torch, for this machine, for the thread sanitizer and for 64-bit Arm.
-NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations dropout stream
+NATIVE_TESTS := plan cuda_plan cuda_model team kernels activations functions dropout stream
+# These try every float.
+EXHAUSTIVE := %activations %functions
 NATIVE_FLAGS := -std=c++20 -fno-math-errno -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -pthread -Icsrc
 NATIVE_OBJECTS := $(patsubst csrc/%.cpp,%,$(wildcard csrc/cpu/*.cpp csrc/stream/*.cpp))
 # The library's object files; "=" looks for them only when they are used, after they are built.
@@ -85,17 +87,18 @@ test-sanitize: $(SANITIZED) ## the kernel tests, of this machine's best instruct
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
 	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) simulator/tests tests/cuda $(ARGS)
 
-test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh and sigmoid of every float
+test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh, exp and the like of every float
 	$(foreach test,$^,$(test) &&) true
 
 stream: build/stream/libfastrnn_stream.a ## the library of fastrnn_stream.h, and its example: build/stream/
 	$(CC) -O2 -Ibuild/stream examples/stream_filter.c $< -lstdc++ -lm -pthread -o build/stream/stream_filter
 
-test-tsan: $(filter-out %activations,$(NATIVE_TESTS:%=build/native/tsan/test_%)) ## barriers and threads under the thread sanitizer
+test-tsan: $(filter-out $(EXHAUSTIVE),$(NATIVE_TESTS:%=build/native/tsan/test_%)) ## barriers and threads under the thread sanitizer
 	$(foreach test,$^,$(TSAN_RUN) $(test) &&) true
 
 test-neon: $(NATIVE_TESTS:%=build/native/neon/test_%) ## the same for 64-bit Arm, emulated (g++-aarch64-linux-gnu, qemu-user)
-	$(foreach test,$(filter-out %activations,$^),qemu-aarch64 $(test) &&) qemu-aarch64 $(filter %activations,$^) 997
+	$(foreach test,$(filter-out $(EXHAUSTIVE),$^),qemu-aarch64 $(test) &&) true
+	$(foreach test,$(filter $(EXHAUSTIVE),$^),qemu-aarch64 $(test) 997 &&) true
 	qemu-aarch64 -cpu cortex-a53 $(filter %stream,$^) # a chip without SDOT
 
 # The checkout is not on the path here, for its fastrnn would be tested in the place of the wheel's.
@@ -228,13 +231,16 @@ $(SANITIZED): $(SOURCES) | $(READY)
 # The native tests of this machine link what the library is made of.
 build/native/host/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
-	$(CXX) -O2 $(NATIVE_FLAGS) $< $(NATIVE_OBJECTS:%=$(HOST_OBJECTS)/%.o) -o $@
+	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) $(NATIVE_OBJECTS:%=$(HOST_OBJECTS)/%.o) -o $@
 
 build/stream/libfastrnn_stream.a: $(LIBRARY)
 	@mkdir -p $(@D)
 	rm -f $@
 	ar rcs $@ $(NATIVE_OBJECTS:%=$(HOST_OBJECTS)/%.o)
 	cp csrc/stream/fastrnn_stream.h $(@D)
+
+# The functions of every instruction set are a file each.
+$(foreach build,host tsan neon,build/native/$(build)/test_functions): $(wildcard tests/native/functions_*.cpp)
 
 # The kernels for matrix registers, on a machine that has none.
 build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_emulated.cpp $(NATIVE_HEADERS) $(LIBRARY)
@@ -249,7 +255,7 @@ build/native/$(1)/%.o: csrc/%.cpp $(SOURCES)
 	$(2) $(NATIVE_FLAGS) -c $$< -o $$@
 
 build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(3:%=build/native/$(1)/%.o)
-	$(2) $(NATIVE_FLAGS) $$< $(3:%=build/native/$(1)/%.o) -o $$@
+	$(2) $(NATIVE_FLAGS) $$(filter %.cpp %.o,$$^) -o $$@
 endef
 $(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g1 -fsanitize=thread -DFASTRNN_WITHOUT_DUALS,$(filter-out %_duals,$(NATIVE_OBJECTS))))
 $(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static,$(NATIVE_OBJECTS)))
