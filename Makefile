@@ -29,7 +29,7 @@ DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
 QUICK := build/quick/$(LIBRARY)
-SOURCES := setup.py $(shell find csrc)# folders too: they change when a file goes
+SOURCES := setup.py fastrnn/cells/toolchain.py $(shell find csrc)# folders too: they change when a file goes
 FORMATTED = $(shell find csrc simulator tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest
 # An idle worker takes tests from another: tests of one file take from a millisecond to a minute.

@@ -5,7 +5,7 @@ not be installed), no libtorch_python. It speaks torch's stable ABI, so one file
 torch >= 2.10 and every Python >= 3.10. torch.ops.load_library loads it.
 
 Environment:
-    CXX                   C++ compiler; unset: the first of c++, g++ that is installed
+    CXX                   C++ compiler; unset: the first of c++, g++ that compiles the kernels
     MAX_JOBS              how many files to compile at once; unset: one per core and two more
     USE_CUDA              1: build the CUDA kernels or fail; 0: do not; unset: where possible
     CUDA_HOME             a CUDA toolkit; unset: that of nvcc on PATH or of NVIDIA's wheels
@@ -18,10 +18,9 @@ Environment:
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -30,44 +29,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from types import ModuleType
 
-CXX_FLAGS = "-std=c++20 -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror=return-type"
-# gcc's own headers of intrinsics say "undefined" by reading what nothing wrote.
-CXX_FLAGS += " -Wno-maybe-uninitialized"
-# The compiler fuses no multiply-adds on its own, so every path gives the same bits. No debug
-# information: Python's own flags ask for it, and the library would be seven times as large.
-CXX_FLAGS += " -ffp-contract=off -g0"
+
+def load_toolchain() -> ModuleType:
+    """fastrnn/cells/toolchain.py, which is needed before fastrnn can be imported."""
+    path = Path(__file__).parent / "fastrnn/cells/toolchain.py"
+    spec = importlib.util.spec_from_file_location("toolchain", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+toolchain = load_toolchain()
+
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 NVCC_FLAGS = "-std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fvisibility=hidden"
 NVCC_FLAGS += " -Xptxas -warn-spills"
 
-# Asks for a version too: g++ 10 takes -std=c++20 but knows only a part of it. Clang has another way
-# to compile a file for an instruction set, which csrc/cpu/isa_*.cpp do not speak yet.
-COMPILER_PROBE = """
-#include <concepts>
-#if defined(__clang__) || __GNUC__ < 11
-#error too old
-#endif
-"""
-
 
 def find_compiler() -> str:
-    """The command of a C++20 compiler: $CXX, or the first of the usual ones."""
-    cxx = os.environ.get("CXX")
-    candidates = [cxx] if cxx else ["c++", "g++"]
-    compiler = next((c for c in candidates if shutil.which(shlex.split(c)[0])), None)
-    if compiler is None:
-        raise SystemExit(
-            f"fastrnn: no C++20 compiler found (looked for {', '.join(candidates)}). "
-            "Install one: apt-get install g++"
-        )
-    probe = [*shlex.split(compiler), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-    if subprocess.run(probe, input=COMPILER_PROBE, text=True, capture_output=True).returncode:
-        raise SystemExit(
-            f"fastrnn: {compiler} cannot compile the kernels; g++ >= 11 can. "
-            "Install one (apt-get install g++) and name it in CXX"
-        )
-    return compiler
+    """The command of a C++20 compiler: $CXX, or the first of the usual ones that can."""
+    try:
+        return toolchain.find_compiler(toolchain.candidates()).command
+    except toolchain.CannotCompile as error:
+        raise SystemExit(f"fastrnn: {error}") from None
 
 
 # Instruction sets with float32 kernels, best first: the flags in /proc/cpuinfo that each needs.
@@ -200,11 +186,22 @@ def why_no_cuda(
     return ", ".join(missing) or None
 
 
-def cell_layout() -> str:
-    """A name for the contents of the headers that a user's cell is compiled from."""
-    headers = [*glob("csrc/*.h"), *glob("csrc/cells/*.h"), *glob("csrc/cpu/*.h")]
-    contents = b"".join(Path(header).read_bytes() for header in sorted(headers))
-    return hashlib.sha256(contents).hexdigest()[:16]
+def write_cell_layout(folder: Path) -> None:
+    """Write the header by which csrc/torch/cells.cpp knows the layout; a flag would compile every
+    file anew."""
+    header = folder / "cell_layout.h"
+    text = f'#define FASTRNN_CELL_LAYOUT "{toolchain.cell_layout(Path("csrc"))}"\n'
+    if not header.exists() or header.read_text() != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+
+
+def copy_cell_headers(csrc: Path, folder: Path) -> None:
+    """Copy what a user's cells are compiled from; a header that an earlier build left goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in toolchain.cell_headers(csrc):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(csrc / path, folder / path)
 
 
 def library() -> dict:
@@ -238,6 +235,7 @@ def library() -> dict:
         os.environ["CUDA_HOME"] = str(toolkit.root)  # read where cpp_extension is imported
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.architectures())
 
+    from setuptools.command.build_py import build_py
     from torch.utils import cpp_extension
 
     sanitize = []
@@ -272,17 +270,15 @@ def library() -> dict:
         macros += [("USE_CUDA", None)]  # torch's stable headers declare more then
         libraries = ["c10_cuda", "torch_cuda"]
         link = [toolkit.library("cudart"), toolkit.library("cublas")]  # torch has them loaded
+    written = Path("build/include")
+    write_cell_layout(written)
     module = cpp_extension.CppExtension(
         "fastrnn._C",
         sources=sorted(sources),
-        include_dirs=[os.path.abspath("csrc")],
+        include_dirs=[os.path.abspath("csrc"), str(written.absolute())],
         # one byte 2, one byte 10
-        define_macros=[
-            ("TORCH_TARGET_VERSION", "0x020a000000000000"),
-            ("FASTRNN_CELL_LAYOUT", f'"{cell_layout()}"'),
-            *macros,
-        ],
-        extra_compile_args={"cxx": CXX_FLAGS.split() + system + sanitize, "nvcc": nvcc_flags},
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), *macros],
+        extra_compile_args={"cxx": toolchain.CXX_FLAGS.split() + system + sanitize, "nvcc": nvcc_flags},
         libraries=libraries,
         extra_link_args=[*sanitize, *link],
         py_limited_api=True,  # defines Py_LIMITED_API and leaves libtorch_python out
@@ -300,9 +296,15 @@ def library() -> dict:
             print("fastrnn: CUDA kernels:", f"not built ({no_cuda})" if no_cuda else "built")
             super().run()
 
+    class BuildPython(build_py):
+        def run(self) -> None:
+            super().run()
+            if not self.editable_mode:  # a checkout has csrc itself
+                copy_cell_headers(Path("csrc"), Path(self.build_lib) / "fastrnn/include")
+
     return {
         "ext_modules": [module],
-        "cmdclass": {"build_ext": Build},
+        "cmdclass": {"build_ext": Build, "build_py": BuildPython},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 

@@ -13,17 +13,13 @@
 #include "cells/math.h"
 #include "dtypes.h"
 
-namespace fastrnn {
+namespace fastrnn::math {
 
 // A number in the precision of V.
 template <class V>
 FASTRNN_FN V constant(double x) {
-  return V(static_cast<math::Scalar<V>>(x));
+  return V(static_cast<Scalar<V>>(x));
 }
-
-}  // namespace fastrnn
-
-namespace fastrnn::math {
 
 template <class A>
 struct ExpRange;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "cell_layout.h"  // setup.py writes it
 #include "cpu/cell_registry.h"
 #include "torch/checks.h"
 #include "torch/instruction_sets.h"

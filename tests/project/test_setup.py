@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import Distribution
 
 
 @pytest.fixture
@@ -166,6 +167,57 @@ def test_sources_of_the_kernels(setup, monkeypatch):
     assert set(scans) == {*map(str, Path("csrc/cpu").glob("isa_avx512*")), "csrc/cpu/isa_amx.cpp"}
     left_out = set(every) - set(setup.cpu_sources(duals=False))
     assert left_out == set(map(str, Path("csrc/cpu").glob("isa_*_duals.cpp")))
+
+
+needs_tools = pytest.mark.skipif(
+    not (shutil.which("c++") and importlib.util.find_spec("ninja")),
+    reason="needs a compiler and ninja",
+)
+
+
+@needs_tools
+@pytest.mark.parametrize("editable", [False, True])
+def test_a_wheel_has_the_headers_that_cells_are_compiled_from(
+    setup, monkeypatch, tmp_path, editable
+):
+    """A checkout has none beside the package, where they would hide csrc; one that is gone goes."""
+    root = Path(setup.__file__).parent
+    monkeypatch.chdir(root)
+    command = Distribution(setup.library()).get_command_obj("build_py")
+    command.build_lib, command.editable_mode = str(tmp_path), editable
+    stale = tmp_path / "fastrnn/include/cells/gone.h"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    command.ensure_finalized()
+    command.run()
+    shipped = tmp_path / "fastrnn/include"
+    if editable:
+        assert stale.exists()
+        return
+    headers = setup.toolchain.cell_headers(shipped)
+    assert headers == setup.toolchain.cell_headers(root / "csrc")
+    assert {header.parent.name for header in headers} == {"", "cells", "cpu"}
+    assert setup.toolchain.cell_layout(shipped) == setup.toolchain.cell_layout(root / "csrc")
+
+
+def test_the_layout_is_that_of_every_header(setup, tmp_path):
+    setup.copy_cell_headers(Path(setup.__file__).parent / "csrc", tmp_path)
+    layouts = [setup.toolchain.cell_layout(tmp_path)]
+    for header in setup.toolchain.cell_headers(tmp_path):
+        with (tmp_path / header).open("a") as file:
+            file.write("\n")
+        layouts.append(setup.toolchain.cell_layout(tmp_path))
+    (tmp_path / "dtypes.h").rename(tmp_path / "types.h")
+    layouts.append(setup.toolchain.cell_layout(tmp_path))
+    assert len(set(layouts)) == len(layouts) > 20
+
+
+@needs_tools
+def test_the_library_knows_its_layout(setup, monkeypatch):
+    monkeypatch.chdir(Path(setup.__file__).parent)
+    (module,) = setup.library()["ext_modules"]
+    layout = setup.toolchain.cell_layout(Path("csrc"))
+    assert f'-DFASTRNN_CELL_LAYOUT="{layout}"' in module.extra_compile_args["cxx"]
 
 
 @pytest.mark.parametrize("cxx", ["", "clang++-99 -stdlib=libc++"])
