@@ -140,6 +140,10 @@ def cpu_instruction_set() -> str:
     return torch.ops.fastrnn.cpu_instruction_set()
 
 
+# What cells.compiler.ensure has found loaded for the instruction set that runs now.
+LOADED_CELLS: set[tuple[Any, ...]] = set()
+
+
 def use_cpu_instruction_set(name: str | None) -> None:
     """Run the kernels of this instruction set from now on; None: as the environment says.
 
@@ -147,6 +151,7 @@ def use_cpu_instruction_set(name: str | None) -> None:
         RuntimeError: this machine or this build does not have it.
     """
     torch.ops.fastrnn.use_cpu_instruction_set(name or "")
+    LOADED_CELLS.clear()
 
 
 def _check_one_device(input: Tensor, tensors: Iterable[Tensor | None]) -> None:

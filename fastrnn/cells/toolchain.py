@@ -44,6 +44,7 @@ class Compiler(NamedTuple):
     """A C++20 compiler that takes the kernels."""
 
     command: str  # as $CXX has it, which may contain arguments
+    path: str
     version: str
 
 
@@ -59,18 +60,19 @@ def find_compiler(commands: Sequence[str]) -> Compiler:
     Raises:
         CannotCompile: none does.
     """
-    installed = [command for command in commands if shutil.which(shlex.split(command)[0])]
+    paths = {command: shutil.which(shlex.split(command)[0]) for command in commands}
+    installed = {command: path for command, path in paths.items() if path}
     if not installed:
         raise CannotCompile(
             f"no C++20 compiler found (looked for {', '.join(commands)}). "
             "Install one: apt-get install g++"
         )
     refusals = []
-    for command in installed:
+    for command, path in installed.items():
         probe = [*shlex.split(command), "-std=c++20", "-E", "-P", "-x", "c++", "-"]
         done = subprocess.run(probe, input=COMPILER_PROBE, text=True, capture_output=True)
         if done.returncode == 0:
-            return Compiler(command, done.stdout.split("\n")[-2].strip('"'))
+            return Compiler(command, path, done.stdout.split("\n")[-2].strip('"'))
         reason = re.sub("^.*error:? ", "", first_error(done.stderr))
         refusals.append(f"{command} cannot compile the kernels; g++ >= 11 can ({reason})")
     raise CannotCompile(
@@ -81,7 +83,7 @@ def find_compiler(commands: Sequence[str]) -> Compiler:
 def first_error(output: str) -> str:
     """The line of a compiler's output that tells best what is wrong."""
     lines = output.splitlines() or ["it says nothing"]
-    return next((line for line in lines if "error" in line), lines[0])
+    return next((line for line in lines if "error:" in line), lines[0])
 
 
 def cell_headers(root: Path) -> list[Path]:
