@@ -3,7 +3,7 @@
 Drop-in replacements for torch.nn's: the same signatures, parameter names and numbers.
 """
 
-from fastrnn import data, functional, onnx
+from fastrnn import cells, data, functional, onnx
 from fastrnn.accelerate import Report, accelerate, decelerate
 from fastrnn.explanation import Explanation, ScanExplanation, explain
 from fastrnn.frozen import freeze, refresh
@@ -27,6 +27,7 @@ __all__ = [
     "ScanExplanation",
     "Stream",
     "accelerate",
+    "cells",
     "cpu_instruction_sets",
     "data",
     "decelerate",
