@@ -32,7 +32,7 @@ _RULES: dict[str, Rule] = {
     "softplus": lambda x, y, d: (d * sigmoid(x),),
     "sqrt": lambda x, y, d: (0.5 * d / y,),
     "abs": lambda x, y, d: (where(x < 0, -d, where(x > 0, d, 0)),),
-    "erf": lambda x, y, d: (2 / math.sqrt(math.pi) * d * exp(-(x * x)),),
+    "erf": lambda x, y, d: (2 / math.sqrt(math.pi) * (d * exp(-(x * x))),),
     "relu": lambda x, y, d: (where(y <= 0, 0, d),),
     "elu": lambda x, y, d: (where(y > 0, d, d * (y + 1)),),
 }
@@ -74,8 +74,8 @@ def derive(nodes: tuple[Node, ...], results: Mapping[str, Node]) -> Gradients:
         _accumulate(graph, gradients, node, seeds[name])
     for node in reversed(nodes):
         if node.args and node in gradients and node in differentiable:
-            for arg, gradient in zip(node.args, _apply(graph, node, gradients[node]), strict=True):
-                if arg in differentiable and gradient is not None:
+            for arg, gradient in _shares(graph, node, gradients[node]).items():
+                if arg in differentiable:
                     _accumulate(graph, gradients, arg, gradient)
     kept = {node: gradients[node] for node in nodes if node in gradients}
     return Gradients(kept, tuple(seeds.values()), graph.constant(0))
@@ -89,12 +89,17 @@ def _differentiable(nodes: tuple[Node, ...]) -> set[Node]:
     return found
 
 
-def _apply(graph: Graph, node: Node, gradient: Node) -> list[Node | None]:
+def _shares(graph: Graph, node: Node, gradient: Node) -> dict[Node, Node]:
+    """What each argument gets of the node's gradient; one that stands twice, both shares."""
     symbols = [
         Condition(graph, each) if each.is_condition else Value(graph, each)
         for each in (*node.args, node, gradient)
     ]
-    return [None if part is None else as_node(graph, part) for part in _RULES[node.op](*symbols)]
+    shares: dict[Node, Node] = {}
+    for arg, share in zip(node.args, _RULES[node.op](*symbols), strict=True):
+        if share is not None:
+            _accumulate(graph, shares, arg, as_node(graph, share))
+    return shares
 
 
 def _accumulate(graph: Graph, gradients: dict[Node, Node], node: Node, gradient: Node) -> None:

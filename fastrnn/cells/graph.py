@@ -2,7 +2,8 @@
 
 A node stands behind its arguments in the graph, so that the order of nodes is the order in which
 the function computes them, and no walk needs recursion. Building a node folds constants, zeros and
-ones; it changes no rounding but where both factors of a product are constants.
+ones, and moves signs and powers of two outwards, where they meet others; no result is rounded in
+another way but the product of two constants.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ class Node:
 
     def is_number(self, value: float) -> bool:
         return self.is_constant and self.value == value
+
+    @property
+    def is_power_of_two(self) -> bool:
+        """Whether it is a constant by which any product is exact."""
+        return isinstance(self.value, float) and abs(math.frexp(self.value)[0]) == 0.5
 
     def __repr__(self) -> str:
         within = [repr(self.value)] if self.op in LEAVES else [f"%{a.index}" for a in self.args]
@@ -157,6 +163,10 @@ class Graph:
                 return self.build("neg", self.build("mul", factor.args[0], other))
         if a.is_constant and b.op == "mul" and b.args[0].is_constant:
             return self.build("mul", self.build("mul", a, b.args[0]), b.args[1])
+        for factor, other in ((a, b), (b, a)):
+            if factor.op == "mul" and factor.args[0].is_power_of_two and not other.is_constant:
+                rest = self.build("mul", factor.args[1], other)
+                return self.build("mul", factor.args[0], rest)
         return self.node("mul", (a, b))
 
     def _div(self, a: Node, b: Node) -> Node:
@@ -165,8 +175,10 @@ class Graph:
         if a.is_number(0) or b.is_number(1):
             return a
         # The reciprocal of a power of two is a number, and a product is faster than a quotient.
-        if b.is_constant and abs(math.frexp(b.value)[0]) == 0.5:  # type: ignore[arg-type]
+        if b.is_power_of_two:
             return self.build("mul", self.build("div", self.constant(1), b), a)
+        if a.op == "mul" and a.args[0].is_power_of_two:
+            return self.build("mul", a.args[0], self.build("div", a.args[1], b))
         if a.op == "neg":
             return self.build("neg", self.build("div", a.args[0], b))
         return self.node("div", (a, b))

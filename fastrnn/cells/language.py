@@ -101,7 +101,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 def hard_sigmoid(x: V) -> V:
     """0 up to -3, 1 from 3 on, and x / 6 + 1/2 between."""
     return _composed(
-        x, F.hardsigmoid, lambda v: where(v <= -3, 0, where(v >= 3, 1, v * (1 / 6) + 0.5))
+        x, _hard_sigmoid, lambda v: where(v <= -3, 0, where(v >= 3, 1, v * (1 / 6) + 0.5))
     )
 
 
@@ -123,6 +123,11 @@ def silu(x: V) -> V:
 def softsign(x: V) -> V:
     """x / (1 + \\|x\\|)"""
     return _composed(x, F.softsign, lambda v: v / (1 + abs(v)))
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    """F.hardsigmoid, whose derivative of float64 has a sixth in float32."""
+    return F.relu6(x + 3) / 6
 
 
 def _composed(x: Any, of_tensor: Callable[..., Tensor], formula: Callable[[Any], Any]) -> Any:

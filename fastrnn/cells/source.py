@@ -6,7 +6,7 @@ What the user wrote reaches the compiler as names alone, which were checked to b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastrnn.cells.declaration import Declaration
 from fastrnn.cells.graph import Node
@@ -16,8 +16,10 @@ from fastrnn.cells.writing import Names, Writer, formula_names, gradient_names, 
 
 __all__ = ["struct"]
 
-# Names that a statement of a cell's functions must not hide.
+# Names that a statement of a cell's functions must not hide, nor a macro replace. Macros are in
+# upper case, and names of statements in lower.
 _TAKEN = {
+    "errno",
     "gx", "gh", "extra", "state", "saved", "previous", "next", "d_state", "d_gx", "d_gh", "d_extra",
     "math", "mul_add", "select", "std", "fastrnn", "forward", "backward", "output",
 }  # fmt: skip
@@ -37,17 +39,16 @@ class _CppWriter(Writer):
         text = number(node)
         return f"V({text})" if text.lstrip("-").isdigit() else f"math::constant<V>({text})"
 
-    def call(self, name: str, args: Sequence[Node]) -> str:
-        function = name if name == "select" else f"math::{name}"
-        return super().call(function, args)
+    def function(self, op: str) -> str:
+        return op if op == "select" else f"math::{op}"
 
     def fused(self, node: Node) -> str | None:
         if node.op == "add":
             a, b = node.args
             if self.is_product(a):
-                return super().call("mul_add", (*a.args, b))
+                return self.call("mul_add", (*a.args, b))
             if self.is_product(b):
-                return super().call("mul_add", (*b.args, a))
+                return self.call("mul_add", (*b.args, a))
         if node.op == "relu":
             x = self(node.args[0])
             return f"select({x} <= V(0), V(0), {x})"  # a NaN passes, as in torch
@@ -75,7 +76,9 @@ class _StructWriter:
         self._formula = formula
         self._plan = backward
         self._name = name
-        self._names = formula_names(declaration, formula)
+        self._names = {
+            node: name.lower() for node, name in formula_names(declaration, formula).items()
+        }
         self._places = {
             **_places("x", declaration.of_input, "gx"),
             **_places("h", declaration.of_recurrence, "gh"),
@@ -112,7 +115,9 @@ class _StructWriter:
     def forward(self) -> str:
         formula, names = self._formula, Names(_TAKEN)
         before = {
-            node: names.fresh(str(node.value)) for node in formula.nodes if node.op == "state"
+            node: names.fresh(str(node.value).lower())
+            for node in formula.nodes
+            if node.op == "state"
         }
         given = self._leaves(formula.nodes) | before
         results = (*self._plan.saved, *formula.states, formula.h)
@@ -136,23 +141,25 @@ class _StructWriter:
     def output(self) -> str:
         """h after the step from what backward reads, where a projection has replaced it."""
         names = Names(_TAKEN)
-        given, lines = self._read_by_backward(names, with_h=False)
+        given = self._read_by_backward(names, with_h=False)
         writer = _CppWriter(given, [self._formula.h], self._names, names)
-        lines += [*writer.statements, f"return {writer(self._formula.h)};"]
-        return self._function("V", "output", lines, self._reading)
+        lines = [*writer.statements, f"return {writer(self._formula.h)};"]
+        return self._function("V", "output", self._unpacked(given, lines), self._reading)
 
     def backward(self) -> str:
         plan, names = self._plan, Names(_TAKEN)
-        given, lines = self._read_by_backward(names, with_h=True)
+        given = self._read_by_backward(names, with_h=plan.reads_next_h)
         seeds = {
-            node: names.fresh(f"d_{node.value}") for node in plan.inputs if node.op == "gradient"
+            node: names.fresh(f"d_{node.value}".lower())
+            for node in plan.inputs
+            if node.op == "gradient"
         }
-        lines += [f"const V {name} = d_state.{self._field(node)};" for node, name in seeds.items()]
         of_recurrence = plan.d_gh if plan.splits_gates else ()
         others = (*plan.d_vectors, *plan.d_inputs, *plan.d_states, plan.d_h)
         suggested = self._names | gradient_names(plan, self._names)
         writer = _CppWriter(given | seeds, (*plan.d_gx, *of_recurrence, *others), suggested, names)
-        lines += [
+        lines = [
+            *(f"const V {name} = d_state.{self._field(node)};" for node, name in seeds.items()),
             *writer.statements,
             *_filled("d_gx", map(writer, plan.d_gx)),
             *(["d_gh = d_gx;"] if not plan.splits_gates else []),
@@ -162,7 +169,7 @@ class _StructWriter:
             *(f"d_state.c[{k}] = {writer(node)};" for k, node in enumerate(plan.d_states)),
             f"d_state.h = {writer(plan.d_h)};",
         ]
-        return self._function("void", "backward", lines, [
+        return self._function("void", "backward", self._unpacked(given, lines), [
             *self._reading,
             (f"{self._state}&", "d_state"),
             (f"{self._array('InputGates')}&", "d_gx"),
@@ -201,12 +208,12 @@ class _StructWriter:
             if (node.op, node.value) in self._places
         }
 
-    def _read_by_backward(self, names: Names, with_h: bool) -> tuple[dict[Node, str], list[str]]:
-        """The texts of what backward may read, and the statement that unpacks what is saved.
+    def _read_by_backward(self, names: Names, with_h: bool) -> dict[Node, str]:
+        """The texts of what backward may read.
 
         Args:
             names: where the names of saved values come from.
-            with_h: whether h after the step is there.
+            with_h: whether h after the step is there to read.
         """
         formula, saved = self._formula, self._plan.saved
         given = self._leaves(formula.nodes)
@@ -220,9 +227,14 @@ class _StructWriter:
                 given[node] = f"next.c[{k}]"
         for node in saved:
             suggested = f"g{node.op}_{node.value}" if not node.args else self._names.get(node, "t")
-            given[node] = names.fresh(suggested)
-        unpacked = ", ".join(given[node] for node in saved)
-        return given, [f"const auto [{unpacked}] = saved;"] if saved else []
+            given[node] = names.fresh(suggested.lower())
+        return given
+
+    def _unpacked(self, given: Mapping[Node, str], lines: Sequence[str]) -> list[str]:
+        """The lines after the one that unpacks what is saved, if they use any of it."""
+        names = [given[node] for node in self._plan.saved]
+        used = any(_mentions(line, name) for name in names for line in lines)
+        return [f"const auto [{', '.join(names)}] = saved;", *lines] if used else [*lines]
 
     def _function(
         self, result: str, name: str, lines: Sequence[str], parameters: Sequence[tuple[str, str]]
@@ -230,11 +242,16 @@ class _StructWriter:
         """A function whose unused parameters have no names, as compilers want it."""
         body = "\n".join(lines)
         declared = ",\n".join(
-            f"    {kind} {parameter}" if re.search(rf"\b{parameter}\b", body) else f"    {kind}"
+            f"    {kind} {parameter}" if _mentions(body, parameter) else f"    {kind}"
             for kind, parameter in parameters
         )
         head = f"template <class V>\nFASTRNN_FN static {result} {name}(\n{declared}) {{"
         return "\n" + _indented([*head.splitlines(), *(f"  {line}" for line in lines), "}"])
+
+
+def _mentions(text: str, name: str) -> bool:
+    """Whether a text has the name, and not as a field of something."""
+    return re.search(rf"(?<!\.)\b{name}\b", text) is not None
 
 
 def _places(op: str, names: Iterable[str], array: str) -> dict[tuple[str, str], str]:

@@ -90,8 +90,12 @@ class Writer:
         """A constant by itself, as an argument or a result."""
         return number(node)
 
-    def call(self, name: str, args: Sequence[Node]) -> str:
-        return f"{name}({', '.join(map(self, args))})"
+    def function(self, op: str) -> str:
+        """The name of an operation's function."""
+        return "where" if op == "select" else op
+
+    def call(self, function: str, args: Sequence[Node]) -> str:
+        return f"{function}({', '.join(map(self, args))})"
 
     def fused(self, node: Node) -> str | None:
         """An operation that has another form than its operator's."""
@@ -120,12 +124,13 @@ class Writer:
                 self._operand(arg, least, node) for arg, least in zip(node.args, sides, strict=True)
             )
             return f"{left} {symbol} {right}", binds
-        return self.call(node.op, node.args), _ATOM
+        return self.call(self.function(node.op), node.args), _ATOM
 
     def _operand(self, node: Node, least: int, of: Node) -> str:
         if node.is_constant:
             text = self.constant(node) if of.is_condition else self.literal(node)
-            return f"({text})" if text.startswith("-") and of.args[1] is node else text
+            signed = text.startswith("-") and of.args[1] is node and not of.is_condition
+            return f"({text})" if signed else text
         return self._expression(node, least)
 
 
@@ -145,11 +150,14 @@ def formula_names(declaration: Declaration, formula: Formula) -> dict[Node, str]
     """
     names = {node: f"new_{name}" for name, node in _states_after(declaration, formula)}
     gates: dict[Node, set[str]] = {}
+    unnamed: Counter[str] = Counter()
     for node in formula.nodes:
         parts = (gates[arg] for arg in node.args if arg.op not in TRANSCENDENTAL)
         gates[node] = {str(node.value)} if node.op in ("x", "h") else set[str]().union(*parts)
         if node.op in TRANSCENDENTAL and node not in names:
-            names[node] = _function_name(node, gates[node], names)
+            unnamed[node.op] += 1
+            other = f"{node.op}_{unnamed[node.op]}"
+            names[node] = _function_name(node, gates[node], names) or other
     return names
 
 
@@ -165,8 +173,8 @@ def _states_after(declaration: Declaration, formula: Formula) -> Iterable[tuple[
     return zip(("h", *declaration.states), formula.results, strict=True)
 
 
-def _function_name(node: Node, gates: set[str], names: Mapping[Node, str]) -> str:
+def _function_name(node: Node, gates: set[str], names: Mapping[Node, str]) -> str | None:
     if len(gates) == 1 and not gates.intersection(names.values()):
         return next(iter(gates))
     (arg,) = node.args
-    return f"{node.op}_{names[arg].removeprefix('new_')}" if arg in names else node.op
+    return f"{node.op}_{names[arg].removeprefix('new_')}" if arg in names else None
