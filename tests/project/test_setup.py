@@ -216,8 +216,8 @@ def test_the_layout_is_that_of_every_header(setup, tmp_path):
 def test_the_library_knows_its_layout(setup, monkeypatch):
     monkeypatch.chdir(Path(setup.__file__).parent)
     (module,) = setup.library()["ext_modules"]
-    layout = setup.toolchain.cell_layout(Path("csrc"))
-    assert f'-DFASTRNN_CELL_LAYOUT="{layout}"' in module.extra_compile_args["cxx"]
+    written = Path(module.include_dirs[-1], "cell_layout.h").read_text()
+    assert written.split()[-1] == f'"{setup.toolchain.cell_layout(Path("csrc"))}"'
 
 
 @pytest.mark.parametrize("cxx", ["", "clang++-99 -stdlib=libc++"])
