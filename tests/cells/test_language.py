@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 import torch
+from cell_cases import derived, every_cell
 from common import TOLERANCE
-from test_derivative import derived, every_cell
 from torch.autograd import gradcheck, gradgradcheck
 from written_cells import FUNCTIONS, WRITTEN, call, random_inputs
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cell_cases import derived
 from random_cells import random_cell
-from test_derivative import derived
 from torch import Tensor
 from written_cells import WRITTEN, random_inputs, written
 
