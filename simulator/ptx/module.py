@@ -71,6 +71,11 @@ def _headers() -> str:
 
 
 @functools.cache
+def _translator() -> str:
+    return digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+
+
+@functools.cache
 def _compiler() -> str:
     """Whatever an object depends on besides its own text."""
     return digest(_headers(), version_of(toolchain.cxx()), *cxx_flags())
@@ -116,7 +121,12 @@ def build(units: Iterable[str], jobs: int | None = None) -> Path:
 
 
 def build_module(ptx_text: str) -> Path:
-    return build(translator.translate(ptx_text).values())
+    """A module's shared library. Its PTX is translated once, which takes seconds for a large one."""
+    key = digest(ptx_text, _translator(), _compiler())
+    return cached(
+        f"{key}-module.so",
+        lambda path: path.hardlink_to(build(translator.translate(ptx_text).values())),
+    )
 
 
 def build_source(source: Path | str, arch: str = "compute_80", flags: Iterable[str] = ()) -> Path:
