@@ -18,7 +18,7 @@ LAZY = "FASTRNN_SIMULATOR_KERNELS" in os.environ
 
 
 def flags(csrc: Path) -> tuple[str, ...]:
-    return ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{csrc}", f"-I{STAND_INS}")
+    return ("-std=c++20", "--expt-relaxed-constexpr", f"-I{csrc}", f"-I{STAND_INS}")
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def ptx(unit: str, csrc: Path = KERNELS) -> str:
     """The PTX of a storage type's kernels; names of sources do not tell where the checkout lies."""
     name = Path(csrc.name)
     source = name / "cuda" / f"launch_{unit}.cu"
-    return compile_ptx(source, flags=flags(name), folder=csrc.parent)
+    return compile_ptx(source, flags=("-O3", *flags(name)), folder=csrc.parent)
 
 
 def launch_code(unit: str, storage: str) -> Path:
