@@ -56,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if common.DEVICE == "cpu":
         # As many workers as cores share the machine. A test about threads asks for them itself.
         os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it
+        # A package of AOTInductor runs a few times here: to optimize its host code takes longer.
+        os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
         torch.set_num_threads(1)
     if common.DEVICE == "cuda":
         if not torch.cuda.is_available():
