@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,7 @@ def dotted(arch: str) -> str:
 
 
 def compile_cubin(source: Path, arch: str, folder: Path) -> Path:
-    """A source's kernels, compiled for one architecture."""
+    """The kernels of a source, in CUDA or PTX, compiled for one architecture."""
     kit = toolkit()
     cubin = folder / f"{source.stem}-{arch}.cubin"
     includes = [f"-isystem={path}" for path in kit.includes()]
@@ -158,8 +158,9 @@ def machine_code(cubin: Path) -> str:
     return _run(tool("cuobjdump"), "-sass", str(cubin))
 
 
-def kernels(archs: list[str]) -> list[Kernel]:
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+def kernels(archs: Sequence[str], sources: Sequence[Path] = ()) -> list[Kernel]:
+    """The kernels of sources, of all in csrc/cuda by default, for each architecture."""
+    sources = sources or sorted((ROOT / "csrc/cuda").glob("*.cu"))
     jobs = [(source, arch) for source in sources for arch in archs]
     workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
