@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.ops import DTYPES, ScanWeights
+from fastrnn.ops import DTYPES, CellFacts, ScanWeights
 
 
 def check_module_arguments(
@@ -99,20 +99,25 @@ def _check_positive(name: str, size: object) -> None:
         raise ValueError(f"{name} must be greater than zero, got {size}")
 
 
+LSTM_STATES = ("h_0", "c_0")
+
+
 def check_states(
-    name: str, hx: object, has_cell_state: bool, argument: str = "hx"
+    name: str, hx: object, labels: Sequence[str], argument: str = "hx"
 ) -> tuple[Tensor, ...]:
-    """An initial or reset state as a tuple of tensors: (h_0,), or (h_0, c_0) for an LSTM."""
+    """An initial or reset state as a tuple of tensors; labels name its parts."""
     states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
     given = type(hx).__name__
     if isinstance(hx, (tuple, list)):
         given += f" of ({', '.join(type(state).__name__ for state in states)})"
-    if has_cell_state and (len(states) != 2 or not isinstance(hx, (tuple, list))):
-        raise RuntimeError(
-            f"{name}: lstm expects two hidden states, {argument} = (h_0, c_0), got {given}"
-        )
-    if not all(isinstance(state, Tensor) for state in states) or len(states) != 1 + has_cell_state:
-        expected = "a tuple (h_0, c_0) of two tensors" if has_cell_state else "a tensor h_0"
+    several, together = len(labels) > 1, f"({', '.join(labels)})"
+    if several and (len(states) != len(labels) or not isinstance(hx, (tuple, list))):
+        expects = f"the cell has {len(labels)} states"
+        if labels == LSTM_STATES:
+            expects = "lstm expects two hidden states"
+        raise RuntimeError(f"{name}: {expects}, {argument} = {together}, got {given}")
+    if not all(isinstance(state, Tensor) for state in states) or len(states) != len(labels):
+        expected = f"a tuple {together} of tensors" if several else f"a tensor {labels[0]}"
         raise TypeError(f"{name}: {argument} must be {expected}, got {given}")
     return states
 
@@ -133,8 +138,8 @@ def check_state_ranks(states: Sequence[Tensor], batched: bool, argument: str = "
         return
     kind = "batched 3-D" if batched else "unbatched 2-D"
     ranks = [f"{state.dim()}-D" for state in states]
-    if len(states) == 2:
-        both = "hx and cx" if argument == "hx" else argument
+    if len(states) > 1:
+        both = "hx and cx" if argument == "hx" and len(states) == 2 else argument
         raise RuntimeError(
             f"For {kind} input, {both} should also be {rank}-D but got ({', '.join(ranks)}) tensors"
         )
@@ -170,10 +175,12 @@ def check_companions(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset_states: Sequence[Tensor] = (),
+    extras: Sequence[Tensor] = (),
 ) -> None:
-    """Check that states and weights have the input's device and dtype."""
+    """Check that states, weights and extra inputs have the input's device and dtype."""
     companions = [("hidden", state) for state in states]
     companions += [("reset_state", state) for state in reset_states]
+    companions += [("extra", extra) for extra in extras]
     companions += [("parameter", weight) for weight in weights]
     for kind, tensor in companions:
         if tensor.device != input.device:
@@ -189,12 +196,12 @@ def check_companions(
 
 
 def check_state_shapes(
-    states: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]], argument: str
+    states: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], argument: str
 ) -> None:
     for index, (state, shape) in enumerate(zip(states, shapes, strict=False)):
         shared = (shape[0], 1, shape[2])  # one state for all samples
         if tuple(state.shape) not in (shape, shared):
-            label = f"{argument}[{index}]" if len(states) == 2 else argument
+            label = f"{argument}[{index}]" if len(states) > 1 else argument
             raise RuntimeError(
                 f"Expected {label} size {shape}, got {list(state.shape)}: "
                 f"{'hx' if argument == 'hidden' else argument} is "
@@ -214,6 +221,68 @@ def check_reset_state(reset: object, reset_state: object) -> None:
             "reset_state= is what reset= replaces the state by, but reset is None; "
             "the initial state is hx"
         )
+
+
+def check_extra(name: str, inputs: Sequence[str], extra: object) -> dict[str, Any]:
+    """The inputs that a user's cell declares, by name and in the order it declares them."""
+    given = {} if extra is None else extra
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{name}: extra must be a dict of tensors by the names of the cell's inputs, "
+            f"got {type(extra).__name__}"
+        )
+    if given.keys() != set(inputs):
+        expected = ", ".join(f"{key!r}: tensor" for key in inputs)
+        raise ValueError(
+            f"{name}: the cell takes " + (f"extra={{{expected}}}" if inputs else "no extra inputs")
+            + f", got {list(given) if extra is not None else None}"
+        )  # fmt: skip
+    for key, value in given.items():
+        if not isinstance(value, (Tensor, PackedSequence)):
+            raise TypeError(
+                f"{name}: extra[{key!r}] must be a tensor or, beside a packed input, a "
+                f"PackedSequence, got {type(value).__name__}"
+            )
+    return {key: given[key] for key in inputs}
+
+
+def check_dense_extra(name: str, key: str, value: Any, forms: str) -> None:
+    """Check that an extra input is a plain tensor; forms are the shapes accepted, in words."""
+    if isinstance(value, PackedSequence) or value.is_nested:
+        kind = "a PackedSequence" if isinstance(value, PackedSequence) else "a nested tensor"
+        raise TypeError(f"{name}: extra[{key!r}] is {kind}, expected a tensor {forms}")
+
+
+def check_extra_shape(
+    name: str, key: str, given: Tensor, wide: Tensor, full: tuple[int, ...], forms: str
+) -> None:
+    """Check an extra input by what is expanded to its full shape."""
+    fits = wide.dim() == len(full) and all(
+        size in (1, expected) for size, expected in zip(wide.shape, full, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: extra[{key!r}] has shape {list(given.shape)}, expected {forms}")
+
+
+def check_same_rows(
+    name: str, key: str, own: Sequence[Tensor | None], other: Sequence[Tensor | None]
+) -> None:
+    """Check that an extra input has its rows where the input has them."""
+    for a, b in zip(own, other, strict=True):
+        known = all(t is None or _values_are_known(t) for t in (a, b))
+        if a is not b and known and (a is None or b is None or not torch.equal(a, b)):
+            raise ValueError(
+                f"{name}: extra[{key!r}] has samples of other lengths, or in another order, than "
+                "the input"
+            )
+
+
+def check_numbers(name: str, numbers_by_name: Mapping[str, object]) -> tuple[float, ...]:
+    """The numbers of a user's cell, which may have been set since the last call."""
+    for key, value in numbers_by_name.items():
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{name}: {key} must be a number, got {type(value).__name__}")
+    return tuple(map(float, numbers_by_name.values()))  # type: ignore[arg-type]
 
 
 def check_reset(reset: object, input: Tensor, shape: tuple[int, ...], name: str) -> None:
@@ -376,7 +445,7 @@ def check_weight_count(name: str, given: int, each: int, num_layers: int, direct
         )
 
 
-def check_stack(name: str, gates: int, stack: Sequence[ScanWeights], directions: int) -> None:
+def check_stack(name: str, facts: CellFacts, stack: Sequence[ScanWeights], directions: int) -> None:
     """Check the weights of a stack, one entry per layer and direction."""
     first = stack[0]
     if first.weight_ih.dim() != 2 or first.weight_hh.dim() != 2:
@@ -384,14 +453,23 @@ def check_stack(name: str, gates: int, stack: Sequence[ScanWeights], directions:
             f"{name}: weight_ih_l0 and weight_hh_l0 must have 2 dimensions, got "
             f"{first.weight_ih.dim()} and {first.weight_hh.dim()}"
         )
-    rows, R = first.weight_hh.shape
-    H = rows // gates
+    R = first.weight_hh.size(1)
+    H = first.weight_ih.size(0) // facts.input_gates
+    input_rows, recurrent_rows = facts.input_gates * H, facts.recurrent_gates * H
     for index, weights in enumerate(stack):
         layer, direction = divmod(index, directions)
         label = f"_l{layer}" + ("_reverse" if direction else "")
         columns = first.weight_ih.size(1) if layer == 0 else R * directions
-        shapes = ((gates * H, columns), (gates * H, R), (gates * H,), (gates * H,), (R, H))
-        for field, tensor, shape in zip(weights._fields, weights, shapes, strict=True):
+        shapes = {
+            "weight_ih": (input_rows, columns),
+            "weight_hh": (recurrent_rows, R),
+            "bias_ih": (input_rows,),
+            "bias_hh": (recurrent_rows,),
+            "weight_hr": (R, H),
+            "vectors": (facts.vectors * H,),
+        }
+        for field, shape in shapes.items():
+            tensor = getattr(weights, field)
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise RuntimeError(
                     f"{name}: {field}{label} has shape {list(tensor.shape)}, expected {list(shape)}"

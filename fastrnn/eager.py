@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from fastrnn.library import side_by_side
 from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "run_packed_cell",
     "run_packed_layers",
     "run_stack",
-    "side_by_side",
 ]
 
 PLAIN = frozenset({Tensor, nn.Parameter})
@@ -194,10 +194,6 @@ def over_layers(
     return input, tuple(map(torch.stack, zip(*finals, strict=True)))
 
 
-def side_by_side(directions: Sequence[Tensor]) -> Tensor:
-    return directions[0] if len(directions) == 1 else torch.cat(list(directions), dim=-1)
-
-
 def _needs_grad(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
@@ -213,12 +209,12 @@ def _differentiably(
     recompute: bool,
 ) -> list[Tensor]:
     """What the op `stack` returns, a node of the graph for each layer and direction."""
-    count = 1 + CELLS[cell].has_cell_state
+    facts = CELLS[cell]
     entries = num_layers * directions
     each = len(weights) // entries
     if not states:
         rows, R = weights[1].shape
-        sizes = (R, rows // CELLS[cell].gates)[:count]
+        sizes = (R, rows // facts.recurrent_gates)[: 1 + facts.cell_states]
         states = [input.new_zeros(entries, input.size(1), size) for size in sizes]
 
     def run(index: int, layer_input: Tensor) -> list[Tensor]:
@@ -253,7 +249,7 @@ def run_cell(
             input, states = input.unsqueeze(0), [state.unsqueeze(0) for state in states]
         if not states:
             zeros = input.new_zeros(input.size(0), weights[1].size(1))
-            states = [zeros] * (1 + CELLS[cell].has_cell_state)
+            states = [zeros] * (1 + CELLS[cell].cell_states)
         _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False)
     except RuntimeError:
         return None

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrnn import functional
+from fastrnn import functional, reference, user_cells
 from fastrnn.layers import run_stack
-from fastrnn.library import CELLS, named, with_absent
+from fastrnn.layouts import rows_of
+from fastrnn.library import (
+    CELLS,
+    USER_CELLS,
+    CellFacts,
+    ScanWeights,
+    named,
+    weight_kinds,
+    with_absent,
+)
 
 __all__ = ["Explanation", "ScanExplanation", "explain"]
 
@@ -24,14 +33,16 @@ class ScanExplanation:
     """One layer in one direction, as its kernel ran.
 
     Attributes:
-        cell: ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``.
+        cell: ``rnn_tanh``, ``rnn_relu``, ``gru``, ``lstm``, or the name of a user's cell.
         direction: ``forward`` or ``reverse``.
         sizes: T, N, I, H, R (proj_size or H), and how many of the T * N steps were run.
         dtype: of input and weights.
         layout: ``padded``, ``packed`` or ``jagged``.
         kernel: ``units in lanes`` or ``samples in lanes`` of a vector; on a GPU
-            ``block-resident``, ``grid-resident`` or ``stepwise``.
-        instruction_set: what the kernel is compiled for; on a GPU its architecture.
+            ``block-resident``, ``grid-resident`` or ``stepwise``; ``torch operations``, step by
+            step, of a user's cell that has no kernels here.
+        instruction_set: what the kernel is compiled for; on a GPU its architecture. Empty of torch
+            operations, as are the next three.
         threads: how many were asked for, and how they share a step: groups of samples times groups
             of hidden units. Empty on a GPU.
         chunk_steps: steps whose input products are computed at once, forward and backward. Empty
@@ -64,7 +75,7 @@ class ScanExplanation:
         threads = self.threads
         lines = [
             f"{self.cell} {self.direction}, {self.dtype}, {self.layout}: {sizes}",
-            f"kernel: {self.kernel}, {self.instruction_set}",
+            f"kernel: {self.kernel}" + f", {self.instruction_set}" * bool(self.instruction_set),
         ]
         if self.weights:
             lines.append(f"weights: {self.weights}, packed once")
@@ -125,7 +136,8 @@ def explain(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanatio
     """
     if not callable(module):
         raise TypeError(f"explain: module must be callable, got {type(module).__name__}")
-    with _Listener() as listener:
+    listener = _Listener()
+    with listener, user_cells.observed_by(listener.run_step_by_step):
         module(*args, **kwargs)
     return Explanation(listener.scans)
 
@@ -148,18 +160,35 @@ class _Listener(TorchDispatchMode):
             self._listen_to_scans_of(_stack_of_step(*args) if func is ops.step.default else args)
         return results
 
+    def run_step_by_step(
+        self, cell: str, input: Tensor, h_0: Tensor, c_0: Any, weights: ScanWeights, **options: Any
+    ) -> Any:
+        """Run and describe a user's cell that has no kernels."""
+        weight_storages = {_place(weight) for weight in weights if weight is not None}
+        kept: dict[int, int] = {}  # bytes of a storage by its place
+
+        def keep(tensor: Tensor) -> Tensor:
+            if _place(tensor) not in weight_storages:
+                kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            results = reference.scan(cell, input, h_0, c_0, weights, **options)
+        self.scans.append(_describe_steps(cell, input, weights, options, sum(kept.values())))
+        return results
+
     def _listen_to_scans_of(self, stack: Sequence[Any]) -> None:
         """Describe a call of a frozen module, by the scans that it stands for."""
         cell, input, states, reset_states, weights, layers, directions, *schedule = stack
         lengths, batch_sizes, offsets, reset, reverse, packed = schedule
         before, each = len(self.scans), len(weights) // (layers * directions)
-        fields = (True, True, each >= 4, each >= 4, each % 2 == 1)
+        kinds = weight_kinds(bias=each >= 4, projection=each % 2 == 1)
         with self:
             run_stack(
                 cell,
                 input,
                 states,
-                functional.split_weights(cell, weights, fields, layers, directions),
+                functional.split_weights(cell, weights, kinds, CELLS[cell], layers, directions),
                 directions=directions,
                 dropout=0.0,
                 reset_states=reset_states,
@@ -182,6 +211,67 @@ def _stack_of_step(
     return cell, rows[0], rows[1:], (), weights, 1, 1, None, None, None, None, False, packed
 
 
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _describe_steps(
+    cell: str, input: Tensor, weights: ScanWeights, options: dict[str, Any], saved_bytes: int
+) -> ScanExplanation:
+    """What ran as torch operations, step by step."""
+    schedule = [options.get(name) for name in ("batch_sizes", "offsets", "lengths")]
+    if input.dim() == 3:
+        (T, N), lengths = input.shape[:2], schedule[2]
+    else:
+        rows = rows_of(input.size(0), *schedule)
+        (T, N), lengths = rows.of_padded.shape, rows.lengths
+    facts, R = CELLS[cell], weights.weight_hh.size(1)
+    sizes = {
+        "T": T,
+        "N": N,
+        "I": input.size(-1),
+        "H": weights.weight_ih.size(0) // facts.input_gates,
+        "R": R,
+        "steps run": T * N if lengths is None else int(lengths.sum()),
+    }
+    reason = user_cells.why_step_by_step(cell, input.dtype, input.device.type)
+    return ScanExplanation(
+        cell=_name(cell),
+        direction=_direction(options),
+        sizes=sizes,
+        dtype=str(input.dtype).removeprefix("torch."),
+        layout=_layout(options),
+        kernel="torch operations",
+        instruction_set="",
+        threads={},
+        chunk_steps={},
+        saved_bytes=saved_bytes,
+        flop=_flop(facts, sizes, projected=weights.weight_hr is not None),
+        reasons=[f"no kernels: {reason}"],
+    )
+
+
+def _name(cell: str) -> str:
+    return USER_CELLS[cell].name if cell in USER_CELLS else cell
+
+
+def _direction(arguments: dict[str, Any]) -> str:
+    return "reverse" if arguments["reverse"] else "forward"
+
+
+def _layout(arguments: dict[str, Any]) -> str:
+    if arguments["batch_sizes"] is not None:
+        return "packed"
+    return "jagged" if arguments["offsets"] is not None else "padded"
+
+
+def _flop(facts: CellFacts, sizes: dict[str, int], projected: bool) -> int:
+    """Of the forward products, two for a multiply-add."""
+    H, I, R = sizes["H"], sizes["I"], sizes["R"]
+    products = H * (facts.input_gates * I + facts.recurrent_gates * R) + R * H * projected
+    return 2 * products * sizes["steps run"]
+
+
 def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation:
     names = [argument.name for argument in torch.ops.fastrnn.scan.default._schema.arguments]
     arguments = dict(zip(names, args, strict=False))
@@ -194,20 +284,16 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
     number = {key: int(value) for key, value in facts.items() if value.isdigit()}
     plans = _plans(facts)
     sizes = {key: number[key] for key in ("T", "N", "I", "H", "R")}
-    products = table.gates * sizes["H"] * (sizes["I"] + sizes["R"])
-    if arguments.get("weight_hr") is not None:
-        products += sizes["R"] * sizes["H"]
+    sizes["steps run"] = number["rows"]
     input, by_name = arguments["input"], named(table.results, results)
     saved = [by_name[result.name] for result in table.saved_results]
     kept = (input, *saved) if arguments["save"] else ()
     return ScanExplanation(
-        cell=arguments["cell"],
-        direction="reverse" if arguments["reverse"] else "forward",
-        sizes={**sizes, "steps run": number["rows"]},
+        cell=_name(arguments["cell"]),
+        direction=_direction(arguments),
+        sizes=sizes,
         dtype=str(input.dtype).removeprefix("torch."),
-        layout="packed" if arguments["batch_sizes"] is not None
-        else "jagged" if arguments["offsets"] is not None
-        else "padded",
+        layout=_layout(arguments),
         kernel=facts["kernel"] if not plans else plans["forward"]["regime"],
         instruction_set=facts["instruction_set"],
         threads={} if plans else {
@@ -219,7 +305,7 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
             "forward": number["forward_chunk"], "backward": number["backward_chunk"]
         },
         saved_bytes=sum(tensor.nbytes for tensor in kept),
-        flop=2 * products * number["rows"],
+        flop=_flop(table, sizes, projected=arguments.get("weight_hr") is not None),
         reasons=(_gpu_reasons(facts) if plans else _cpu_reasons(facts, number, arguments))
         + _saved_reasons(by_name.get("gates")),
         plans=plans,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,12 +11,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks
 from fastrnn.layers import run_stack
-from fastrnn.layouts import layout_of
-from fastrnn.ops import CELLS, ScanWeights
+from fastrnn.layouts import Layout, layout_of
+from fastrnn.library import apart, side_by_side, weight_kinds
+from fastrnn.ops import CELLS, CellFacts, ScanWeights
+
+if TYPE_CHECKING:
+    from fastrnn.cells import Cell
 
 __all__ = ["AllStates", "detach_state", "gru", "lstm", "rnn"]
 
-Hidden: TypeAlias = Tensor | tuple[Tensor, Tensor]
+Hidden: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class AllStates(NamedTuple):
@@ -24,11 +28,20 @@ class AllStates(NamedTuple):
 
     Attributes:
         h: hidden states, (T, N, D * R) each; the last is the output.
-        c: cell states of an LSTM, (T, N, D * H) each, else None.
+        c: cell states of an LSTM, (T, N, D * H) each; of a user's cell with several states besides
+            h a tuple of such in each layer's place; None without cell states.
     """
 
     h: tuple[Any, ...]
     c: tuple[Any, ...] | None
+
+
+class UserCall(NamedTuple):
+    """What a call of a user's cell has that others have not."""
+
+    cell: Cell
+    extra: Mapping[str, Any] | None  # by the names of the cell's inputs
+    numbers: tuple[float, ...]
 
 
 def detach_state(state: Any) -> Any:
@@ -208,16 +221,45 @@ def lstm(
 
 
 def split_weights(
-    name: str, weights: Sequence[Tensor], fields: Sequence[bool], num_layers: int, directions: int
+    name: str,
+    weights: Sequence[Tensor],
+    kinds: Sequence[str],
+    facts: CellFacts,
+    num_layers: int,
+    directions: int,
 ) -> list[ScanWeights]:
-    """A flat list in torch's order as one entry per layer and direction, each of these fields."""
-    each = sum(fields)
+    """A flat list in torch's order as one entry per layer and direction, each of these kinds."""
+    entries, each = num_layers * directions, len(kinds)
     checks.check_weight_count(name, len(weights), each, num_layers, directions)
-    rest = iter(weights)
     return [
-        ScanWeights(*(next(rest) if has else None for has in fields))  # type: ignore[arg-type]
-        for _ in range(num_layers * directions)
+        scan_weights(dict(zip(kinds, weights[entry * each :], strict=False)), facts)
+        for entry in range(entries)
     ]
+
+
+def scan_weights(by_kind: Mapping[str, Tensor], facts: CellFacts) -> ScanWeights:
+    """Weights by their kinds, the vectors of a user's cell last, as the ops take them."""
+    fields = {kind: by_kind[kind] for kind in ScanWeights._fields if kind in by_kind}
+    if facts.vectors:
+        fields["vectors"] = side_by_side(list(by_kind.values())[-facts.vectors :])
+    if not facts.recurrent_gates:  # An empty matrix says the size of h.
+        projection, weight_ih = fields.get("weight_hr"), fields["weight_ih"]
+        hidden_size = weight_ih.size(0) // facts.input_gates
+        output_size = hidden_size if projection is None else projection.size(0)
+        fields["weight_hh"] = weight_ih.new_empty(0, output_size)
+    return ScanWeights(**fields)
+
+
+def as_op_states(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """h and the cell states as the ops take them: h, and c with all others."""
+    h, *cells = states
+    return (h, side_by_side(cells)) if cells else (h,)
+
+
+def from_op_states(states: Sequence[Tensor], facts: CellFacts) -> tuple[Tensor, ...]:
+    """The inverse of :func:`as_op_states`."""
+    h, *c = states
+    return (h, *(state for joined in c for state in apart(joined, facts.cell_states)))
 
 
 def autocast(
@@ -253,11 +295,12 @@ def run(
     reverse: bool,
     projection: bool = False,
     packed: Tensor | None = None,
+    user: UserCall | None = None,
 ) -> Any:
     """Any layout in, the op's (T, N, I) or rows inside, the same layout out.
 
     name is the layer's in messages, cell the op's; packed are the weights of a frozen module as the
-    op `prepack` returned them.
+    op `prepack` returned them; user is what a user's cell has besides.
     """
     facts, directions = CELLS[cell], 2 if bidirectional else 1
     checks.check_input_type(name, input, lengths)
@@ -265,11 +308,12 @@ def run(
     checks.check_direction(reverse, bidirectional)
     checks.check_bool("recompute", recompute)
     checks.check_reset_state(reset, reset_state)
-    count = 1 + facts.has_cell_state
-    states = () if hx is None else checks.check_states(name, hx, facts.has_cell_state)
+    labels = state_labels(facts, user)
+    count = len(labels)
+    states = () if hx is None else checks.check_states(name, hx, labels)
     initial = len(states)
     if reset_state is not None:
-        states += checks.check_states(name, reset_state, facts.has_cell_state, "reset_state")
+        states += checks.check_states(name, reset_state, labels, "reset_state")
 
     data = input.data if isinstance(input, PackedSequence) else input
     values = data.values() if data.is_nested else data
@@ -280,24 +324,30 @@ def run(
         checks.check_state_ranks(states[:initial], layout.batched)
         checks.check_state_ranks(states[initial:], layout.batched, "reset_state")
 
-    fields = (True, True, bias, bias, projection)
-    stack = split_weights(name, weights, fields, num_layers, directions)
-    checks.check_stack(name, facts.gates, stack, directions)
+    vectors = user.cell.vectors if user else ()
+    recurrent = facts.recurrent_gates > 0
+    kinds = weight_kinds(bias, projection, recurrent=recurrent, vectors=vectors)
+    stack = split_weights(name, weights, kinds, facts, num_layers, directions)
+    checks.check_stack(name, facts, stack, directions)
     first = stack[0]
-    hidden_size, output_size = first.weight_hh.size(0) // facts.gates, first.weight_hh.size(1)
+    hidden_size, output_size = first.weight_ih.size(0) // facts.input_gates, first.weight_hh.size(1)
     shapes = [
-        (num_layers * directions, layout.batch, size) for size in (output_size, hidden_size)[:count]
+        (num_layers * directions, layout.batch, size)
+        for size in (output_size, *[hidden_size] * facts.cell_states)
     ]
     checks.check_dtype(values, first.weight_ih)
     checks.check_input_size(values, first.weight_ih.size(1))
     if not layout.batched:
         states = tuple(state.unsqueeze(1) for state in states)
     if hx is None:
-        states = (*(values.new_zeros(shape) for shape in shapes), *states)
+        states = (*initial_states(values, shapes, labels, user), *states)
     else:
         checks.check_state_shapes(states[:count], shapes, "hidden")
+    if reset is not None and reset_state is None and user and user.cell.initial:
+        states = (*states, *initial_states(values, shapes, labels, user))
     checks.check_state_shapes(states[count:], shapes, "reset_state")
-    checks.check_companions(values, states[:count], weights, states[count:])
+    extras = extra_inputs(name, layout, hidden_size, user)
+    checks.check_companions(values, states[:count], weights, states[count:], extras)
     states = tuple(
         layout.enter(state if state.shape == shape else state.expand(shape))
         for state, shape in zip(states, shapes * 2, strict=False)
@@ -305,11 +355,13 @@ def run(
     output, finals, all_h, all_c = run_stack(
         cell,
         layout.data,
-        states[:count],
+        as_op_states(states[:count]),
         stack,
         directions=directions,
         dropout=dropout,
-        reset_states=states[count:],
+        extras=extras,
+        numbers=user.numbers if user else (),
+        reset_states=as_op_states(states[count:]) if len(states) > count else (),
         lengths=layout.lengths,
         batch_sizes=layout.batch_sizes,
         offsets=layout.offsets,
@@ -319,9 +371,38 @@ def run(
         all_states=return_all_states,
         packed=packed,
     )
-    finals = tuple(layout.leave(state) for state in finals)
+    finals = tuple(layout.leave(state) for state in from_op_states(finals, facts))
     results = layout.sequence(output), finals if facts.has_cell_state else finals[0]
     if not return_all_states:
         return results
-    every_c = tuple(map(layout.sequence, all_c)) if facts.has_cell_state else None
-    return *results, AllStates(tuple(map(layout.sequence, all_h)), every_c)
+    of_layers = [tuple(map(layout.sequence, cells)) for cells in all_c]
+    every_c = tuple(cells[0] if len(cells) == 1 else cells for cells in of_layers)
+    every_h = tuple(map(layout.sequence, all_h))
+    return *results, AllStates(every_h, every_c if facts.has_cell_state else None)
+
+
+def state_labels(facts: CellFacts, user: UserCall | None) -> tuple[str, ...]:
+    """Names of h and the cell states, for messages."""
+    return ("h", *user.cell.states) if user else checks.LSTM_STATES[: 1 + facts.cell_states]
+
+
+def initial_states(
+    values: Tensor, shapes: Sequence[Sequence[int]], labels: Sequence[str], user: UserCall | None
+) -> list[Tensor]:
+    """What states are before the first step where the caller gives none."""
+    initial = user.cell.initial if user else {}
+    return [
+        values.new_full(shape, initial[name]) if name in initial else values.new_zeros(shape)
+        for name, shape in zip(labels, shapes, strict=True)
+    ]
+
+
+def extra_inputs(
+    name: str, layout: Layout, hidden_size: int, user: UserCall | None
+) -> list[Tensor]:
+    """The inputs of a user's cell besides x, in its order, as the op takes them."""
+    if user is None:
+        return []
+    by_name = checks.check_extra(name, user.cell.inputs, user.extra)
+    extras = [layout.extra(name, key, value, hidden_size) for key, value in by_name.items()]
+    return autocast(extras, layout.data.device)

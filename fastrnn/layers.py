@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import eager, ops
+from fastrnn import eager
 from fastrnn.dropout import draw_seed, dropout_mask
-from fastrnn.ops import ScanWeights
+from fastrnn.library import USER_CELLS, apart, side_by_side
+from fastrnn.ops import CELLS, ScanWeights
+from fastrnn.user_cells import scan_function
 
 __all__ = ["is_recorded", "run_stack"]
 
@@ -23,6 +25,8 @@ def run_stack(
     *,
     directions: int,
     dropout: float,
+    extras: Sequence[Tensor] = (),
+    numbers: Sequence[float] = (),
     reset_states: Sequence[Tensor] = (),
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
@@ -32,16 +36,19 @@ def run_stack(
     recompute: bool = False,
     all_states: bool = False,
     packed: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor], list[list[Tensor]]]:
     """Run L layers of D directions.
 
     Args:
         cell: the op's name of the cell.
         input: (T, N, I), or (rows, I) when packed or jagged.
-        states: h_0 (L * D, N, R) and, for an LSTM, c_0 (L * D, N, H).
+        states: h_0 (L * D, N, R) and, for a cell with S cell states (an LSTM has one), c_0
+            (L * D, N, S * H).
         weights: L * D entries, the directions of a layer side by side.
         directions: 1 or 2.
         dropout: probability between layers; 0 outside training.
+        extras, numbers: those of a user's cell, as for :func:`fastrnn.ops.scan`; all layers read
+            the same.
         reset_states: in the shapes of ``states``, or none.
         lengths, batch_sizes, offsets, reset, recompute: as for :func:`fastrnn.ops.scan`.
         reverse: whether the only direction walks backward; for ``directions`` = 1.
@@ -51,7 +58,7 @@ def run_stack(
 
     Returns:
         output (T, N, D * R) or (rows, D * R), the final states in the shapes of ``states``, and for
-        each layer h (T, N, D * R) and, of an LSTM, c (T, N, D * H) after every step.
+        each layer h (T, N, D * R) and the cell states (T, N, D * H) after every step.
     """
     # One seed serves all layers. Without dropout none is drawn, so the generator does not advance.
     seed = draw_seed(input.device) if dropout > 0 and len(weights) > directions else None
@@ -63,25 +70,28 @@ def run_stack(
             *schedule, reverse, packed,
         )  # fmt: skip
         return output, tuple(finals), [], []
-    if seed is None and not all_states:
+    if seed is None and not all_states and cell not in USER_CELLS:
         results = eager.run_stack(
             cell, input, states, reset_states, weights, directions, schedule, reverse
         )
         if results is not None:
             return *results, [], []
+    scan = scan_function(cell, input)
     all_h: list[Tensor] = []
-    all_c: list[Tensor] = []
-    cells: list[Tensor] = []  # of the layer's directions
+    all_c: list[list[Tensor]] = []
+    cells: list[Sequence[Tensor]] = []  # of the layer's directions
 
     def run(index: int, layer_input: Tensor) -> tuple[Tensor, ...]:
         h_0, c_0 = _of_layer(states, index)
         reset_h, reset_c = _of_layer(reset_states, index)
-        y, h_n, c_n, c = ops.scan(
+        y, h_n, c_n, c = scan(
             cell,
             layer_input,
             h_0,
             c_0,
             weights[index],
+            extras=extras,
+            numbers=numbers,
             reset_h=reset_h,
             reset_c=reset_c,
             lengths=lengths,
@@ -92,13 +102,14 @@ def run_stack(
             recompute=recompute,
             all_states=all_states,
         )
-        cells.extend([] if c is None else [c.to(y.dtype)])
+        if c is not None:
+            cells.append(apart(c.to(y.dtype), CELLS[cell].cell_states))
         return (y, h_n) if c_n is None else (y, h_n, c_n)
 
     def between(layer: int, output: Tensor) -> Tensor:
         if all_states:
             all_h.append(output)
-            all_c.extend([eager.side_by_side(cells)] if cells else [])
+            all_c.append([side_by_side(each) for each in zip(*cells, strict=True)])
         cells.clear()
         if seed is not None and (layer + 1) * directions < len(weights):
             mask = dropout_mask(seed, layer, output.shape, dropout, output.dtype)

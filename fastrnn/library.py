@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets"]
+if TYPE_CHECKING:
+    from fastrnn.cells import Cell
+
+__all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "register_cell"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -58,17 +61,28 @@ class TensorInfo(NamedTuple):
 
 
 class CellFacts(NamedTuple):
-    """What the library says of a cell (csrc/cells/) and of the ops' lists for it."""
+    """What the library says of a cell (csrc/cells/) and of the ops' lists for it.
 
-    gates: int  # rows of the weights for each hidden unit
-    saved: int  # values a unit and step saves for backward, beside h and c
-    has_cell_state: bool
+    The numbers are counts for each hidden unit, in the order of the op `cell_facts`.
+    """
+
+    input_gates: int  # rows of weight_ih
+    recurrent_gates: int  # rows of weight_hh, which may have none
+    cell_states: int  # states besides h, side by side in what the op calls c
+    vectors: int  # parameters of one number a unit
+    extra_inputs: int  # inputs of one number a unit and step, besides the one of the products
+    numbers: int  # given with each call
+    saved: int  # values a unit and step saves for backward, besides the states
     tensors: tuple[TensorInfo, ...]  # which may have a gradient
     results: tuple[TensorInfo, ...]
     differentiable: tuple[TensorInfo, ...]  # the results that may have a gradient
     saved_results: tuple[TensorInfo, ...]  # the results that backward reads
     differentiable_at: tuple[int, ...]  # their indices among the results
     saved_at: tuple[int, ...]
+
+    @property
+    def has_cell_state(self) -> bool:
+        return self.cell_states > 0
 
 
 def _read_table(text: str) -> tuple[TensorInfo, ...]:
@@ -77,14 +91,12 @@ def _read_table(text: str) -> tuple[TensorInfo, ...]:
 
 
 def _cell_facts(cell: str) -> CellFacts:
-    gates, _, cell_states, _, _, _, saved = torch.ops.fastrnn.cell_facts(cell)
+    counts: list[int] = torch.ops.fastrnn.cell_facts(cell)
     tensors, results = map(_read_table, torch.ops.fastrnn.cell_tensors(cell))
     differentiable_at = tuple(i for i, result in enumerate(results) if result.differentiable)
     saved_at = tuple(i for i, result in enumerate(results) if result.role == "sequence")
     return CellFacts(
-        gates=gates,
-        saved=saved,
-        has_cell_state=cell_states > 0,
+        **dict(zip(CellFacts._fields, counts, strict=False)),
         tensors=tensors,
         results=results,
         differentiable=tuple(results[i] for i in differentiable_at),
@@ -95,6 +107,24 @@ def _cell_facts(cell: str) -> CellFacts:
 
 
 CELLS = {name: _cell_facts(name) for name in torch.ops.fastrnn.cells().split(",")}
+USER_CELLS: dict[str, Cell] = {}  # by the ops' names, which are in CELLS, too
+
+
+def register_cell(cell: Cell) -> None:
+    """Let the ops take a user's cell by its ``op_name``: cells of one name have one content."""
+    if cell.op_name not in CELLS:
+        torch.ops.fastrnn.register_cell(cell.op_name, list(cell.facts), _has_output(cell))
+        CELLS[cell.op_name] = _cell_facts(cell.op_name)
+        USER_CELLS[cell.op_name] = cell
+
+
+def _has_output(cell: Cell) -> bool:
+    """Whether the cell's kernels give h before a projection."""
+    try:
+        return cell.for_projection() == cell
+    except ValueError:  # it reads h
+        return False
+
 
 # The tensors of the op beside its lists, which say how long sequences are and where they are reset.
 SCHEDULE = ("lengths", "batch_sizes", "offsets", "reset")
@@ -111,13 +141,38 @@ def chosen(results: Sequence[Any], indices: Sequence[int]) -> list[Any]:
 
 
 class ScanWeights(NamedTuple):
-    """Weights of one layer in one direction, G gates of H units, R = proj_size or H."""
+    """Weights of one layer in one direction, G gates of H units, R = proj_size or H.
+
+    A user's cell may have other numbers of gates in weight_ih and in weight_hh, which may be empty.
+    """
 
     weight_ih: Tensor  # [G * H, I]
     weight_hh: Tensor  # [G * H, R]
     bias_ih: Tensor | None = None  # [G * H]
     bias_hh: Tensor | None = None  # [G * H]
     weight_hr: Tensor | None = None  # [R, H]
+    vectors: Tensor | None = None  # [V * H], those of a user's cell, one after the other
+
+
+def weight_kinds(
+    bias: bool, projection: bool, *, recurrent: bool = True, vectors: Iterable[str] = ()
+) -> list[str]:
+    """Names of the weights of a layer in one direction, in torch's order; then a cell's vectors."""
+    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bias
+    kinds = [kind for kind in kinds if recurrent or not kind.endswith("_hh")]
+    return [*kinds, *["weight_hr"] * projection, *vectors]
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors as one, along the last dimension: so the ops take states, vectors and directions."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+
+
+def apart(joined: Tensor | None, count: int) -> Sequence[Tensor]:
+    """The inverse of :func:`side_by_side`; nothing of None."""
+    if joined is None:
+        return ()
+    return (joined,) if count == 1 else joined.chunk(count, dim=-1)
 
 
 # The types of devices the ops run on; on meta they compute shapes.
@@ -171,20 +226,21 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 @torch.library.register_fake("fastrnn::scan")
 def _scan_fake(  # type: ignore[no-untyped-def]
     cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, save, recompute=False,
-    all_states=False, groups=0, tf32=False,
+    all_states=False, groups=0, tf32=False, numbers=(),
 ):  # fmt: skip
     facts = CELLS[cell]
     given = named(facts.tensors, with_absent(facts.tensors, tensors, present))
     input = given["input"]
     _check_one_device(input, (*tensors, reset))
-    hidden_size = given["weight_ih"].size(-2) // facts.gates
+    hidden_size = given["weight_ih"].size(-2) // facts.input_gates
+    state_size = facts.cell_states * hidden_size
     output_size = given["weight_hh"].size(-1)
     columns = {
         "y": output_size,
         "h_n": output_size,
-        "c_n": hidden_size,
+        "c_n": state_size,
         "gates": facts.saved * hidden_size if save and not recompute else None,
-        "cells": hidden_size if save or all_states else None,
+        "cells": state_size if save or all_states else None,
     }
     results = []
     for result in facts.results:
@@ -199,7 +255,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
 @torch.library.register_fake("fastrnn::scan_backward")
 def _scan_backward_fake(  # type: ignore[no-untyped-def]
     cell, grads, tensors, present, lengths, batch_sizes, offsets, reset, reverse, saved, needs,
-    groups=0, tf32=False,
+    groups=0, tf32=False, numbers=(),
 ):  # fmt: skip
     table = CELLS[cell].tensors
     input = tensors[0]
@@ -225,7 +281,7 @@ def _stack_fake(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     _check_one_device(input, (*states, *reset_states, *weights, reset, packed))
     rows, output_size = weights[1].shape
-    sizes = (output_size, rows // CELLS[cell].gates)[: 1 + CELLS[cell].has_cell_state]
+    sizes = (output_size, rows // CELLS[cell].recurrent_gates)[: 1 + CELLS[cell].cell_states]
     samples = states[0].size(1) if states else input.size(1)
     return [
         input.new_empty(*input.shape[:-1], directions * output_size),
@@ -237,7 +293,7 @@ def _stack_fake(  # type: ignore[no-untyped-def]
 def _step_fake(cell, input, states, weights, packed=None):  # type: ignore[no-untyped-def]
     _check_one_device(input, (*states, *weights, packed))
     shape = (*input.shape[:-1], weights[1].size(1))
-    return [input.new_empty(shape) for _ in range(1 + CELLS[cell].has_cell_state)]
+    return [input.new_empty(shape) for _ in range(1 + CELLS[cell].cell_states)]
 
 
 class ScanCall(NamedTuple):
@@ -251,6 +307,7 @@ class ScanCall(NamedTuple):
     all_states: bool
     groups: int
     tf32: bool
+    numbers: Sequence[float]
 
 
 def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
@@ -274,18 +331,21 @@ def scan_backward_arguments(
 ) -> tuple[Any, ...]:
     """The arguments of scan_backward, from what was kept, the gradients of a scan's
     results and for which of the tensors that are there gradients are needed."""
-    cell, present, reverse, save, _, all_states, groups, tf32 = ctx.call
-    if not save:
+    call: ScanCall = ctx.call
+    if not call.save:
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
-    facts = CELLS[cell]
-    schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(present))
+    facts = CELLS[call.cell]
+    schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(call.present))
     of_results = chosen(grads, facts.differentiable_at)
-    if facts.has_cell_state and not all_states:
+    if facts.has_cell_state and not call.all_states:
         of_results[-1] = None  # of the cell states, which the caller does not see
     needs = [False] * len(facts.tensors)
-    for index, need in zip(present, of_tensors, strict=True):
+    for index, need in zip(call.present, of_tensors, strict=True):
         needs[index] = need
-    return cell, of_results, tensors, present, *schedule, reverse, saved, needs, groups, tf32
+    return (
+        call.cell, of_results, tensors, call.present, *schedule, call.reverse, saved, needs,
+        call.groups, call.tf32, call.numbers,
+    )  # fmt: skip
 
 
 def without_absent(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], list[int]]:

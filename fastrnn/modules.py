@@ -7,14 +7,14 @@ fastrnn/dropin.py has such, and tells it so, which :func:`fastrnn.accelerate` gi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, eager, functional, ops, tracing
+from fastrnn import checks, eager, functional, library, ops, tracing
 from fastrnn.layers import is_recorded
 from fastrnn.ops import ScanWeights
 
@@ -37,14 +37,22 @@ _FLAT_NAMES: dict[tuple[Any, ...], list[str]] = {}
 
 def weight_names(module: Any) -> list[list[str]]:
     """Parameter names of a module, one list per layer and direction, in torch's order."""
-    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(module.bias)
-    kinds += ["weight_hr"] * (getattr(module, "proj_size", 0) > 0)
+    kinds = weight_kinds(module)
     suffixes = ["", "_reverse"] if module.bidirectional else [""]
     return [
         [f"{kind}_l{layer}{suffix}" for kind in kinds]
         for layer in range(module.num_layers)
         for suffix in suffixes
     ]
+
+
+def weight_kinds(module: Any) -> list[str]:
+    return library.weight_kinds(
+        bool(module.bias),
+        getattr(module, "proj_size", 0) > 0,
+        recurrent=getattr(module, "_recurrent", True),
+        vectors=getattr(module, "_vectors", ()),
+    )
 
 
 def flat_weight_names(module: Any) -> list[str]:
@@ -55,7 +63,23 @@ def all_weight_names(module: Any) -> list[str]:
     """Names of the weights of a layer or a cell, fastrnn's or torch.nn's."""
     if isinstance(module, (RecurrentModule, nn.RNNBase)):
         return flat_weight_names(module)
-    return ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    return library.weight_kinds(bias=True, projection=False)
+
+
+def _weight_shapes(
+    facts: ops.CellFacts, input_size: int, hidden_size: int, output_size: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's weights by their kinds; those of a user's vectors are not here."""
+    input_rows, recurrent_rows = (
+        gates * hidden_size for gates in (facts.input_gates, facts.recurrent_gates)
+    )
+    return {
+        "weight_ih": (input_rows, input_size),
+        "weight_hh": (recurrent_rows, output_size),
+        "bias_ih": (input_rows,),
+        "bias_hh": (recurrent_rows,),
+        "weight_hr": (output_size, hidden_size),
+    }
 
 
 class RecurrentModule(nn.Module):
@@ -72,6 +96,9 @@ class RecurrentModule(nn.Module):
     # These are on the class because an accelerated module's instance lacks them.
     recompute: bool = False
     reverse: bool = False
+    # What a user's cell has that others have not.
+    _recurrent: bool = True  # whether there is a product of h
+    _vectors: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -99,7 +126,7 @@ class RecurrentModule(nn.Module):
             bidirectional=bidirectional,
             dropout=dropout,
             proj_size=proj_size,
-            takes_projection=mode == "LSTM",
+            takes_projection=mode in ("LSTM", "Recurrent"),
         )
         checks.check_direction(reverse, bidirectional)
         checks.check_bool("recompute", recompute)
@@ -115,14 +142,14 @@ class RecurrentModule(nn.Module):
         self.recompute = recompute
         self.reverse = reverse
 
-        rows = ops.CELLS[self._cell].gates * hidden_size
+        facts, kinds = ops.CELLS[self._cell], weight_kinds(self)
         output_size = self.proj_size or hidden_size
         columns = input_size
         for names in weight_names(self):
             direction = "_reverse" in names[0]
-            shapes = [(rows, columns), (rows, output_size)] + [(rows,), (rows,)] * bias
-            shapes += [(output_size, hidden_size)] * (self.proj_size > 0)
-            for name, shape in zip(names, shapes, strict=True):
+            shapes = _weight_shapes(facts, columns, hidden_size, output_size)
+            for kind, name in zip(kinds, names, strict=True):
+                shape = shapes.get(kind, (hidden_size,))
                 setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
             if direction or not bidirectional:
                 columns = output_size * (1 + bidirectional)
@@ -164,7 +191,10 @@ class RecurrentModule(nn.Module):
         if torch.compiler.is_compiling():
             names = flat_weight_names(self)
         else:
-            key = (self.bias, self.proj_size > 0, self.bidirectional, self.num_layers)
+            key = (
+                self.bias, self.proj_size > 0, self.bidirectional, self.num_layers,
+                self._recurrent, self._vectors,
+            )  # fmt: skip
             names = _FLAT_NAMES.get(key) or _FLAT_NAMES.setdefault(key, flat_weight_names(self))
         return [parameters[n] if n in parameters else getattr(self, n) for n in names]  # type: ignore[misc]
 
@@ -177,6 +207,7 @@ class RecurrentModule(nn.Module):
         reset: Tensor | None,
         reset_state: Any,
         return_all_states: bool,
+        extra: Mapping[str, Any] | None = None,
     ) -> Any:
         """The results of a call: those of the short way if it may be taken."""
         if lengths is None and mask is None and reset_state is None and not return_all_states:
@@ -189,6 +220,7 @@ class RecurrentModule(nn.Module):
             "reset": reset,
             "reset_state": reset_state,
             "return_all_states": return_all_states,
+            "extra": extra,
         }
         leaf = tracing.fx_leaf(self, (input, hx), options)
         if leaf is not None:
@@ -215,6 +247,7 @@ class RecurrentModule(nn.Module):
             reverse=self.reverse,
             projection=self.proj_size > 0,
             packed=self._packed_weights(input, hx, reset_state, all_states=return_all_states),
+            user=self._user_call(extra),
         )
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
@@ -235,6 +268,10 @@ class RecurrentModule(nn.Module):
 
     def _packed_weights(self, *inputs: Any, all_states: bool = False) -> Tensor | None:
         """For a call with these inputs, the weights that fastrnn.freeze packed."""
+        return None
+
+    def _user_call(self, extra: Mapping[str, Any] | None) -> functional.UserCall | None:
+        """What a user's cell has in a call besides other cells."""
         return None
 
     def reset_parameters(self) -> None:
@@ -565,16 +602,21 @@ class LSTM(RecurrentModule):
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states)
 
 
-class RecurrentCell(nn.Module):
+class CellModule(nn.Module):
     """The base of the cells: one step is a scan over a sequence of length 1."""
 
     input_size: int
     hidden_size: int
     bias: bool
+    weight_ih: Tensor
+    weight_hh: Tensor
     bias_ih: Tensor | None
     bias_hh: Tensor | None
 
     _cell: str  # the op's name
+    # As of RecurrentModule.
+    _recurrent: bool = True
+    _vectors: tuple[str, ...] = ()
     # How error texts name the states.
     _state_labels: ClassVar[Sequence[str]] = ("hidden",)
 
@@ -586,15 +628,14 @@ class RecurrentCell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
-        rows = ops.CELLS[self._cell].gates * hidden_size
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-
-        self.weight_ih = parameter(rows, input_size)
-        self.weight_hh = parameter(rows, hidden_size)
-        self.register_parameter("bias_ih", parameter(rows) if bias else None)
-        self.register_parameter("bias_hh", parameter(rows) if bias else None)
+        shapes = _weight_shapes(ops.CELLS[self._cell], input_size, hidden_size, hidden_size)
+        kinds = library.weight_kinds(
+            bias=True, projection=False, recurrent=self._recurrent, vectors=self._vectors
+        )
+        for kind in kinds:
+            value = torch.empty(shapes.get(kind, (hidden_size,)), device=device, dtype=dtype)
+            is_there = bias or kind not in ("bias_ih", "bias_hh")
+            self.register_parameter(kind, nn.Parameter(value) if is_there else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -634,7 +675,7 @@ class RecurrentCell(nn.Module):
         cell, name = self._cell, type(self).__name__
         checks.check_cell_input_type(name, input)
         count = 1 + ops.CELLS[cell].has_cell_state
-        states = () if hx is None else checks.check_states(name, hx, count == 2)
+        states = () if hx is None else checks.check_states(name, hx, checks.LSTM_STATES[:count])
         packed = self._packed_weights(input, states)
         input, *rest = functional.autocast(
             [input, *states, *self._weights()], input.device, packed is not None
@@ -661,7 +702,7 @@ class RecurrentCell(nn.Module):
         tracing.refuse_script(self)
 
 
-class RNNCell(RecurrentCell):
+class RNNCell(CellModule):
     r"""One step of an Elman network, a drop-in for :class:`torch.nn.RNNCell`.
 
     Args:
@@ -698,7 +739,7 @@ class RNNCell(RecurrentCell):
         return self._step(input, hx)
 
 
-class GRUCell(RecurrentCell):
+class GRUCell(CellModule):
     """One step of a gated recurrent unit, a drop-in for :class:`torch.nn.GRUCell`.
 
     Arguments as :class:`RNNCell`, without ``nonlinearity``.
@@ -721,7 +762,7 @@ class GRUCell(RecurrentCell):
         return self._step(input, hx)
 
 
-class LSTMCell(RecurrentCell):
+class LSTMCell(CellModule):
     """One step of a long short-term memory, a drop-in for :class:`torch.nn.LSTMCell`.
 
     Arguments as :class:`RNNCell`, without ``nonlinearity``.

@@ -6,7 +6,7 @@ weights which a model computes (weight_norm) export as well; runtimes fold it wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,12 +110,13 @@ def _translate(
     all_states: bool = False,
     groups: int = 0,
     tf32: bool = False,
+    numbers: Sequence[float] = (),
     **others: Any,
 ) -> list[Any]:
     """Translate one call of the op, by the names of its schema and table, to the cell's results.
 
     Any argument that ONNX cannot express is an error, also one that the op gains later. ``save``
-    and ``recompute`` concern only backward, ``tf32`` only GPUs.
+    and ``recompute`` concern only backward, ``tf32`` only GPUs, ``numbers`` only users' cells.
     """
     unsupported = [
         _UNSUPPORTED.get(name, name) for name, value in others.items() if value is not None
@@ -129,7 +130,7 @@ def _translate(
     if input.dtype == ir.DataType.BFLOAT16:
         unsupported.append("bfloat16 that a runtime has (export model.float())")
     if cell not in _NODES:
-        unsupported.append(f"cell {cell}")
+        unsupported.append(f"cell {cell} (export a loop of torch operations, module.cell.step)")
     if unsupported:
         raise NotImplementedError(
             f"fastrnn: ONNX's RNN, GRU and LSTM nodes have no {' and no '.join(unsupported)}"

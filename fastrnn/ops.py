@@ -15,18 +15,22 @@ derivatives, and forward mode within forward mode, which torch gets wrong for an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from fastrnn.cells import compiler
 from fastrnn.library import (
     CELLS,
     DEVICES,
     DTYPES,
     SCHEDULE,
+    USER_CELLS,
     WEIGHT_RANKS,
     CellFacts,
     ScanCall,
@@ -40,6 +44,7 @@ from fastrnn.library import (
     scan_backward_arguments,
     setup_scan,
     split,
+    weight_kinds,
     where_needed,
     with_absent,
     without_absent,
@@ -212,6 +217,22 @@ def _duals(
     return [_dual(value, tangent) for value, tangent in zip(values, tangents, strict=True)]
 
 
+def load_kernels(cell: str, dtype: torch.dtype, *, second_order: bool = False) -> None:
+    """Load a user's cell's kernels; those on dual numbers are kernels of their own.
+
+    Raises:
+        CannotCompile: there are none, and none can be made here.
+    """
+    if cell not in USER_CELLS:
+        return
+    modes = (
+        torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    )
+    # Else torch.export writes into a graph what is asked here. To leave no mode takes 30 µs.
+    with _disable_current_modes() if modes else contextlib.nullcontext():
+        compiler.ensure(USER_CELLS[cell], dtype, second_order=second_order)
+
+
 def _tangents(results: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> tuple[Tensor, ...]:
     tangents = []
     for result, dtype in zip(results, dtypes, strict=True):
@@ -298,11 +319,12 @@ class _Scan(torch.autograd.Function):
     def gradients_in_graph(backward_arguments: Sequence[Any]) -> list[Tensor | None]:
         """The gradients of all of the cell's tensors, as a node of the graph."""
         cell, of_results, there, present, *others = backward_arguments
-        *schedule, reverse, saved, needs, groups, tf32 = others
+        *schedule, reverse, saved, needs, groups, tf32, numbers = others
         tensors = with_absent(CELLS[cell].tensors, there, present)
         gradients = _ScanBackward.apply(
-            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, tf32
-        )
+            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, tf32,
+            numbers,
+        )  # fmt: skip
         return _sum_groups(gradients, tensors)
 
     @staticmethod
@@ -312,7 +334,7 @@ class _Scan(torch.autograd.Function):
         tensors, schedule = split(ctx.saved_tensors, len(facts.tensors))
         of_results = _ScanTangent.apply(
             call.cell, *tensors, *tangents[1 : 1 + len(tensors)], *schedule, call.reverse,
-            call.all_states, call.groups,
+            call.all_states, call.groups, call.numbers,
         )  # fmt: skip
         by_name = named(facts.differentiable, of_results)
         if not call.all_states:
@@ -359,7 +381,7 @@ class _ScanBackward(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Tensor, ...]:
         cell, *others = args
         facts = CELLS[cell]
-        grads, tensors, (*schedule, reverse), saved, (needs, groups, tf32) = split(
+        grads, tensors, (*schedule, reverse), saved, (needs, *others) = split(
             others, len(facts.differentiable), len(facts.tensors), len(SCHEDULE) + 1,
             len(facts.saved_results),
         )  # fmt: skip
@@ -367,7 +389,7 @@ class _ScanBackward(torch.autograd.Function):
             _below_autograd(
                 torch.ops.fastrnn.scan_backward,
                 *(cell, list(grads), *without_absent(tensors), *schedule, reverse),
-                *(list(saved), list(needs), groups, tf32),
+                *(list(saved), list(needs), *others),
             )
         )
 
@@ -375,7 +397,7 @@ class _ScanBackward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.cell, *others = inputs
         facts = CELLS[ctx.cell]
-        kept, (ctx.reverse, *_, ctx.needs, ctx.groups, _) = split(
+        kept, (ctx.reverse, *_, ctx.needs, ctx.groups, _, ctx.numbers) = split(
             others, len(facts.differentiable) + len(facts.tensors) + len(SCHEDULE)
         )
         ctx.set_materialize_grads(False)
@@ -396,7 +418,7 @@ class _ScanBackward(torch.autograd.Function):
         grads, tensors, schedule = split(saved, len(facts.differentiable), len(facts.tensors))
         return _SecondOrder.apply(
             ctx.cell, *grads, *grad_tangents, *tensors, *tangents, *schedule, ctx.reverse,
-            tuple(needs), ctx.groups,
+            tuple(needs), ctx.groups, ctx.numbers,
         )  # fmt: skip
 
     @staticmethod
@@ -431,25 +453,26 @@ class _ScanBackward(torch.autograd.Function):
 
 class _ScanTangent(torch.autograd.Function):
     """Tangents of the differentiable results, from the cell, its tensors, their tangents, the
-    schedule, reverse, all_states and groups."""
+    schedule, reverse, all_states, groups and the cell's numbers."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         cell, *others = args
         facts = CELLS[cell]
         count = len(facts.tensors)
-        tensors, tangents, schedule, (reverse, all_states, groups) = split(
+        tensors, tangents, schedule, (reverse, all_states, groups, numbers) = split(
             others, count, count, len(SCHEDULE)
         )
+        load_kernels(cell, tensors[0].dtype, second_order=True)
         results = torch.ops.fastrnn.scan(
             cell,
             *without_absent(_duals(tensors, tangents)),
             *schedule,
             reverse,
-            False,
-            False,
-            all_states,
-            groups,
+            save=False,
+            all_states=all_states,
+            groups=groups,
+            numbers=numbers,
         )
         return _tangents(
             chosen(results, facts.differentiable_at), _result_dtypes(facts, tensors[0])
@@ -457,7 +480,7 @@ class _ScanTangent(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, *kept, ctx.reverse, _, ctx.groups = inputs
+        ctx.cell, *kept, ctx.reverse, _, ctx.groups, ctx.numbers = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept)
         ctx.mark_non_differentiable(*(result for result in output if result.shape == (0,)))
@@ -470,15 +493,17 @@ class _ScanTangent(torch.autograd.Function):
         tensors, tangents, schedule = split(ctx.saved_tensors, count, count)
         needs, needs_tangents, others = split(ctx.needs_input_grad[1:], count, count)
         results = _Scan.apply(
-            ctx.cell, *tensors, *schedule, ctx.reverse, True, False, False, ctx.groups, False
-        )
+            ctx.cell, *tensors, *schedule, ctx.reverse, True, False, False, ctx.groups, False,
+            ctx.numbers,
+        )  # fmt: skip
         of_tangents = _ScanBackward.apply(
             ctx.cell, *grads, *tensors, *schedule, ctx.reverse,
             *chosen(results, facts.saved_at), tuple(needs_tangents), ctx.groups, False,
+            ctx.numbers,
         )  # fmt: skip
         of_tensors = _SecondOrder.apply(
             ctx.cell, *grads, *(None,) * len(grads), *tensors, *tangents, *schedule, ctx.reverse,
-            tuple(needs), ctx.groups,
+            tuple(needs), ctx.groups, ctx.numbers,
         )[:count]  # fmt: skip
         return (
             None, *where_needed(_sum_groups(of_tensors, tensors), needs),
@@ -496,23 +521,26 @@ class _ScanTangent(torch.autograd.Function):
 class _SecondOrder(torch.autograd.Function):
     """Tangents of the gradients of a scan's tensors, then of its differentiable results; from the
     cell, the results' gradients and their tangents, the tensors and theirs, the schedule, reverse,
-    needs and groups."""
+    needs, groups and the cell's numbers."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         cell, *others = args
         facts = CELLS[cell]
         grads_count, count = len(facts.differentiable), len(facts.tensors)
-        grads, grad_tangents, tensors, tangents, schedule, (reverse, needs, groups) = split(
+        grads, grad_tangents, tensors, tangents, schedule, flags = split(
             others, grads_count, grads_count, count, count, len(SCHEDULE)
         )
+        reverse, needs, groups, numbers = flags
+        load_kernels(cell, tensors[0].dtype, second_order=True)
         duals = without_absent(_duals(tensors, tangents))
         results = torch.ops.fastrnn.scan(
-            cell, *duals, *schedule, reverse, True, False, True, groups
-        )
+            cell, *duals, *schedule, reverse, save=True, all_states=True, groups=groups,
+            numbers=numbers,
+        )  # fmt: skip
         gradients = torch.ops.fastrnn.scan_backward(
             cell, _duals(grads, grad_tangents), *duals, *schedule, reverse,
-            chosen(results, facts.saved_at), list(needs), groups,
+            chosen(results, facts.saved_at), list(needs), groups, numbers=numbers,
         )  # fmt: skip
         dtype = tensors[0].dtype
         return (
@@ -548,31 +576,32 @@ def _needs_weights(at: int) -> Callable[[Sequence[Any], CellFacts], bool]:
 
 def _scan_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
     flags = [None] * 4
-    arguments = [None, *_roles(facts.tensors), *SCHEDULE, *flags, "groups", None]
+    arguments = [None, *_roles(facts.tensors), *SCHEDULE, *flags, "groups", None, None]
     return arguments, _roles(facts.results)
 
 
 def _backward_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
     grads, saved = _roles(facts.differentiable), _roles(facts.saved_results)
     arguments = [None, *grads, *_roles(facts.tensors), *SCHEDULE, None, *saved]
-    return [*arguments, None, "groups", None], _gradient_roles(facts)
+    return [*arguments, None, "groups", None, None], _gradient_roles(facts)
 
 
 def _tangent_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
-    arguments = [None, *_roles(facts.tensors) * 2, *SCHEDULE, None, None, "groups"]
+    arguments = [None, *_roles(facts.tensors) * 2, *SCHEDULE, None, None, "groups", None]
     return arguments, _roles(facts.differentiable)
 
 
 def _second_order_roles(facts: CellFacts) -> tuple[list[_Role], list[_Role]]:
     grads = _roles(facts.differentiable)
-    arguments = [None, *grads * 2, *_roles(facts.tensors) * 2, *SCHEDULE, None, None, "groups"]
+    tensors = _roles(facts.tensors) * 2
+    arguments = [None, *grads * 2, *tensors, *SCHEDULE, None, None, "groups", None]
     return arguments, [*_gradient_roles(facts), *grads]
 
 
 _set_vmap_rule(_Scan, _scan_roles)
-_set_vmap_rule(_ScanBackward, _backward_roles, _needs_weights(-3))
+_set_vmap_rule(_ScanBackward, _backward_roles, _needs_weights(-4))
 _set_vmap_rule(_ScanTangent, _tangent_roles)
-_set_vmap_rule(_SecondOrder, _second_order_roles, _needs_weights(-2))
+_set_vmap_rule(_SecondOrder, _second_order_roles, _needs_weights(-3))
 
 
 def _refuse_nested_forward_mode() -> None:
@@ -625,6 +654,8 @@ def scan(
     c_0: Tensor | None,
     weights: ScanWeights,
     *,
+    extras: Sequence[Tensor] = (),
+    numbers: Sequence[float] = (),
     reset_h: Tensor | None = None,
     reset_c: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -638,11 +669,13 @@ def scan(
     """Run one layer in one direction over a whole sequence.
 
     Args:
-        cell: a name in ``CELLS``.
+        cell: a name in ``CELLS``; a user's cell has S states besides h, an LSTM 1.
         input: (T, N, I), or (rows, I) when packed or jagged, in a dtype of ``DTYPES``.
         h_0: (N, R), the initial hidden state.
-        c_0: (N, H), the initial cell state of an LSTM, else None.
+        c_0: (N, S * H), the initial cell states side by side, None without such.
         weights: of this layer and direction.
+        extras: the extra inputs of a user's cell, (T, N, H) or (rows, H) each, of any strides.
+        numbers: those of a user's cell.
         reset_h, reset_c: as h_0 and c_0, what a reset replaces the state by; zeros without it.
         lengths: (N,) int64 on CPU, the steps of each sample; all T without it. Of a padded input on
             a GPU also there, where values outside of [0, T] count as the nearest of those.
@@ -656,9 +689,9 @@ def scan(
         all_states: also return the cell state after every step.
 
     Returns:
-        y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, H) or None;
-        with ``all_states``, c of every step (T, N, H) or (rows, H), float32 for half types, else
-        None.
+        y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, S * H) or
+        None; with ``all_states``, c of every step (T, N, S * H) or (rows, S * H), float32 for half
+        types, else None.
 
     Raises:
         NotImplementedError: on a device without a kernel; for a derivative there is no rule for.
@@ -673,9 +706,9 @@ def scan(
     facts = CELLS[cell]
     by_name = {
         "input": input, "h_0": h_0, "c_0": c_0, **weights._asdict(), "reset_h": reset_h,
-        "reset_c": reset_c,
+        "reset_c": reset_c, **{f"extra_{index}": extra for index, extra in enumerate(extras)},
     }  # fmt: skip
-    tensors = [by_name.pop(info.name) for info in facts.tensors]
+    tensors = [by_name.pop(info.name, None) for info in facts.tensors]
     for name, tensor in by_name.items():
         if tensor is not None:
             raise RuntimeError(f"fastrnn: {cell} has no {name}")
@@ -685,17 +718,17 @@ def scan(
     schedule = (lengths, batch_sizes, offsets, reset)
 
     def function_arguments(save: bool) -> tuple[Any, ...]:
-        return (cell, *tensors, *schedule, reverse, save, recompute, all_states, 0, tf32)
+        return (cell, *tensors, *schedule, reverse, save, recompute, all_states, 0, tf32, numbers)
 
     def op_arguments(save: bool) -> tuple[Any, ...]:
         lists = without_absent(tensors)
-        return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, tf32)
+        return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, tf32, numbers)
 
     results: Sequence[Tensor]
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         lists = without_absent(tensors)
         results = scan_in_jit_trace()(
-            cell, *lists, *schedule, reverse, recompute, all_states, 0, tf32
+            cell, *lists, *schedule, reverse, recompute, all_states, 0, tf32, list(numbers)
         )
     elif torch.compiler.is_exporting():
         results = torch.ops.fastrnn.scan(*op_arguments(grad))
@@ -711,7 +744,7 @@ def scan(
         results = _Scan.apply(*function_arguments(grad))
     elif grad and any(t is not None and t.requires_grad for t in tensors):
         there, present = without_absent(tensors)
-        call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32)
+        call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32, numbers)
         results = _EagerScan.apply(call, *map(_savable, (*schedule, *there)))
     else:
         results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
@@ -733,7 +766,7 @@ def scan_flat(
     """
     call = _plain_call(cell, len(weights), reverse, recompute)
     results = _EagerScan.apply(call, *_NO_SCHEDULE, input, *states, *weights)
-    return results[: 2 + CELLS[cell].has_cell_state]
+    return results[: 2 + CELLS[cell].cell_states]
 
 
 _NO_SCHEDULE = (None,) * len(SCHEDULE)
@@ -742,9 +775,7 @@ _NO_SCHEDULE = (None,) * len(SCHEDULE)
 @functools.cache
 def _plain_call(cell: str, count: int, reverse: bool, recompute: bool) -> ScanCall:
     """A call with so many weights, given states and nothing else."""
-    weights = ["weight_ih", "weight_hh", *["bias_ih", "bias_hh"] * (count >= 4)]
-    weights += ["weight_hr"] * (count % 2)
     table = CELLS[cell].tensors
-    given = {"input", "h_0", "c_0", *weights}
+    given = {"input", "h_0", "c_0", *weight_kinds(bias=count >= 4, projection=count % 2 == 1)}
     present = [index for index, info in enumerate(table) if info.name in given]
-    return ScanCall(cell, present, reverse, True, recompute, False, 0, False)
+    return ScanCall(cell, present, reverse, True, recompute, False, 0, False, ())

@@ -1,43 +1,48 @@
 """One plain-torch step per cell: the oracle of the tests, readable rather than fast.
 
-Any order of derivative, any transform: it is torch operations all the way down.
+Any order of derivative, any transform: it is torch operations all the way down. A user's cell runs
+so where it has no kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from fastrnn.layouts import Rows, rows_of
+from fastrnn.library import USER_CELLS, accumulate_dtype, apart, side_by_side
 from fastrnn.ops import CELLS, ScanWeights
 
-State = tuple[Tensor, Tensor | None]
-Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], State]
+State = tuple[Tensor, Sequence[Tensor]]
+# (gx, gh, h, cell states, vectors, numbers, extra inputs) -> (h, cell states) after the step
+Step = Callable[..., State]
 
 __all__ = ["STEPS", "scan"]
 
 
-def _rnn_tanh(gx: Tensor, gh: Tensor, h: Tensor, c: Tensor | None) -> State:
-    return torch.tanh(gx + gh), None
+def _rnn_tanh(gx: Tensor, gh: Tensor, *_: Any) -> State:
+    return torch.tanh(gx + gh), ()
 
 
-def _rnn_relu(gx: Tensor, gh: Tensor, h: Tensor, c: Tensor | None) -> State:
-    return torch.relu(gx + gh), None
+def _rnn_relu(gx: Tensor, gh: Tensor, *_: Any) -> State:
+    return torch.relu(gx + gh), ()
 
 
-def _gru(gx: Tensor, gh: Tensor, h: Tensor, c: Tensor | None) -> State:
+def _gru(gx: Tensor, gh: Tensor, h: Tensor, *_: Any) -> State:
     (x_r, x_z, x_n), (h_r, h_z, h_n) = gx.chunk(3, -1), gh.chunk(3, -1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
-    return (1 - z) * n + z * h, None
+    return (1 - z) * n + z * h, ()
 
 
-def _lstm(gx: Tensor, gh: Tensor, h: Tensor, c: Tensor | None) -> State:
+def _lstm(gx: Tensor, gh: Tensor, h: Tensor, cells: Sequence[Tensor], *_: Any) -> State:
     i, f, g, o = (gx + gh).chunk(4, -1)
-    assert c is not None
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    c = torch.sigmoid(f) * cells[0] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), (c,)
 
 
 STEPS: dict[str, Step] = {
@@ -55,40 +60,108 @@ def scan(
     c_0: Tensor | None,
     weights: ScanWeights,
     *,
+    extras: Sequence[Tensor] = (),
+    numbers: Sequence[float] = (),
     reset_h: Tensor | None = None,
     reset_c: Tensor | None = None,
     lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    offsets: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
+    recompute: bool = False,
     all_states: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """:func:`fastrnn.ops.scan` on padded input, step by step."""
-    step, (T, N, _) = STEPS[cell], input.shape
-    h, c = h_0, c_0
-    lengths = None if lengths is None else lengths.to(input.device)
-    outputs = [input.new_zeros(N, weights.weight_hh.size(1))] * T
-    cells = [input.new_zeros(N, weights.weight_ih.size(0) // CELLS[cell].gates)] * T
+    """:func:`fastrnn.ops.scan` step by step; torch saves for backward what it does."""
+    rows, count = None, input.size(0)
+    if batch_sizes is not None or offsets is not None:
+        rows = rows_of(count, batch_sizes, offsets, lengths)
+        rows = Rows(*(each.to(input.device) for each in rows))
+        lengths = rows.lengths
+        input, *extras = (each[rows.of_padded] for each in (input, *extras))
+    T, dtype = input.size(0), accumulate_dtype(input.dtype)
+    running = None if lengths is None else _running(lengths.to(input.device), T)
+    if running is not None:
+        # The gradient of a step that does not run is zero, times a derivative that must be finite.
+        input = torch.where(running, input, 0)
+        extras = [torch.where(running, extra, 1) for extra in extras]
+    entering = None if reset is None else _entering(reset, running, reverse)
+
+    step = _step_of(cell, weights, numbers)
+    gx = linear(input, weights.weight_ih, weights.bias_ih).to(dtype)
+    h, c = h_0, None if c_0 is None else c_0.to(dtype)
+    outputs, cells = [h] * T, [c] * T
     for t in reversed(range(T)) if reverse else range(T):
-        running = torch.ones(N, 1, dtype=torch.bool, device=input.device)
-        if lengths is not None:
-            running = (lengths > t).unsqueeze(1)
-        mark = t + 1 if reverse else t
-        if reset is not None and mark < T:
-            entering = reset[mark].unsqueeze(1)
-            if lengths is not None:
-                entering = entering & (lengths > mark).unsqueeze(1)
-            h = torch.where(entering, 0 if reset_h is None else reset_h, h)
-            if c is not None:
-                c = torch.where(entering, 0 if reset_c is None else reset_c, c)
-        gx = torch.nn.functional.linear(input[t], weights.weight_ih, weights.bias_ih)
-        gh = torch.nn.functional.linear(h, weights.weight_hh, weights.bias_hh)
-        new_h, new_c = step(gx, gh, h, c)
+        if entering is not None:
+            h, c = _where(entering[t], reset_h, h), _where(entering[t], reset_c, c)
+        new_h, new_c = step(gx[t], h, c, [extra[t].to(dtype) for extra in extras])
+        if running is not None:
+            new_h, new_c = _where(running[t], new_h, h), _where(running[t], new_c, c)
+        h, c = outputs[t], cells[t] = new_h, new_c
+
+    def sequence(steps: list[Any], like: Tensor) -> Tensor:
+        """The values of all steps, laid out as the input, 0 where a sample does not run."""
+        padded = torch.stack(steps) if steps else like.new_zeros(0, *like.shape)
+        if running is not None:
+            padded = torch.where(running, padded, 0)
+        return padded if rows is None else _unpadded(padded, rows, count)
+
+    y = sequence(outputs, h)
+    if c is None:
+        return y, h, None, None
+    return y, h, c.to(input.dtype), sequence(cells, c) if all_states else None
+
+
+def _step_of(cell: str, weights: ScanWeights, numbers: Sequence[float]) -> Callable[..., Any]:
+    """A function of gx, h, c and the extra inputs of a step that gives h and c after it."""
+    facts = CELLS[cell]
+    formula = STEPS[cell] if cell in STEPS else USER_CELLS[cell].step
+
+    def step(
+        gx: Tensor, h: Tensor, c: Tensor | None, extras: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        gh = None
+        if facts.recurrent_gates:
+            gh = linear(h, weights.weight_hh, weights.bias_hh).to(gx.dtype)
+        vectors = None if weights.vectors is None else weights.vectors.to(gx.dtype)
+        new_h, cells = formula(
+            gx, gh, h.to(gx.dtype), apart(c, facts.cell_states), apart(vectors, facts.vectors),
+            numbers, extras,
+        )  # fmt: skip
+        new_h = new_h.to(h.dtype)
         if weights.weight_hr is not None:
-            new_h = new_h @ weights.weight_hr.T
-        h = torch.where(running, new_h, h)
-        c = None if new_c is None or c is None else torch.where(running, new_c, c)
-        outputs[t] = torch.where(running, h, 0)
-        if c is not None:
-            cells[t] = torch.where(running, c, 0)
-    y = torch.stack(outputs) if T else input.new_empty(0, N, weights.weight_hh.size(1))
-    return y, h, c, torch.stack(cells) if all_states and c is not None and T else None
+            new_h = linear(new_h, weights.weight_hr)
+        return new_h, side_by_side(cells) if cells else None
+
+    return step
+
+
+def _running(lengths: Tensor, T: int) -> Tensor:
+    """(T, N, 1): whether a sample runs a step."""
+    steps = torch.arange(T, device=lengths.device)
+    return (lengths > steps[:, None]).unsqueeze(-1)
+
+
+def _entering(reset: Tensor, running: Tensor | None, reverse: bool) -> Tensor:
+    """(T, N, 1): whether the state is replaced before a step. The reverse walk enters a segment at
+    its end, one step before the mark of the next one."""
+    marks = reset.unsqueeze(-1)
+    if running is not None:
+        marks = marks & running
+    return torch.cat([marks[1:], torch.zeros_like(marks[:1])]) if reverse else marks
+
+
+def _where(condition: Tensor, chosen: Tensor | None, other: Tensor | None) -> Any:
+    """torch.where, in which no tensor to choose is zero; None of a state that the cell lacks."""
+    if other is None:
+        return None
+    return torch.where(condition, 0 if chosen is None else chosen.to(other.dtype), other)
+
+
+def _unpadded(padded: Tensor, rows: Rows, count: int) -> Tensor:
+    """(T, N, columns) as so many rows, from zeros where a sample does not run."""
+    running = _running(rows.lengths, padded.size(0)).squeeze(-1)
+    spare = count  # a row for what does not run
+    places = torch.where(running, rows.of_padded, spare)
+    into = padded.new_zeros(count + 1, padded.size(-1))
+    return into.index_copy(0, places.flatten(), padded.flatten(0, 1))[:count]

@@ -51,7 +51,7 @@ def make_scan(
     """Random float64 input, h_0, c_0 and weights of a scan of sizes (T, N, I, H), on the device under test."""
     T, N, I, H = sizes
     generator = torch.Generator().manual_seed(seed)
-    R, rows = proj_size or H, ops.CELLS[cell].gates * H
+    R, rows = proj_size or H, ops.CELLS[cell].input_gates * H
 
     def normal(*shape: int) -> Tensor:
         return random(shape, generator).to(DEVICE)
@@ -78,7 +78,7 @@ NO_SCHEDULE: Named = MappingProxyType({})
 
 def by_name(cell: str, *tensors: Tensor | None) -> dict[str, Tensor | None]:
     """Name input, h_0, c_0, the weights and more, given as make_scan returns them; leave out those the cell lacks."""
-    names = [info.name for info in ops.CELLS["lstm"].tensors]
+    names = ["input", "h_0", "c_0", *ScanWeights._fields, "reset_h", "reset_c"]
     given = dict(zip(names, tensors, strict=False))
     return {info.name: given.get(info.name) for info in ops.CELLS[cell].tensors}
 

@@ -93,7 +93,7 @@ def make_problem(cell: str, kind: str, sizes: Sizes, dtype: torch.dtype) -> Prob
     T, N, I, H = sizes
     generator = torch.Generator().manual_seed(7)
     R = (H + 2) // 3 if "projection" in kind else H
-    rows, has_c = CELLS[cell].gates * H, CELLS[cell].has_cell_state
+    rows, has_c = CELLS[cell].input_gates * H, CELLS[cell].has_cell_state
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale

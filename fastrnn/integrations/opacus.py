@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, vmap
 
 import fastrnn
 from fastrnn import dropin
-from fastrnn.checks import check_states, lengths_tensor
+from fastrnn.checks import LSTM_STATES, check_states, lengths_tensor
 from fastrnn.modules import RecurrentModule
 
 __all__ = ["GRU", "LSTM", "RNN", "prepare"]
@@ -91,7 +91,8 @@ class _Private(RecurrentModule):
         if hx is None:
             states = [x.new_zeros(N, *shape) for shape in shapes[1:]]
         else:
-            states = [h.transpose(0, 1) for h in check_states(self.mode, hx, has_cell_state)]
+            labels = LSTM_STATES[: 1 + has_cell_state]
+            states = [h.transpose(0, 1) for h in check_states(self.mode, hx, labels)]
             states = [h.expand(N, *shape) for h, shape in zip(states, shapes[1:], strict=True)]
         rows = super().__call__(x, lengths, *states)
         parts = rows.split([count * size for count, size in shapes], 1)

@@ -61,11 +61,11 @@ COMPARISON = """
 import torch
 from fastrnn import ops, reference
 
-def mgu(gx, gh, h, c):
+def mgu(gx, gh, h, *_):
     (x_f, x_n), (h_f, h_n) = gx.chunk(2, -1), gh.chunk(2, -1)
     f = torch.sigmoid(x_f + h_f)
     n = torch.tanh(x_n + f * h_n)
-    return (1 - f) * n + f * h, None
+    return (1 - f) * n + f * h, ()
 
 reference.STEPS["mgu"] = mgu
 generator = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def run(scan, tensors, dtype, **options):
 def normal(*shape):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-assert ops.CELLS["mgu"][:3] == (2, 3, False), ops.CELLS
+assert ops.CELLS["mgu"][:7] == (2, 2, 0, 0, 0, 0, 3), ops.CELLS
 for T, N, I, H in ((5, 3, 4, 5), (6, 75, 3, 5), (3, 17, 19, 83), (1, 50, 9, 40), (60, 100, 3, 33)):
     shapes = (2 * H, I), (2 * H, H), (2 * H,), (2 * H,)
     tensors = [normal(T, N, I), normal(N, H), *(normal(*shape) * H**-0.5 for shape in shapes)]

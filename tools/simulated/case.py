@@ -58,7 +58,7 @@ class Case:
         self.groups = groups
         self.dtype, self.tf32 = KINDS[kind]
         draw = torch.Generator().manual_seed(seed)
-        gates, has_c = CELLS[cell].gates, CELLS[cell].has_cell_state
+        gates, has_c = CELLS[cell].input_gates, CELLS[cell].has_cell_state
         out = R or H
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:

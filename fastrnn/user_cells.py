@@ -1,0 +1,74 @@
+"""Whether a user's cell runs in kernels, which are compiled when first used, or step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn import ops, reference
+from fastrnn.cells.compiler import CannotCompile
+from fastrnn.library import USER_CELLS
+
+__all__ = ["observed_by", "scan_function", "why_step_by_step"]
+
+
+def scan_function(cell: str, input: Tensor) -> Callable[..., Any]:
+    """:func:`fastrnn.ops.scan`, or the loop of torch operations with the same arguments."""
+    if cell not in USER_CELLS:
+        return ops.scan
+    reason = why_step_by_step(cell, input.dtype, input.device.type)
+    return ops.scan if reason is None else _observer or reference.scan
+
+
+# Runs in the place of reference.scan, for fastrnn.explain.
+_observer: Callable[..., Any] | None = None
+
+
+@contextlib.contextmanager
+def observed_by(scan: Callable[..., Any]) -> Iterator[None]:
+    """Call this where reference.scan would be called; it calls that."""
+    global _observer
+    before, _observer = _observer, scan
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def why_step_by_step(cell: str, dtype: torch.dtype, device_type: str) -> str | None:
+    """Why a user's cell has no kernels here, or None: they are loaded.
+
+    Warns once of a reason, but for tensors without values.
+    """
+    if device_type == "meta":
+        return "the meta device has no values"
+    if device_type != "cpu":
+        reason = f"kernels of users' cells are for CPU alone yet, and the input is on {device_type}"
+    else:
+        try:
+            ops.load_kernels(cell, dtype)
+        except CannotCompile as error:
+            reason = str(error)
+        else:
+            return None
+    _warn_once(cell, reason)
+    return reason
+
+
+# torch.compile, too, takes what there is when it traces.
+why_step_by_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _warn_once(cell: str, reason: str) -> None:
+    warnings.warn(
+        f"fastrnn: {USER_CELLS[cell].name} runs as a loop of torch operations, which takes many "
+        f"times as long as its kernels: {reason}",
+        stacklevel=2,
+    )
