@@ -10,6 +10,7 @@ from fastrnn.frozen import freeze, refresh
 from fastrnn.functional import AllStates, detach_state
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import cpu_instruction_sets
+from fastrnn.recurrent import Recurrent, RecurrentCell
 from fastrnn.stream import Stream
 
 __version__ = "0.1.0"
@@ -23,6 +24,8 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
     "Report",
     "ScanExplanation",
     "Stream",

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from fastrnn import dropin, modules
 from fastrnn.library import DEVICES, DTYPES
+from fastrnn.recurrent import UserCellModule
 
 __all__ = [
     "OURS",
@@ -258,6 +259,8 @@ def _faster_class(kind: _Kind, base: _Kind, keep_type: bool) -> _Decision:
 def _torchs(module: nn.Module) -> _Decision:
     if not isinstance(module, OURS):
         return None
+    if isinstance(module, UserCellModule):
+        return "torch.nn has no cell of the user's: write a loop over module.cell.step"
     kind = unparametrized_class(module)
     target = vars(kind).get(dropin.USER_CLASS) or _TO_TORCH.get(kind)
     if target is None:

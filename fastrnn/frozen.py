@@ -31,6 +31,7 @@ from fastrnn.accelerate import (
 from fastrnn.layers import is_recorded
 from fastrnn.library import CELLS, cpu_instruction_set
 from fastrnn.modules import all_weight_names
+from fastrnn.recurrent import UserCellModule
 
 __all__ = ["freeze", "refresh"]
 
@@ -175,6 +176,8 @@ def _freeze_in_place(module: nn.Module, weights: str | None) -> str | None:
     """Freeze one of fastrnn's modules; or else why it cannot be."""
     if isinstance(module, Frozen):
         return f"it is frozen; {_ADVICE}"
+    if isinstance(module, UserCellModule):
+        return "a user's cell, whose weights cannot be packed yet: call it under torch.no_grad()"
     frozen = _FROZEN.get(unparametrized_class(module))
     if frozen is None:
         return SUBCLASS

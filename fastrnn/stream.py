@@ -20,6 +20,7 @@ from fastrnn.accelerate import OURS
 from fastrnn.eager import PLAIN, is_transformed
 from fastrnn.layers import is_recorded
 from fastrnn.library import PATH, cpu_instruction_set
+from fastrnn.recurrent import UserCellModule
 
 __all__ = ["Stream"]
 
@@ -250,6 +251,12 @@ class Stream:
 def _frozen_copy(module: nn.Module, weights: str | None) -> Any:
     if not isinstance(module, (*OURS, nn.RNNBase, nn.RNNCellBase)):
         raise TypeError(f"Stream: expected an RNN, GRU, LSTM or cell, got {type(module).__name__}")
+    if isinstance(module, UserCellModule):
+        raise TypeError(
+            f"Stream: {type(module).__name__} has a user's cell, {module.cell.name}, and streams "
+            "run RNN, GRU and LSTM alone; call the module on each chunk, with the state it "
+            "returned, under torch.no_grad()"
+        )
     return frozen.freeze(module, weights)
 
 

@@ -29,7 +29,9 @@ def make_pair(name, options=None, dtype=torch.float64, size=(I, H), ours=fastrnn
 
 
 def flatten(results):
-    """Tensors of nested tuples and PackedSequences, in order."""
+    """Tensors of nested tuples and PackedSequences, in order; None has none."""
+    if results is None:
+        return []
     if isinstance(results, torch.Tensor):
         return [results]
     if isinstance(results, nn.utils.rnn.PackedSequence):
