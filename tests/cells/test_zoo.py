@@ -1,0 +1,290 @@
+"""Each cell of the zoo beside its paper's formula, written once more in plain torch under the paper's names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from common import assert_all_close, gradients, random
+from torch import Tensor, relu, sigmoid, tanh
+
+import fastrnn
+from fastrnn import zoo
+
+T, N, I, H = 6, 3, 4, 5
+
+
+# --- one step (w, x, h, the other states, extra inputs) to the new states; matrices multiply rows from the right ---
+
+
+def peephole_lstm(w, x, h, c):
+    i = sigmoid(x @ w.W_i + h @ w.U_i + w.p_i * c + w.b_i)
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.p_f * c + w.b_f)
+    c = f * c + i * tanh(x @ w.W_g + h @ w.U_g + w.b_g)
+    o = sigmoid(x @ w.W_o + h @ w.U_o + w.p_o * c + w.b_o)
+    return o * tanh(c), c
+
+
+def coupled_lstm(w, x, h, c):
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
+    i = 1 - f
+    o = sigmoid(x @ w.W_o + h @ w.U_o + w.b_o)
+    c = f * c + i * tanh(x @ w.W_g + h @ w.U_g + w.b_g)
+    return o * tanh(c), c
+
+
+def ea_lstm(w, x, h, c, static_gate):
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
+    g = tanh(x @ w.W_g + h @ w.U_g + w.b_g)
+    o = sigmoid(x @ w.W_o + h @ w.U_o + w.b_o)
+    c = f * c + static_gate * g
+    return o * tanh(c), c
+
+
+def janet(w, x, h):
+    s = x @ w.W_f + h @ w.U_f + w.b_f
+    candidate = tanh(x @ w.W_c + h @ w.U_c + w.b_c)
+    return (sigmoid(s) * h + (1 - sigmoid(s - 1)) * candidate,)
+
+
+def mgu(w, x, h):
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
+    candidate = tanh(x @ w.W_n + f * (h @ w.U_n) + w.b_n)
+    return ((1 - f) * h + f * candidate,)
+
+
+def ligru(w, x, h):
+    z = sigmoid(x @ w.W_z + h @ w.U_z + w.b_z)
+    candidate = relu(x @ w.W_n + h @ w.U_n + w.b_n)
+    return (z * h + (1 - z) * candidate,)
+
+
+def ugrnn(w, x, h):
+    c = tanh(h @ w.U_c + x @ w.W_c + w.b_c)
+    g = sigmoid(h @ w.U_g + x @ w.W_g + w.b_g)
+    return (g * h + (1 - g) * c,)
+
+
+def nas(w, x, h, c):
+    def splits(name):
+        return [getattr(w, f"{name}_a{k}") for k in range(8)]
+
+    inputs = [x @ W for W in splits("W")]
+    m = [h @ U + b for U, b in zip(splits("U"), splits("b"), strict=True)]
+    first = [
+        sigmoid(inputs[0] + m[0]), relu(inputs[1] + m[1]),
+        sigmoid(inputs[2] + m[2]), relu(inputs[3] * m[3]),
+        tanh(inputs[4] + m[4]), sigmoid(inputs[5] + m[5]),
+        tanh(inputs[6] + m[6]), sigmoid(inputs[7] + m[7]),
+    ]  # fmt: skip
+    second = [
+        tanh(first[0] * first[1]), tanh(first[2] + first[3]),
+        tanh(first[4] * first[5]), sigmoid(first[6] + first[7]),
+    ]  # fmt: skip
+    c = tanh(second[0] + c) * second[1]
+    return tanh(c * tanh(second[2] + second[3])), c
+
+
+def slstm(w, x, h, c, n, m):
+    """The paper's first form, which has no m: c and n without stabilisation, and 0 for m."""
+    c, n = c * m.exp(), n * m.exp()
+    i = (x @ w.W_i + h @ w.U_i + w.b_i).exp()
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
+    z = tanh(x @ w.W_z + h @ w.U_z + w.b_z)
+    o = sigmoid(x @ w.W_o + h @ w.U_o + w.b_o)
+    c, n = f * c + i * z, f * n + i
+    return o * (c / n), c, n, torch.zeros_like(m)
+
+
+def mingru(w, x, h):
+    z = sigmoid(x @ w.W_z + w.b_z)
+    return ((1 - z) * h + z * (x @ w.W_n + w.b_n),)
+
+
+def minlstm(w, x, h):
+    f, i = sigmoid(x @ w.W_f + w.b_f), sigmoid(x @ w.W_i + w.b_i)
+    return (f / (f + i) * h + i / (f + i) * (x @ w.W_n + w.b_n),)
+
+
+def sru(w, x, h, c):
+    f = sigmoid(x @ w.W_f + w.v_f * c + w.b_f)
+    r = sigmoid(x @ w.W_r + w.v_r * c + w.b_r)
+    c = f * c + (1 - f) * (x @ w.W_n + w.b_n)
+    return r * c + (1 - r) * (x @ w.W_skip + w.b_skip), c
+
+
+def indrnn(w, x, h):
+    return (relu(x @ w.W_n + w.u * h + w.b_n),)
+
+
+def leaky_rnn(w, x, h):
+    return (0.8 * h + 0.2 * tanh(x @ w.W_n + h @ w.U_n + w.b_n),)
+
+
+def ctrnn(w, x, h, v):
+    v = 0.8 * v + 0.2 * (h @ w.U_v + x @ w.W_v + w.b_v)
+    return relu(v), v
+
+
+def cfc(w, x, h, dt):
+    """One matrix for x and h side by side, as the authors' programs have it."""
+
+    def linear(name):
+        matrix = torch.cat([getattr(w, f"W_{name}"), getattr(w, f"U_{name}")])
+        return torch.cat([x, h], -1) @ matrix + getattr(w, f"b_{name}")
+
+    interpolation = sigmoid(linear("time_a") * dt + linear("time_b"))
+    return (tanh(linear("ff1")) * (1 - interpolation) + interpolation * tanh(linear("ff2")),)
+
+
+class Published(NamedTuple):
+    step: Callable[..., tuple[Tensor, ...]]
+    # How much of a gate's bias is that of the input product; it matters where a function takes one product alone.
+    of_input: float = 0.25
+    comparable: Callable[..., tuple[Tensor, ...]] = lambda *states: states
+
+
+PUBLISHED = {
+    "cfc": Published(cfc),
+    "coupled_lstm": Published(coupled_lstm),
+    "ctrnn": Published(ctrnn),
+    "ea_lstm": Published(ea_lstm),
+    "indrnn": Published(indrnn, of_input=1),
+    "janet": Published(janet),
+    "leaky_rnn": Published(leaky_rnn),
+    "ligru": Published(ligru),
+    "mgu": Published(mgu, of_input=1),
+    "mingru": Published(mingru, of_input=1),
+    "minlstm": Published(minlstm, of_input=1),
+    "nas": Published(nas, of_input=0),
+    "peephole_lstm": Published(peephole_lstm),
+    "slstm": Published(slstm, comparable=lambda h, c, n, m: (h, c * m.exp(), n * m.exp())),
+    "sru": Published(sru, of_input=1),
+    "ugrnn": Published(ugrnn),
+}
+every_cell = pytest.mark.parametrize("name", zoo.__all__)
+
+
+class Case:
+    """Leaves that may be differentiated, under the paper's names, and two ways to run a cell over them."""
+
+    def __init__(self, name: str) -> None:
+        self.cell, self.published = getattr(zoo, name), PUBLISHED[name]
+        generator = torch.Generator().manual_seed(0)
+
+        def leaf(*shape: int, positive: bool = False) -> Tensor:
+            tensor = random(shape, generator)
+            return (tensor.abs() + 0.1 if positive else tensor).requires_grad_()
+
+        gates = dict.fromkeys(self.cell.gates + self.cell.input_gates + self.cell.recurrent_gates)
+        weights = {f"W_{gate}": leaf(I, H) for gate in self.cell.gates + self.cell.input_gates}
+        weights |= {f"U_{gate}": leaf(H, H) for gate in self.cell.gates + self.cell.recurrent_gates}
+        weights |= {f"b_{gate}": leaf(H) for gate in gates}
+        weights |= {vector: leaf(H) for vector in self.cell.vectors}
+        self.w = SimpleNamespace(**weights)
+        self.x = leaf(T, N, I)
+        # slstm's n is a sum of exponentials.
+        self.hx = [leaf(N, H, positive=state == "n") for state in ("h", *self.cell.states)]
+        self.extra = [leaf(T, N, H) for _ in self.cell.inputs]
+        self.leaves = [self.x, *self.hx, *self.extra, *weights.values()]
+
+    def layer_parameters(self) -> dict[str, Tensor]:
+        """Those of a layer, made of the paper's."""
+        cell, w = self.cell, vars(self.w)
+        of_input, of_recurrence = cell.gates + cell.input_gates, cell.gates + cell.recurrent_gates
+        share = self.published.of_input
+
+        def columns(kind: str, gates: tuple[str, ...]) -> Tensor:
+            return torch.cat([w[f"{kind}_{gate}"] for gate in gates], -1)
+
+        parameters = {
+            "weight_ih_l0": columns("W", of_input).T,
+            "bias_ih_l0": share * columns("b", of_input),
+            **{f"{vector}_l0": w[vector] for vector in cell.vectors},
+        }
+        if of_recurrence:
+            parameters["weight_hh_l0"] = columns("U", of_recurrence).T
+            parameters["bias_hh_l0"] = (1 - share) * columns("b", of_recurrence)
+        return parameters
+
+    def as_published(self) -> list[Tensor]:
+        states, outputs = self.hx, []
+        for x, *extra in zip(self.x, *self.extra, strict=True):
+            states = self.published.step(self.w, x, *states, *extra)
+            outputs.append(states[0])
+        return [torch.stack(outputs), *states]
+
+    def by_steps(self) -> list[Tensor]:
+        parameters = self.layer_parameters()
+        vectors = [parameters[f"{vector}_l0"] for vector in self.cell.vectors]
+        numbers = list(self.cell.numbers.values())
+        h, *states = self.hx
+        outputs = []
+        for x, *extra in zip(self.x, *self.extra, strict=True):
+            gx = x @ parameters["weight_ih_l0"].T + parameters["bias_ih_l0"]
+            gh = None
+            if "weight_hh_l0" in parameters:
+                gh = h @ parameters["weight_hh_l0"].T + parameters["bias_hh_l0"]
+            h, states = self.cell.step(gx, gh, h, states, vectors, numbers, extra)
+            outputs.append(h)
+        return [torch.stack(outputs), h, *states]
+
+    def with_gradients(self, results: list[Tensor]) -> list[Tensor]:
+        output, *states = results
+        compared = [output, *self.published.comparable(*states)]
+        return [*compared, *gradients(compared, self.leaves)]
+
+
+def test_every_cell_has_a_published_formula_and_a_module():
+    assert sorted(PUBLISHED) == sorted(zoo.__all__)
+    assert all(getattr(zoo, name).name == name for name in zoo.__all__)
+
+
+@every_cell
+def test_a_step_is_the_published_one(name):
+    case = Case(name)
+    actual = case.with_gradients(case.by_steps())
+    assert_all_close(actual, case.with_gradients(case.as_published()), torch.float64)
+    assert all(gradient.abs().max() > 1e-3 for gradient in actual[-len(vars(case.w)) :])
+
+
+@pytest.mark.parametrize("drive", [-1000.0, 1000.0])
+def test_slstm_neither_overflows_nor_divides_zero_by_zero(drive):
+    """The first form of the paper does both: e^1000 is infinite, e^-1000 is 0 in c and in n."""
+    cell, zeros = zoo.slstm, torch.zeros(N, 4 * H)
+    gx = torch.cat([torch.full((N, H), drive), torch.randn(N, 3 * H)], -1)
+    states = [torch.full((N, H), cell.initial.get(state, 0.0)) for state in cell.states]
+    h, states = cell.step(gx, zeros, zeros[:, :H], states)
+    _, _, z, o = gx.chunk(4, -1)
+    torch.testing.assert_close(h, sigmoid(o) * tanh(z))
+    h, states = cell.step(gx, zeros, h, states)
+    assert all(state.isfinite().all() for state in (h, *states))
+
+
+@every_cell
+def test_a_page_says_shapes_and_states(name):
+    cell = getattr(zoo, name)
+    page = " ".join(importlib.import_module(f"fastrnn.zoo.{name}").__doc__.split())
+    rows = ", ".join(cell.gates or cell.input_gates)
+    assert f"are those of {rows}" in page
+    *others, last = ("h", *cell.states)
+    states = f"states are {', '.join(others)} and {last}" if others else "state is h"
+    assert f"The {states}" in page
+    assert all(name in page for name in (*cell.vectors, *cell.numbers, *cell.inputs))
+    assert re.search(r"\b(19|20)\d\d\b", page)
+
+
+def test_importing_fastrnn_leaves_the_zoo(warm_python):
+    program = (
+        "import sys, fastrnn; assert not [m for m in sys.modules if 'zoo' in m]; import fastrnn.zoo"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastrnn.__file__).parents[1])}
+    subprocess.run([warm_python, "-c", program], check=True, env=environment)
