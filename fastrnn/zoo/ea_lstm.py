@@ -9,9 +9,9 @@ universal, regional, and local hydrological behaviors via machine learning appli
 datasets, Hydrology and Earth System Sciences 23, 2019, arXiv 1907.08456.
 
 The extra input ``i`` is the paper's static input gate, σ(W_i x_s + b_i) of a sample's static
-features x_s: the sigmoid of a torch.nn.Linear, (N, H), expanded over time to (T, N, H), which takes
-no memory. The rows of weight_ih (3H, I) and weight_hh (3H, H) are those of f, g, o. All start
-uniform in ±1/sqrt(H). The states are h and c.
+features x_s: the sigmoid of a torch.nn.Linear, (N, H), given as (1, N, H) for all steps. The rows
+of weight_ih (3H, I) and weight_hh (3H, H) are those of f, g, o. All start uniform in ±1/sqrt(H).
+The states are h and c.
 """
 
 from fastrnn import cells

@@ -15,6 +15,8 @@ import pytest
 import torch
 from common import assert_all_close, gradients, random
 from torch import Tensor, relu, sigmoid, tanh
+from torch.func import functional_call
+from zoo_layers import compiled_cells, every_cell, step_by_step
 
 import fastrnn
 from fastrnn import zoo
@@ -170,7 +172,6 @@ PUBLISHED = {
     "sru": Published(sru, of_input=1),
     "ugrnn": Published(ugrnn),
 }
-every_cell = pytest.mark.parametrize("name", zoo.__all__)
 
 
 class Case:
@@ -237,6 +238,17 @@ class Case:
             outputs.append(h)
         return [torch.stack(outputs), h, *states]
 
+    def by_layer(self) -> list[Tensor]:
+        layer = fastrnn.Recurrent(self.cell, I, H, dtype=torch.float64)
+        hx = [state.unsqueeze(0) for state in self.hx]
+        extra = dict(zip(self.cell.inputs, self.extra, strict=True))
+        arguments = (self.x, tuple(hx) if self.cell.states else hx[0])
+        output, finals = functional_call(
+            layer, self.layer_parameters(), arguments, {"extra": extra}
+        )
+        finals = finals if self.cell.states else (finals,)
+        return [output, *(final.squeeze(0) for final in finals)]
+
     def with_gradients(self, results: list[Tensor]) -> list[Tensor]:
         output, *states = results
         compared = [output, *self.published.comparable(*states)]
@@ -254,6 +266,21 @@ def test_a_step_is_the_published_one(name):
     actual = case.with_gradients(case.by_steps())
     assert_all_close(actual, case.with_gradients(case.as_published()), torch.float64)
     assert all(gradient.abs().max() > 1e-3 for gradient in actual[-len(vars(case.w)) :])
+
+
+@every_cell
+def test_a_layer_without_a_compiler_is_the_published_one(name):
+    case = Case(name)
+    with step_by_step():
+        actual = case.with_gradients(case.by_layer())
+    assert_all_close(actual, case.with_gradients(case.as_published()), torch.float64)
+
+
+@compiled_cells
+def test_a_compiled_layer_is_the_published_one(name):
+    case = Case(name)
+    actual = case.with_gradients(case.by_layer())
+    assert_all_close(actual, case.with_gradients(case.as_published()), torch.float64)
 
 
 @pytest.mark.parametrize("drive", [-1000.0, 1000.0])
