@@ -5,6 +5,7 @@ Every page's links lead somewhere, and the commands it names exist.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -15,10 +16,14 @@ import pytest
 import torch
 
 import fastrnn
+from fastrnn import zoo
+from fastrnn.cells import language
+from fastrnn.cells.values import LATER
 
 ROOT = Path(__file__).parents[2]
-README, FEATURES, GUIDE, INTEGRATIONS = (
+README, CELLS, FEATURES, GUIDE, INTEGRATIONS = (
     ROOT / "README.md",
+    ROOT / "docs" / "cells.md",
     ROOT / "docs" / "features.md",
     ROOT / "docs" / "guide.md",
     ROOT / "docs" / "integrations.md",
@@ -67,6 +72,32 @@ def test_every_block_of_the_features_runs(tmp_path, monkeypatch, capsys):
     x = torch.randn(17, 3, 12)
     torch.testing.assert_close(names["compiled"](x), names["lstm"](x))
     assert (tmp_path / "gru.onnx").stat().st_size > 1000
+
+
+@pytest.mark.slow  # compiles three cells
+def test_every_block_of_the_cells_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    [(_, formula)] = blocks_of(CELLS, "text")
+    names = run_python(CELLS)
+    printed = capsys.readouterr().out
+    assert formula in printed
+    assert "Recurrent(leaky, 1, 32, alpha=0.1)" in printed
+    assert "torch.tanh cannot take a value of a cell: write tanh of fastrnn.cells" in printed
+    assert names["output"].shape == (29, 8, 64)
+    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
+
+
+def test_the_cells_page_lists_the_language_and_the_zoo():
+    page = CELLS.read_text()
+    reference, _, of_zoo = page.partition("## What the language does not have")
+    for name in language.__all__:
+        assert re.search(rf"^\|.*`{name}[`(].*\|$", reference, re.MULTILINE), name
+    arguments = inspect.signature(fastrnn.cells.cell).parameters
+    assert all(f"| `{name}` |" in reference for name in arguments)
+    listed = re.findall(r"^\| (`.*?`) \|", of_zoo, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(listed))) == zoo.__all__
+    for name in LATER:
+        assert f"`{name}`" in of_zoo, name
 
 
 @pytest.mark.slow
