@@ -49,7 +49,7 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-native test-tsan test-neon test-abi test-integrations bench bench-programs wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-full test-native test-tsan test-neon test-abi test-integrations bench bench-programs wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -86,6 +86,9 @@ test-sanitize: $(SANITIZED) ## the kernel tests, of this machine's best instruct
 
 test-simulator-full: setup ## the CUDA kernels on the simulator, every case
 	FASTRNN_SIMULATOR_FULL=1 $(PYTEST) $(WORKERS) simulator/tests tests/cuda $(ARGS)
+
+test-full: setup ## 2,000 random cells: kernels beside the loop of torch operations and differences
+	FASTRNN_FUZZ_CELLS=2000 $(PYTEST) $(WORKERS) tests/cells/test_fuzz.py $(ARGS)
 
 test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_kernels ## the kernels without torch; tanh, exp and the like of every float
 	$(foreach test,$^,$(test) &&) true

@@ -278,7 +278,10 @@ def library() -> dict:
         include_dirs=[os.path.abspath("csrc"), str(written.absolute())],
         # one byte 2, one byte 10
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), *macros],
-        extra_compile_args={"cxx": toolchain.CXX_FLAGS.split() + system + sanitize, "nvcc": nvcc_flags},
+        extra_compile_args={
+            "cxx": toolchain.CXX_FLAGS.split() + system + sanitize,
+            "nvcc": nvcc_flags,
+        },
         libraries=libraries,
         extra_link_args=[*sanitize, *link],
         py_limited_api=True,  # defines Py_LIMITED_API and leaves libtorch_python out

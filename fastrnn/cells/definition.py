@@ -203,7 +203,7 @@ class Cell:
             *extras,
         )
         like = of_input[0]
-        after = [_filled(value, like) for value in self._forward(given, like)]
+        after = [_filled(value, like) for value in self.program(given, like)]
         return after[0], tuple(after[1:])
 
     def for_projection(self) -> Cell:
@@ -239,7 +239,9 @@ class Cell:
         return plan_backward(self._declaration, self._formula, self._projected)
 
     @cached_property
-    def _forward(self) -> Program:
+    def program(self) -> Program:
+        """The step as operations: from what :meth:`step` takes, each gate by itself, to the states
+        after it."""
         names = self._declaration
         leaves = (
             *(("x", gate) for gate in names.of_input),

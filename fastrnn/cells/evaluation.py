@@ -107,7 +107,16 @@ class Program:
             inputs: a value for each input of the program, in its order.
             like: a tensor of the dtype and on the device of the results.
         """
+        return self.run(inputs, lambda op, args: apply(op, args, like))
+
+    def run(self, inputs: Sequence[Any], operation: Callable[[str, list[Any]], Any]) -> list[Any]:
+        """The outputs' values in another library's numbers.
+
+        Args:
+            inputs: as of a call.
+            operation: the value of an operation of the graph on its arguments' values.
+        """
         values: list[Any] = [*inputs, *self._constants]
         for op, places in self._steps:
-            values.append(apply(op, [values[place] for place in places], like))
+            values.append(operation(op, [values[place] for place in places]))
         return [values[place] for place in self._outputs]
