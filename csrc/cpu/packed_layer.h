@@ -162,7 +162,7 @@ class PlainLayer {
     const S* const ih = reinterpret_cast<const S*>(p_.packed);
     const S* const hh = ih + rows_ * p_.input_size;
     const S* const bias = hh + rows_ * p_.output_size;
-    return {{ih, p_.input_size, 1}, {hh, p_.output_size, 1}, {bias, 1}, {bias + rows_, 1}, {}};
+    return {{ih, p_.input_size, 1}, {hh, p_.output_size, 1}, {bias, 1}, {bias + rows_, 1}, {}, {}};
   }
 
  private:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fastrnn.cells.compiler import CannotCompile, build, load
 from fastrnn.cells.declaration import CellShape
 from fastrnn.cells.definition import Cell, cell
 from fastrnn.cells.errors import CellError
@@ -43,16 +44,19 @@ from fastrnn.cells.language import (
 from fastrnn.cells.values import LATER, refuse_later
 
 __all__ = [
+    "CannotCompile",
     "Cell",
     "CellError",
     "CellShape",
     "abs",
+    "build",
     "cell",
     "elu",
     "exp",
     "gelu",
     "hard_sigmoid",
     "hard_tanh",
+    "load",
     "log",
     "maximum",
     "minimum",
