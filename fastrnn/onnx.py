@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.library import CELLS, named, with_absent
+from fastrnn.library import CELLS, USER_CELLS, named, with_absent
 
 __all__ = ["translation_table"]
 
@@ -130,11 +130,12 @@ def _translate(
     if input.dtype == ir.DataType.BFLOAT16:
         unsupported.append("bfloat16 that a runtime has (export model.float())")
     if cell not in _NODES:
-        unsupported.append(f"cell {cell} (export a loop of torch operations, module.cell.step)")
+        unsupported.append(f"cell {cell}")
     if unsupported:
-        raise NotImplementedError(
-            f"fastrnn: ONNX's RNN, GRU and LSTM nodes have no {' and no '.join(unsupported)}"
-        )
+        words = f"fastrnn: ONNX's RNN, GRU and LSTM nodes have no {' and no '.join(unsupported)}"
+        if cell in USER_CELLS:
+            words += ": export a module that calls module.cell.step, torch operations, in a loop"
+        raise NotImplementedError(words)
 
     op_type, order, attributes = _NODES[cell]
     gates, hidden_size = len(order), int(weight_hh.shape[0]) // len(order)

@@ -335,6 +335,19 @@ def test_what_the_translation_refuses(arguments: dict[str, Any], text: str) -> N
         fastrnn.onnx._translate(None, ir, **{"cell": "lstm", "input": input, **given, **arguments})
 
 
+def test_a_cell_of_the_user_is_refused_with_what_to_do() -> None:
+    @fastrnn.cells.cell(input_gates="a")
+    def leak(x, h, s, p):  # type: ignore[no-untyped-def]
+        return 0.5 * s.h + x.a
+
+    name = fastrnn.Recurrent(leak, 3, 2)._cell
+    input = ir.Value(type=ir.TensorType(ir.DataType.FLOAT))
+    given = dict.fromkeys(("h_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), "tensor")
+    text = f"nodes have no cell {name}: export a module that calls module.cell.step"
+    with pytest.raises(NotImplementedError, match=text):
+        fastrnn.onnx._translate(None, ir, cell=name, input=input, **given)
+
+
 def test_onnxscript_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match="pip install onnx onnxscript"):
