@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastrnn.library import side_by_side
-from fastrnn.ops import CELLS, DTYPES, ScanWeights, scan_flat
+from fastrnn.library import apart, side_by_side
+from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat
 
 __all__ = [
     "PLAIN",
+    "has_kernel",
     "is_eager",
     "is_transformed",
     "over_layers",
@@ -64,18 +65,19 @@ def is_eager() -> bool:
     )
 
 
-def _has_kernel(input: Tensor) -> bool:
+def has_kernel(input: Tensor) -> bool:
     """Complex tensors, which the op takes for dual numbers, have none."""
     return input.is_cpu and input.dtype in DTYPES
 
 
-def plain_states(hx: Any, has_cell_state: bool) -> tuple[Tensor, ...] | None:
+def plain_states(hx: Any, cell_states: int) -> tuple[Tensor, ...] | None:
     """hx as a tuple, empty if it is None; None if it is anything but plain tensors."""
     if hx is None:
         return ()
-    if not has_cell_state:
+    if not cell_states:
         return (hx,) if type(hx) in PLAIN else None
-    if type(hx) in (tuple, list) and len(hx) == 2 and PLAIN.issuperset(map(type, hx)):
+    is_nest = type(hx) in (tuple, list) and len(hx) == 1 + cell_states
+    if is_nest and PLAIN.issuperset(map(type, hx)):
         return tuple(hx)
     return None
 
@@ -91,14 +93,19 @@ def run_layers(
     batch_first: bool,
     reverse: bool,
     recompute: bool,
+    flat: FlatWeights | None = None,
 ) -> tuple[Tensor, Any] | None:
-    """What :func:`fastrnn.functional.run` returns for these arguments, or None: take that."""
+    """What :func:`fastrnn.functional.run` returns for these arguments, or None: take that.
+
+    flat says what the weights of a layer and direction of a user's cell are, which takes no extra
+    inputs and has its kernels.
+    """
     if not (is_eager() and type(input) in PLAIN and PLAIN.issuperset(map(type, weights))):
         return None
     facts = CELLS[cell]
-    states = plain_states(hx, facts.has_cell_state)
+    states = plain_states(hx, facts.cell_states)
     rank = input.dim()
-    if states is None or rank not in (2, 3) or input.is_nested or not _has_kernel(input):
+    if states is None or rank not in (2, 3) or input.is_nested or not has_kernel(input):
         return None
     entries = num_layers * directions
     if any(state.dim() != rank or state.size(0) != entries for state in states):
@@ -107,11 +114,15 @@ def run_layers(
     finals: Sequence[Tensor]
     if not is_time_first:
         input, states, _ = _time_first(rank, input, states, None)
+    if facts.cell_states > 1 and states:
+        states = (states[0], side_by_side(states[1:]))
+    needs_grad = torch.is_grad_enabled() and _needs_grad(input, *states, *weights)
     try:
-        if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
-            output, *finals = _differentiably(
-                cell, input, states, weights, num_layers, directions, reverse, recompute
-            )
+        if needs_grad or flat:
+            output, *finals = _layer_by_layer(
+                cell, input, states, weights, entries, directions, reverse, recompute, flat,
+                save=needs_grad,
+            )  # fmt: skip
         else:
             output, *finals = _stack(
                 cell, input, states, (), weights, num_layers, directions, None, None, None, None,
@@ -119,6 +130,8 @@ def run_layers(
             )  # fmt: skip
     except RuntimeError:
         return None
+    if facts.cell_states > 1:
+        finals = (finals[0], *apart(finals[1], facts.cell_states))
     if not is_time_first:
         output, finals = _as_given(rank, output, finals)
     return output, tuple(finals) if facts.has_cell_state else finals[0]
@@ -157,7 +170,7 @@ def run_stack(
     are called one by one: with gradients, or where something looks at the call."""
     flat = [weight for each in weights for weight in each if weight is not None]
     tensors = (input, *states, *reset_states, *flat)
-    if not (is_eager() and PLAIN.issuperset(map(type, tensors)) and _has_kernel(input)):
+    if not (is_eager() and PLAIN.issuperset(map(type, tensors)) and has_kernel(input)):
         return None
     if torch.is_grad_enabled() and _needs_grad(*tensors):
         return None
@@ -198,26 +211,28 @@ def _needs_grad(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
 
-def _differentiably(
+def _layer_by_layer(
     cell: str,
     input: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    num_layers: int,
+    entries: int,
     directions: int,
     reverse: bool,
     recompute: bool,
+    flat: FlatWeights | None,
+    save: bool,
 ) -> list[Tensor]:
-    """What the op `stack` returns, a node of the graph for each layer and direction."""
+    """What the op `stack` returns, by a call for each layer and direction: with `save`, a node of
+    the graph."""
     facts = CELLS[cell]
-    entries = num_layers * directions
     each = len(weights) // entries
     if not states:
-        rows, R = weights[1].shape
-        sizes = (R, rows // facts.recurrent_gates)[: 1 + facts.cell_states]
+        H, R = weights[0].size(0) // facts.input_gates, weights[1].size(1)
+        sizes = (R, facts.cell_states * H)[: 1 + facts.has_cell_state]
         states = [input.new_zeros(entries, input.size(1), size) for size in sizes]
 
-    def run(index: int, layer_input: Tensor) -> list[Tensor]:
+    def run(index: int, layer_input: Tensor) -> Sequence[Tensor]:
         return scan_flat(
             cell,
             layer_input,
@@ -225,6 +240,8 @@ def _differentiably(
             weights[index * each : (index + 1) * each],
             reverse or index % directions == 1,
             recompute,
+            flat,
+            save,
         )
 
     output, finals = over_layers(input, entries, directions, run)
@@ -237,7 +254,7 @@ def run_cell(
     """h' and, of an LSTM, c' of one step, or None: take the long way."""
     if not (is_eager() and PLAIN.issuperset(map(type, (input, *states, *weights)))):
         return None
-    if not _has_kernel(input):
+    if not has_kernel(input):
         return None
     try:
         if not (torch.is_grad_enabled() and _needs_grad(input, *states, *weights)):

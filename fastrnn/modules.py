@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, eager, functional, library, ops, tracing
 from fastrnn.layers import is_recorded
-from fastrnn.ops import ScanWeights
+from fastrnn.ops import FlatWeights, ScanWeights
 
 Lengths: TypeAlias = Tensor | Sequence[int]
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
@@ -210,7 +210,8 @@ class RecurrentModule(nn.Module):
         extra: Mapping[str, Any] | None = None,
     ) -> Any:
         """The results of a call: those of the short way if it may be taken."""
-        if lengths is None and mask is None and reset_state is None and not return_all_states:
+        is_plain = lengths is None and mask is None and reset_state is None and extra is None
+        if is_plain and not return_all_states:
             results = self._run_eagerly(input, hx, reset)
             if results is not None:
                 return results
@@ -254,17 +255,23 @@ class RecurrentModule(nn.Module):
         """The results of a call without other arguments, or None: take the long way."""
         if reset is not None or (self.training and self.dropout):
             return None
+        weights, flat = self._short_weights()
         return eager.run_layers(
             self._cell,
             input,
             hx,
-            self._weights(),
+            weights,
             num_layers=self.num_layers,
             directions=1 + self.bidirectional,
             batch_first=self.batch_first,
             reverse=self.reverse,
             recompute=self.recompute,
+            flat=flat,
         )
+
+    def _short_weights(self) -> tuple[list[Tensor], FlatWeights | None]:
+        """The weights as the short way takes them, and what they are if it cannot know."""
+        return self._weights(), None
 
     def _packed_weights(self, *inputs: Any, all_states: bool = False) -> Tensor | None:
         """For a call with these inputs, the weights that fastrnn.freeze packed."""
@@ -660,7 +667,7 @@ class CellModule(nn.Module):
     def _step(self, input: Any, hx: Any) -> Any:
         """The results of a call: h', of an LSTM (h', c')."""
         facts = ops.CELLS[self._cell]
-        states = eager.plain_states(hx, facts.has_cell_state)
+        states = eager.plain_states(hx, facts.cell_states)
         results = None
         if states is not None and isinstance(input, Tensor):
             results = self._step_eagerly(input, states)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -752,6 +752,13 @@ def scan(
     return of["y"], of["h_n"], of.get("c_n"), of["cells"] if all_states else None
 
 
+class FlatWeights(NamedTuple):
+    """The weights of a layer and direction that are there, in the order of :class:`ScanWeights`."""
+
+    kinds: tuple[str, ...]
+    numbers: tuple[float, ...] = ()  # of a user's cell
+
+
 def scan_flat(
     cell: str,
     input: Tensor,
@@ -759,23 +766,38 @@ def scan_flat(
     weights: Sequence[Tensor],
     reverse: bool,
     recompute: bool,
-) -> list[Tensor]:
-    """:func:`scan` without a question, where gradients are needed and nothing transforms the call.
+    flat: FlatWeights | None = None,
+    save: bool = True,
+) -> Sequence[Tensor]:
+    """:func:`scan` without a question, where nothing transforms the call: with `save` as a node of
+    the graph.
 
-    Weights are those that are there, in torch's order. Returns y, h_n and, of an LSTM, c_n.
+    flat says what the weights are; None: those of the library's cells, by their count. Returns y,
+    h_n and, of a cell with states besides h, c_n.
     """
-    call = _plain_call(cell, len(weights), reverse, recompute)
-    results = _EagerScan.apply(call, *_NO_SCHEDULE, input, *states, *weights)
-    return results[: 2 + CELLS[cell].cell_states]
+    call = _plain_call(cell, flat or _flat_weights(len(weights)), reverse, save, recompute)
+    tensors = (input, *states, *weights)
+    if save:
+        results = _EagerScan.apply(call, *_NO_SCHEDULE, *tensors)
+    else:
+        _, present, *flags = call
+        results = _below_autograd(_scan_op, cell, tensors, present, *_NO_SCHEDULE, *flags)
+    return results[: 2 + CELLS[cell].has_cell_state]
 
 
 _NO_SCHEDULE = (None,) * len(SCHEDULE)
 
 
 @functools.cache
-def _plain_call(cell: str, count: int, reverse: bool, recompute: bool) -> ScanCall:
-    """A call with so many weights, given states and nothing else."""
-    table = CELLS[cell].tensors
-    given = {"input", "h_0", "c_0", *weight_kinds(bias=count >= 4, projection=count % 2 == 1)}
-    present = [index for index, info in enumerate(table) if info.name in given]
-    return ScanCall(cell, present, reverse, True, recompute, False, 0, False, ())
+def _flat_weights(count: int) -> FlatWeights:
+    return FlatWeights(tuple(weight_kinds(bias=count >= 4, projection=count % 2 == 1)))
+
+
+@functools.lru_cache(maxsize=1024)  # numbers may be others in every call
+def _plain_call(
+    cell: str, weights: FlatWeights, reverse: bool, save: bool, recompute: bool
+) -> ScanCall:
+    """A call with these weights, given states and nothing else."""
+    given = {"input", "h_0", "c_0", *weights.kinds}
+    present = [index for index, info in enumerate(CELLS[cell].tensors) if info.name in given]
+    return ScanCall(cell, present, reverse, save, recompute, False, 0, False, weights.numbers)

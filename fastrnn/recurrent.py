@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, functional, modules, tracing
+from fastrnn import checks, eager, functional, modules, tracing, user_cells
 from fastrnn.cells import Cell
-from fastrnn.library import register_cell
+from fastrnn.library import CELLS, register_cell
 from fastrnn.modules import Lengths
+from fastrnn.ops import FlatWeights
 
 __all__ = ["Recurrent", "RecurrentCell", "UserCellModule"]
 
@@ -188,8 +189,25 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states, extra)
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
-        """None: the short way knows the library's own cells."""
-        return None
+        # The short way knows neither inputs beside x nor states that do not start at zero.
+        if self.cell.inputs or self.cell.initial or not eager.is_eager():
+            return None
+        if type(input) not in eager.PLAIN or not eager.has_kernel(input):
+            return None
+        if user_cells.why_step_by_step(self._cell, input.dtype, "cpu") is not None:
+            return None
+        return super()._run_eagerly(input, hx, reset)
+
+    def _short_weights(self) -> tuple[list[Tensor], FlatWeights]:
+        kinds, facts, name = modules.weight_kinds(self), CELLS[self._cell], type(self).__name__
+        stack = functional.split_weights(
+            name, self._weights(), kinds, facts, self.num_layers, 1 + self.bidirectional
+        )
+        fields = tuple(
+            kind for kind, w in zip(stack[0]._fields, stack[0], strict=True) if w is not None
+        )
+        weights = [weight for each in stack for weight in each if weight is not None]
+        return weights, FlatWeights(fields, self._user_call(None).numbers)
 
     def _kinds_by_name(self) -> dict[str, str]:
         return {
