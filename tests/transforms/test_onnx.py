@@ -14,7 +14,6 @@ import torch
 from common import assert_all_close
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils._pytree import tree_leaves
 
 import fastrnn
@@ -25,6 +24,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnxscript").ir
 pytest.importorskip("onnx.reference")
+ONNXRegistry: Any = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
 
 pytestmark = [
     # torch.export says the first inside copyreg, and torch.onnx the second where two inputs share a dimension.
@@ -50,7 +50,7 @@ def one_table_of_translations() -> Generator[None, None, None]:
     """Each export makes the table of torch's own translations, in two fifths of its time. Here it gets a copy of the first."""
     made = functools.cache(ONNXRegistry.from_torchlib)
 
-    def copied(**options: Any) -> ONNXRegistry:
+    def copied(**options: Any) -> Any:
         table = copy.copy(made(**options))
         table.functions = {target: [*found] for target, found in table.functions.items()}
         return table

@@ -55,11 +55,11 @@ def relu_outputs(active: Tensor, leaves: Sequence[Tensor | None]) -> list[Tensor
 
     Args:
         active: [T, N, H], booleans.
-        leaves: input, h_0, c_0 (None) and five weights, of which weight_hr is None.
+        leaves: input, h_0, c_0 (None) and the weights of a network without a projection.
     """
     import torch
 
-    input, h, _, weight_ih, weight_hh, bias_ih, bias_hh, _ = leaves
+    input, h, _, weight_ih, weight_hh, bias_ih, bias_hh, *_ = leaves
     steps = []
     for x, passes in zip(input, active, strict=True):
         h = (x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh) * passes

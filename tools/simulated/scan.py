@@ -33,11 +33,14 @@ FLAGS_OF_CALL = ("reverse", "tf32", "backward")
 # The kernels call the op's input x, and the LSTM has all of the tensors.
 OP_NAMES = {info.name if info.name != "input" else "x": info.name for info in CELLS["lstm"].tensors}
 INPUTS = tuple(OP_NAMES)
+# Users' cells have these, which kernels of a GPU do not take: their pointers are null.
+OF_USERS_CELLS = ("vectors", *(f"extra_{i}" for i in range(4)))
+TENSORS = (*INPUTS, *OF_USERS_CELLS)
 HOST = ("lengths", "step_start", "sample_start", "reset")
 SAVED = ("y", "gates", "cells")
 FINALS = ("h_n", "c_n")
 GRADS = ("d_y", "d_cells", "d_h_n", "d_c_n")
-POINTERS = (*INPUTS, *HOST, *SAVED, *FINALS, *GRADS, *(f"d_{name}" for name in INPUTS))
+POINTERS = (*TENSORS, *HOST, *SAVED, *FINALS, *GRADS, *(f"d_{name}" for name in TENSORS))
 
 
 class Call(ctypes.Structure):
