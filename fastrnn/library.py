@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -106,16 +106,29 @@ def _cell_facts(cell: str) -> CellFacts:
     )
 
 
-CELLS = {name: _cell_facts(name) for name in torch.ops.fastrnn.cells().split(",")}
+class _KnownCells(dict[str, CellFacts]):
+    def __missing__(self, cell: str) -> NoReturn:
+        raise RuntimeError(
+            f"fastrnn: unknown cell '{cell}'; a cell of one's own is known once a fastrnn.Recurrent "
+            "of it was made, or fastrnn.cells.load has loaded its kernels"
+        )
+
+
+CELLS = _KnownCells((name, _cell_facts(name)) for name in torch.ops.fastrnn.cells().split(","))
 USER_CELLS: dict[str, Cell] = {}  # by the ops' names, which are in CELLS, too
 
 
 def register_cell(cell: Cell) -> None:
     """Let the ops take a user's cell by its ``op_name``: cells of one name have one content."""
-    if cell.op_name not in CELLS:
+    if cell.op_name not in USER_CELLS:
         torch.ops.fastrnn.register_cell(cell.op_name, list(cell.facts), _has_output(cell))
-        CELLS[cell.op_name] = _cell_facts(cell.op_name)
         USER_CELLS[cell.op_name] = cell
+        know_cell(cell.op_name)
+
+
+def know_cell(op_name: str) -> None:
+    """Take the facts of a cell from the compiled library, where it is registered."""
+    CELLS[op_name] = _cell_facts(op_name)
 
 
 def _has_output(cell: Cell) -> bool:

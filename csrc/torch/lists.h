@@ -25,7 +25,7 @@ inline CellFacts cell_facts(const std::string& cell) {
   if (Cells::dispatch(cell, [&]<class Cell>() { facts = kFacts<Cell>; })) return facts;
   const CellFacts* const registered = cpu::find_cell(cell);
   STD_TORCH_CHECK(registered, "fastrnn: unknown cell '", cell,
-                  "'; a cell of one's own is known once its definition has run, or fastrnn.cells.load");
+                  "'; a cell of one's own is known once a layer of it was made, or its library was loaded");
   return *registered;
 }
 
