@@ -1,11 +1,17 @@
 // How the threads of a team wait for each other.
 #include "cpu/team.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
 namespace fastrnn::cpu {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// By this thread: waiting beyond a spin, and within the bodies of teams without that.
+thread_local Clock::duration waited{}, worked{};
 
 // Waits for a condition that another thread is about to make true. After a while it lets others run: there may be
 // more threads than cores.
@@ -13,9 +19,12 @@ template <class Condition>
 void spin_until(Condition&& condition) {
   constexpr int kSpins = 2000;
   for (int i = 0; !condition(); ++i) {
-    if (i > kSpins)
-      std::this_thread::yield();
-    else
+    if (i > kSpins) {
+      const Clock::time_point start = Clock::now();
+      while (!condition()) std::this_thread::yield();
+      waited += Clock::now() - start;
+      return;
+    } else {
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -23,10 +32,38 @@ void spin_until(Condition&& condition) {
 #else
       std::atomic_signal_fence(std::memory_order_seq_cst);
 #endif
+    }
   }
 }
 
+// How long teams do without threads once they were held up, in a row of times that double.
+constexpr Clock::duration kLeastPause = std::chrono::milliseconds(100), kLongestPause = std::chrono::seconds(10);
+
+std::atomic<Clock::rep> crowded_until{0};
+std::atomic<Clock::rep> next_pause{kLeastPause.count()};
+
 }  // namespace
+
+bool is_crowded() { return Clock::now().time_since_epoch().count() < crowded_until.load(std::memory_order_relaxed); }
+
+Stopwatch::Stopwatch() : start_(Clock::now()), waited_before_(waited) {}
+
+Stopwatch::~Stopwatch() { worked += Clock::now() - start_ - (waited - waited_before_); }
+
+TeamWatch::TeamWatch() : start_(Clock::now()), worked_before_(worked) {}
+
+TeamWatch::~TeamWatch() {
+  constexpr Clock::duration kWorthIt = std::chrono::milliseconds(1);
+  const Clock::time_point now = Clock::now();
+  const Clock::duration lost = now - start_ - (worked - worked_before_);
+  if (lost < kWorthIt || 2 * lost < now - start_) {
+    next_pause = kLeastPause.count();
+    return;
+  }
+  const Clock::rep pause = next_pause;
+  next_pause = std::min(2 * pause, kLongestPause.count());
+  crowded_until = now.time_since_epoch().count() + pause;
+}
 
 void Barrier::wait(int64_t count) {
   if (count == 1) return;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -30,6 +31,33 @@ class alignas(64) Barrier {
  private:
   std::atomic<int64_t> arrived_{0};
   std::atomic<int64_t> phase_{0};
+};
+
+// Where other programs use the cores, a thread that waits for its core holds up the others at every barrier: for
+// milliseconds, where a step takes microseconds. One thread alone is then faster, and gives the same bits. Tells
+// whether a team was held up lately.
+bool is_crowded();
+
+// Counts the time of a scope as work of this thread, but for its waiting.
+class Stopwatch {
+ public:
+  Stopwatch();
+  ~Stopwatch();
+
+ private:
+  std::chrono::steady_clock::time_point start_;
+  std::chrono::steady_clock::duration waited_before_;
+};
+
+// Watches a thread that calls a team: where it does not work for half of the call, it is crowded.
+class TeamWatch {
+ public:
+  TeamWatch();
+  ~TeamWatch();
+
+ private:
+  std::chrono::steady_clock::time_point start_;
+  std::chrono::steady_clock::duration worked_before_;
 };
 
 class Team {
@@ -58,11 +86,14 @@ class Team {
       Barrier barriers[2];  // the team's and its one group's, at which nobody waits
       return body(Member{0, 1, barriers});
     }
+    const TeamWatch watch;
     const auto barriers = std::make_unique<Barrier[]>(threads_ + 1);
     Entrance entrance(threads_);
     fork_(threads_, [&](int64_t begin, int64_t end) noexcept {
-      if (const std::optional<int64_t> index = entrance.enter(end - begin))
+      if (const std::optional<int64_t> index = entrance.enter(end - begin)) {
+        const Stopwatch work;
         body(Member{*index, entrance.count(), barriers.get()});
+      }
     });
   }
 

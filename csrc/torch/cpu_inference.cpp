@@ -181,7 +181,7 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
       p.h_n = state_of<S>(finals, 0, index);
       p.c_n = state_of<S>(finals, 1, index);
       all.set(index, in.cell, p);
-      kernels<S>().forward(in.cell, p, team_for(sizes, host->rows));
+      kernels<S>().forward(in.cell, p, present_team_for(sizes, host->rows));
     });
   }
   finals.insert(finals.begin(), *output);
@@ -265,7 +265,7 @@ Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) 
     if (kinds == 2) p.c_n = rows_of<S>(next[1]);
     all.set(0, in.cell, p);
     p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};  // the only step's h is the last one
-    kernels<S>().forward(in.cell, p, team_for(sizes, N));
+    kernels<S>().forward(in.cell, p, present_team_for(sizes, N));
   });
   return next;
 }

@@ -23,12 +23,12 @@ template <class F>
 void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
   if (!has_own_weights(in)) {
     const HostSchedule host(in, sizes, {});
-    return f(Samples{}, 0, host.schedule, team_for(sizes, host.rows));
+    return f(Samples{}, 0, host.schedule, present_team_for(sizes, host.rows));
   }
   const auto run = [&](int64_t group, bool alone) {
     const Samples samples{in.groups, group};
     const HostSchedule host(in, sizes, samples);
-    f(samples, group, host.schedule, alone ? team_of(1) : team_for(sizes, host.rows));
+    f(samples, group, host.schedule, alone ? team_of(1) : present_team_for(sizes, host.rows));
   };
   const int64_t threads = most_threads();
   if (threads == 1 || in.groups < threads) {

@@ -33,6 +33,12 @@ inline Team team_for(const ScanSizes& sizes, int64_t rows) {
   return team_of(std::min(most_threads(), useful));
 }
 
+// The same, but for one thread where others are held up.
+inline Team present_team_for(const ScanSizes& sizes, int64_t rows) {
+  const Team team = team_for(sizes, rows);
+  return team.threads() > 1 && is_crowded() ? team_of(1) : team;
+}
+
 // Samples first, first + step, ... of a batch: all of them, or those of a group.
 struct Samples {
   int64_t step = 1, first = 0;

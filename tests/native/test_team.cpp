@@ -1,5 +1,7 @@
 // The barrier and the entrance of a team, many times over: best run under the thread sanitizer.
 #include <atomic>
+#include <chrono>
+#include <thread>
 
 #include "check.h"
 
@@ -43,6 +45,21 @@ void check_groups() {
   test::check(wrong == 0, "a group's barrier let one through");
 }
 
+// A team whose members wait for each other longer than they work is held up, as by programs that take its cores.
+void check_crowd() {
+  constexpr auto kHold = std::chrono::milliseconds(5);
+  cpu::Team(2, test::fork_threads).run([&](const cpu::Team::Member& member) {
+    for (int64_t step = 0; step < 4; ++step) {
+      if (member.index == step % member.count) std::this_thread::sleep_for(kHold);
+      member.barrier();
+    }
+    if (member.index == 1) std::this_thread::sleep_for(4 * kHold);  // the caller waits for the end
+  });
+  test::check(cpu::is_crowded(), "a team that was held up does not say so");
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
+  test::check(!cpu::is_crowded(), "a team that was held up says so for ever");
+}
+
 // Every share of the work is done once, whatever the runtime brings.
 void check_shares(int64_t threads, cpu::Team::Fork fork, const char* what) {
   std::vector<std::atomic<int>> done(1000);
@@ -57,6 +74,7 @@ void check_shares(int64_t threads, cpu::Team::Fork fork, const char* what) {
 }  // namespace
 
 int main() {
+  check_crowd();  // before others that may be held up
   for (const int64_t threads : {1, 2, 3, 8}) check_barriers(threads);
   check_groups();
   for (int i = 0; i < 20; ++i) {
