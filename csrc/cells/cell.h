@@ -83,8 +83,8 @@ FASTRNN_FN void backward_of(const std::array<V, C::kSaved>& saved, const Extras<
     C::backward(saved, extra, previous, next, d_state, d_gx, d_gh, d_extra);
 }
 
-// A projection needs h before it, and leaves nobody else the unit's own h: a plain cell with a c can be projected, and
-// another one with such a function that does not read h.
+// A projection needs h before it, and replaces h, so that nobody can read the unit's own h afterwards: a plain cell
+// with a c can be projected, and another one with such a function that does not read h.
 template <class C>
 constexpr bool kHasOutput = [] {
   if constexpr (Plain<C>)
@@ -117,9 +117,11 @@ concept CellOver =
       { C::kName } -> std::convertible_to<std::string_view>;
       requires C::kInputGates >= 1 && C::kInputGates <= kMostGates;
       requires C::kRecurrentGates >= 0 && C::kRecurrentGates <= kMostGates;
+      requires C::kCellStates <= kMostOfAUnit&& C::kVectors <= kMostOfAUnit&& C::kNumbers <= kMostOfAUnit;
+      requires C::kExtraInputs <= kMostExtraInputs;
       // A unit saves this many values a step for backward, beside its states.
       { C::kSaved } -> std::convertible_to<int>;
-      requires C::kSaved >= 0;
+      requires C::kSaved >= 0 && C::kSaved <= kMostOfAUnit;
       // d gx and d gh differ.
       { C::kSplitGateGradients } -> std::convertible_to<bool>;
       requires C::kSplitGateGradients || C::kInputGates == C::kRecurrentGates;

@@ -115,7 +115,7 @@ struct CellUpdate {
       h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gh + g * gate); });
     const Extras<B, Cell> extra = extras<B>(scan, [&](auto&& load) FASTRNN_LAMBDA {
       return B::of([&](int q) FASTRNN_LAMBDA {
-        return load(places[q].unit, [&](const auto& input) FASTRNN_LAMBDA { return input.row(t, sample[q]); });
+        return load(places[q].unit, [&](int k) FASTRNN_LAMBDA { return p.extra[k].row(t, sample[q]); });
       });
     });
     StateOf<Cell, B> state;
@@ -149,8 +149,8 @@ struct CellUpdate {
       for (int k = 0; k < Cell::kSaved; ++k) store(saved[k], p.gates, k * H);
   }
 
-  // What a cell reads beside products and states. `gather(load)` gives a value of load(unit, row), where row(input) is
-  // an extra input's row.
+  // What a cell reads beside products and states. `gather(load)` gives a value of load(unit, row), where row(k) is a
+  // row of the k-th extra input.
   template <class Values, class AnyScan, class Gather>
   FASTRNN_FN static Extras<Values, Cell> extras(const AnyScan& scan, Gather&& gather) {
     Extras<Values, Cell> extra;
@@ -162,7 +162,7 @@ struct CellUpdate {
     for (int k = 0; k < Cell::kExtraInputs; ++k) {
       const Sequence<const S>& input = scan.p.extra[k];
       extra.inputs[k] = gather([&](int64_t unit, auto&& row) FASTRNN_LAMBDA {
-        return load_strided(row(input) + unit * input.col_stride, input.col_stride, H - unit);
+        return load_strided(row(k) + unit * input.col_stride, input.col_stride, H - unit);
       });
     }
     for (int k = 0; k < Cell::kNumbers; ++k) extra.numbers[k] = Values(typename Values::Scalar(scan.p.numbers[k]));
@@ -192,9 +192,7 @@ struct CellUpdate {
     for (int g = 0; g < kInputGates; ++g) x_products[g] = V::load(gx + g * stride);
     for (int g = 0; g < kRecurrentGates; ++g) h_products[g] = V::load(gh + g * stride);
     const Extras<V, Cell> extra = extras<V>(scan, [&](auto&& load) FASTRNN_LAMBDA {
-      return load(unit, [&](const Sequence<const S>& input) FASTRNN_LAMBDA {
-        return scan.extra_[m * Cell::kExtraInputs + (&input - scan.p.extra.data())];
-      });
+      return load(unit, [&](int k) FASTRNN_LAMBDA { return scan.extra_[m * Cell::kExtraInputs + k]; });
     });
     StateOf<Cell, V> state{};
     if constexpr (Cell::kReadsPreviousH) state.h = load_as_vec(scan.h_.get() + m * scan.r_row + unit, V::kWidth);
@@ -232,7 +230,7 @@ struct CellUpdate {
       std::array<V, Cell::kSaved> saved;
       for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_as_vec(gates + k * H + unit, units);
       const Extras<V, Cell> extra = extras<V>(scan, [&](auto&& load) FASTRNN_LAMBDA {
-        return load(unit, [&](const auto& input) FASTRNN_LAMBDA { return input.row(t, sample); });
+        return load(unit, [&](int k) FASTRNN_LAMBDA { return p.extra[k].row(t, sample); });
       });
       StateOf<Cell, V> prev{}, next{}, d_state{};
       d_state.h = V::load(dh + unit);

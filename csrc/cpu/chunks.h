@@ -104,13 +104,14 @@ struct Scan {
   }
   int64_t backward_chunk(bool grouped) const {
     const int64_t row = i_row + r_row + input_gate_row() + (cell.split_gate_gradients ? recurrent_gate_row() : 0) +
-                        projected * (h_row + r_row);
+                        projected * (h_row + r_row) + cell.vectors * H;
     return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
                        schedule.T);
   }
 
   cpu::Choice choice() const {
-    const PackedWeights<S> w_hh = packed_hh(H, false);  // only its sizes are asked
+    const PackedWeights<S> w_hh(cell.recurrent_gates, H, R, {}, false, {},
+                                cell.panel_gates());  // only its sizes are asked
     return {.not_in_lanes = {},
             .packs = packs(),
             .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),
@@ -130,6 +131,8 @@ struct Scan {
 
   // A projection mixes all units of a row, which is then never split.
   Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
+    // Without a recurrent product, a step reads no weights, and no sample waits for another.
+    if (cell.recurrent_gates == 0) return {std::clamp<int64_t>(N, 1, threads), 1};
     // Weights that are packed where they are read are best read by one thread.
     if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
     return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));

@@ -43,7 +43,7 @@ class PackedWeights {
         inputs_(inputs),
         depth_(padded_depth<E>(inputs)),
         weight_(weight),
-        ahead_(ahead || kept || gates > kMaxVecs),  // no slice holds the panel of more gates
+        ahead_(ahead || kept || (weight && gates > kMaxVecs)),  // no slice holds the panel of more gates
         kept_(kept),
         data_(ahead_ && !kept ? depth_ * width() : 0),
         values_(kept ? static_cast<const E*>(kept.values) : data_.get()) {}

@@ -24,19 +24,18 @@ void spin_until(Condition&& condition) {
       while (!condition()) std::this_thread::yield();
       waited += Clock::now() - start;
       return;
-    } else {
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#else
-      std::atomic_signal_fence(std::memory_order_seq_cst);
-#endif
     }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#else
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
   }
 }
 
-// How long teams do without threads once they were held up, in a row of times that double.
+// Teams that were held up do without threads for so long, twice as long each time.
 constexpr Clock::duration kLeastPause = std::chrono::milliseconds(100), kLongestPause = std::chrono::seconds(10);
 
 std::atomic<Clock::rep> crowded_until{0};

@@ -44,6 +44,7 @@ std::tuple<std::string, std::string> cell_tensors(std::string cell) {
 }
 
 void check_new_name(const std::string& cell) {
+  STD_TORCH_CHECK(!cell.empty() && cell.find(',') == std::string::npos, "fastrnn: '", cell, "' is no name of a cell");
   STD_TORCH_CHECK(!Cells::dispatch(cell, []<class Cell>() {}), "fastrnn: '", cell, "' is a cell of the library");
 }
 

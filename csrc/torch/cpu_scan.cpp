@@ -55,11 +55,17 @@ ScanGradients<S> of_samples(ScanGradients<S> d, Samples samples) {
   return d;
 }
 
+bool is_built_in(const std::string& cell) {
+  return Cells::dispatch(cell, []<class Cell>() {});
+}
+
+// The set is asked for once a call: another thread may change it meanwhile.
 template <class S>
-void check_kernels(const ScanInputs& in) {
-  STD_TORCH_CHECK(Cells::dispatch(in.cell, []<class Cell>() {}) || cell_kernels<S>(in.cell), "fastrnn: cell '", in.cell,
+const Kernels<S>& kernels_for(const ScanInputs& in, const InstructionSet& set) {
+  STD_TORCH_CHECK(is_built_in(in.cell) || cell_kernels<S>(in.cell, set), "fastrnn: cell '", in.cell,
                   "' is not compiled for dtype ", std::string(kTypeName<S>), " and instruction set ",
-                  std::string(cell_instruction_set()), "; fastrnn.cells.build compiles it");
+                  std::string(cell_instruction_set(set)), "; fastrnn.cells.build compiles it");
+  return kernels<S>(set);
 }
 
 std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
@@ -69,10 +75,10 @@ std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
   dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    check_kernels<S>(in);
+    const Kernels<S>& kernels = kernels_for<S>(in, instruction_set());
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
-      kernels<S>().forward(in.cell, of_samples(p, samples, schedule), team);
+      kernels.forward(in.cell, of_samples(p, samples, schedule), team);
     });
   });
   return list_of(results, in.facts);
@@ -86,11 +92,11 @@ std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) 
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
   dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    check_kernels<S>(in);
+    const Kernels<S>& kernels = kernels_for<S>(in, instruction_set());
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
       const ScanGradients<S> d = scan_gradients<S>(saved, gradients, starts, group, samples.step > 1 ? 1 : in.groups);
-      kernels<S>().backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
+      kernels.backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
     });
   });
   return list_of(gradients, in.facts);
@@ -107,14 +113,13 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   const Team team = side_by_side ? team_of(1) : team_for(sizes, host.rows);
   Answer answer;
   dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    check_kernels<S>(in);
+    const InstructionSet& set = instruction_set();
     const ScanParams<S> p =
         of_samples(scan_params<ScanParams<S>>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
-    const InstructionSet& set = instruction_set();
-    Choice choice = kernels<S>().choice(in.cell, p, team);
+    Choice choice = kernels_for<S>(in, set).choice(in.cell, p, team);
     const bool lanes = choice.not_in_lanes.empty();
     if (lanes) choice = {.not_in_lanes = {}, .packs = false, .grid = {team.threads(), 1}};
-    answer.say("instruction_set", set.provides<S>() ? set.name : set.rest->name);
+    answer.say("instruction_set", is_built_in(in.cell) && set.provides<S>() ? set.name : cell_instruction_set(set));
     answer.say("asked_for", instruction_set_was_asked_for() ? set.name : "");
     answer.say("unavailable", instruction_sets(false));
     answer.say("kernel", lanes ? "samples in lanes" : "units in lanes");

@@ -22,10 +22,9 @@ bool instruction_set_was_asked_for();
 // Takes the set of that name from now on; an empty name stands for what the environment says.
 void use_instruction_set(std::string name);
 
-// That set's kernels for a storage type.
+// A set's kernels for a storage type.
 template <class S>
-const Kernels<S>& kernels() {
-  const InstructionSet& set = instruction_set();
+const Kernels<S>& kernels(const InstructionSet& set = instruction_set()) {
   STD_TORCH_CHECK(set.has<S>(), "fastrnn: this build leaves out the kernels of this dtype: a quick build has those of ",
                   "float32 alone, a sanitized one none of second derivatives");
   return set.kernels<S>();
@@ -33,15 +32,14 @@ const Kernels<S>& kernels() {
 
 // The name of the set that cells are compiled for now: one that differs in products of bfloat16 alone takes the kernels
 // of the set below it.
-inline std::string_view cell_instruction_set() {
-  const InstructionSet& set = instruction_set();
+inline std::string_view cell_instruction_set(const InstructionSet& set = instruction_set()) {
   return set.rest ? set.rest->name : set.name;
 }
 
 // The kernels of a cell that was compiled later, for that set; null if none are loaded.
 template <class S>
-const void* cell_kernels(const std::string& cell) {
-  return find_kernels(cell, cell_instruction_set(), kTypeName<S>);
+const void* cell_kernels(const std::string& cell, const InstructionSet& set = instruction_set()) {
+  return find_kernels(cell, cell_instruction_set(set), kTypeName<S>);
 }
 
 // Whether this is a child of the process that loaded the library.

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import cells, library, user_cells
+from fastrnn import cells, library, user_cells, zoo
 from fastrnn.cells import compiler, sigmoid, tanh
 
 T, N, I, H = 6, 4, 5, 9
@@ -763,3 +763,8 @@ def test_a_number_is_a_number(value):
     layer.alpha = value
     with pytest.raises(TypeError, match="Recurrent: alpha must be a number, got"):
         layer(normal(T, N, I), extra=make_extra(leaky))
+
+
+def test_samples_are_shared_where_no_step_waits_for_another(two_threads):
+    layer, x = fastrnn.Recurrent(zoo.mingru, 64, 64), torch.randn(50, 8, 64)
+    assert "sharing samples in 2" in str(fastrnn.explain(layer, x))
