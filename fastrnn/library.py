@@ -109,8 +109,8 @@ def _cell_facts(cell: str) -> CellFacts:
 class _KnownCells(dict[str, CellFacts]):
     def __missing__(self, cell: str) -> NoReturn:
         raise RuntimeError(
-            f"fastrnn: unknown cell '{cell}'; a cell of one's own is known once a fastrnn.Recurrent "
-            "of it was made, or fastrnn.cells.load has loaded its kernels"
+            f"fastrnn: unknown cell '{cell}'; a cell of one's own is known once a layer of it was "
+            "made (fastrnn.Recurrent), or fastrnn.cells.load has loaded its kernels"
         )
 
 
