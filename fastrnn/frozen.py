@@ -201,7 +201,7 @@ def _freeze_in_place(module: nn.Module, weights: str | None) -> str | None:
     module.__class__ = frozen
     for name, value in zip(names, values, strict=True):
         module.register_buffer(name, None if value is None else value.detach())
-    module._has_cell_state = CELLS[module._cell].has_cell_state  # type: ignore[assignment]
+    module._has_cell_state = CELLS[module._cell].has_cell_state  # type: ignore[assignment, index]
     module._weight_type = "" if weights in (None, own) else weights  # type: ignore[assignment]
     module._pack()  # type: ignore[operator]
     return None

@@ -132,7 +132,8 @@ def load(folder: str | os.PathLike[str]) -> list[str]:
         raise RuntimeError(f"fastrnn: {folder} holds cells that do not fit here:\n{reasons}")
     for path in fitting:
         torch.ops.fastrnn.load_cell(str(path))
-        know_cell(records[path].op_name)
+        if record := records[path]:
+            know_cell(record.op_name)
     _refusals.clear()
     return [path.name for path in fitting]
 
