@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,20 +22,26 @@ Names = str | Iterable[str]
 MOST = {"gates a side": 16, "states": 8, "vectors": 16, "inputs": 4}
 # Names of a recurrent module's own attributes and of arguments beside the cell's.
 _OF_MODULES = {
-    "batch_first", "bias", "bidirectional", "cell", "dropout", "extra", "hidden_size", "hx",
-    "input", "input_size", "lengths", "mode", "num_layers", "proj_size", "recompute", "reset",
-    "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh",
+    "all_weights", "batch_first", "bias", "bidirectional", "cell", "check_forward_args",
+    "check_hidden_size", "check_input", "device", "dropout", "dtype", "extra",
+    "flatten_parameters", "get_expected_hidden_size", "hidden_size", "hx", "input", "input_size",
+    "lengths", "mask", "mode", "num_layers", "permute_hidden", "proj_size", "recompute", "reset",
+    "reset_parameters", "reset_state", "return_all_states", "reverse", "self", "weight_ih",
+    "weight_hh", "weight_hr", "bias_ih", "bias_hh",
 }  # fmt: skip
+_OF_A_LAYER = re.compile(r".*_l\d+(_reverse)?")  # the end of a parameter's name
 # Words of C++ that Python lets pass.
 _OF_CPP = {
-    "alignas", "alignof", "auto", "bool", "case", "catch", "char", "concept", "const",
-    "consteval", "constexpr", "constinit", "co_await", "co_return", "co_yield", "decltype",
-    "default", "delete", "do", "double", "enum", "explicit", "export", "extern", "float",
-    "friend", "goto", "inline", "int", "long", "mutable", "namespace", "new", "noexcept",
-    "nullptr", "operator", "private", "protected", "public", "register", "requires", "short",
-    "signed", "sizeof", "static", "struct", "switch", "template", "this", "throw", "typedef",
-    "typeid", "typename", "union", "unsigned", "using", "virtual", "void", "volatile",
-    "wchar_t", "and_eq", "bitand", "bitor", "compl", "not_eq", "or_eq", "xor", "xor_eq",
+    "alignas", "alignof", "and_eq", "asm", "auto", "bitand", "bitor", "bool", "case", "catch",
+    "char", "char16_t", "char32_t", "char8_t", "co_await", "co_return", "co_yield", "compl",
+    "concept", "const", "const_cast", "consteval", "constexpr", "constinit", "decltype",
+    "default", "delete", "do", "double", "dynamic_cast", "enum", "explicit", "export", "extern",
+    "false", "float", "friend", "goto", "inline", "int", "long", "mutable", "namespace", "new",
+    "noexcept", "not_eq", "nullptr", "operator", "or_eq", "private", "protected", "public",
+    "register", "reinterpret_cast", "requires", "short", "signed", "sizeof", "static",
+    "static_assert", "static_cast", "struct", "switch", "template", "this", "thread_local",
+    "throw", "true", "typedef", "typeid", "typename", "union", "unsigned", "using", "virtual",
+    "void", "volatile", "wchar_t", "xor", "xor_eq",
 }  # fmt: skip
 
 
@@ -132,7 +139,7 @@ def _check_name(what: str, name: object) -> None:
             f"{what}: {name!r} is no name of a cell's part: write letters, digits and single "
             "underscores, a letter first"
         )
-    if keyword.iskeyword(name) or name in _OF_CPP:
+    if any(keyword.iskeyword(word) or word in _OF_CPP for word in (name, name.lower())):
         raise ValueError(f"{what}: {name!r} is a word of Python or C++: write another name")
 
 
@@ -178,7 +185,8 @@ def _check_apart(declaration: Declaration) -> None:
     if "h" in declaration.states:
         raise ValueError("states: every cell has h, as s.h: declare the states beside it alone")
     for name in of_p:
-        if name in _OF_MODULES or hasattr(nn.Module, name) or name == "training":
+        of_module = name in _OF_MODULES or hasattr(nn.Module, name) or name == "training"
+        if of_module or _OF_A_LAYER.fullmatch(name):
             raise ValueError(f"{name!r} is an attribute of modules: write another name")
     for name in declaration.initial:
         if name not in ("h", *declaration.states):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastrnn
 from fastrnn import cells
 from fastrnn.cells import CellError, sigmoid, tanh, where
 
@@ -260,6 +261,9 @@ DECLARATIONS = {
     "two underscores": ({"gates": "i", "states": ("c__d",)}, r"states: 'c__d' is no name"),
     "not ASCII": ({"gates": ("σ",)}, r"gates: 'σ' is no name"),
     "word of C++": ({"gates": ("float",)}, r"gates: 'float' is a word of Python or C\+\+"),
+    "word of C++ in capitals": ({"gates": "i", "states": ("New",)}, r"states: 'New' is a word of Python or C\+\+"),
+    "literal of C++": ({"gates": "i", "states": ("true",)}, r"states: 'true' is a word of Python or C\+\+"),
+    "name of a parameter": ({"gates": "i", "numbers": {"tau_l0": 1.0}}, r"'tau_l0' is an attribute of modules"),
     "word of Python": ({"gates": ("lambda",)}, r"gates: 'lambda' is a word of Python or C\+\+"),
     "a number as a name": ({"gates": (1,)}, r"gates: a name is a string, got 1"),
     "no names": ({"gates": 4}, r"gates is a string of letters or a tuple of names, got int"),
@@ -289,6 +293,20 @@ DECLARATIONS = {
 def test_what_is_declared_is_checked(declared, message):
     with pytest.raises(CellError, match=f"^{re.escape(__file__)}:.* my_cell: .*{message}"):
         cells.cell(**declared)(returns(lambda v: v))
+
+
+def test_no_attribute_or_argument_of_a_layer_is_a_number():
+    step = cells.cell(gates="i")(returns(lambda v: v))
+    names = {"training"}
+    for module in (fastrnn.Recurrent(step, 2, 3), fastrnn.RecurrentCell(step, 2, 3)):
+        names |= {name for name in dir(module) if not name.startswith("_")}
+        for function in (type(module).__init__, type(module).forward):
+            names |= set(inspect.signature(function).parameters)
+    for name in names:
+        with pytest.raises(
+            CellError, match=f"'{name}' is (an attribute of modules|a word of Python)"
+        ):
+            cells.cell(gates="i", numbers={name: 0.5})(returns(lambda v: v))
 
 
 def test_the_function_is_one_with_a_name_and_four_arguments():
