@@ -47,7 +47,7 @@ constexpr test::BinaryFunction<S> binary_function(std::string_view name, F) {
 template <class S, class F>
 constexpr test::BinaryFunction<S> comparison(std::string_view name, F) {
   return binary_function<S>(name, [](auto a, auto b) FASTRNN_LAMBDA {
-    return select(F{}(a, b), constant<Value<S>>(1), constant<Value<S>>(0));
+    return select(F{}(a, b), math::constant<Value<S>>(1), math::constant<Value<S>>(0));
   });
 }
 
