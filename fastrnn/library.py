@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,11 +107,10 @@ def _cell_facts(cell: str) -> CellFacts:
 
 
 class _KnownCells(dict[str, CellFacts]):
-    def __missing__(self, cell: str) -> NoReturn:
-        raise RuntimeError(
-            f"fastrnn: unknown cell '{cell}'; a cell of one's own is known once a layer of it was "
-            "made (fastrnn.Recurrent), or fastrnn.cells.load has loaded its kernels"
-        )
+    def __missing__(self, cell: str) -> CellFacts:
+        """The facts of a cell that a loaded library brought; the op has the words for others."""
+        self[cell] = _cell_facts(cell)
+        return self[cell]
 
 
 CELLS = _KnownCells((name, _cell_facts(name)) for name in torch.ops.fastrnn.cells().split(","))
@@ -123,12 +122,6 @@ def register_cell(cell: Cell) -> None:
     if cell.op_name not in USER_CELLS:
         torch.ops.fastrnn.register_cell(cell.op_name, list(cell.facts), _has_output(cell))
         USER_CELLS[cell.op_name] = cell
-        know_cell(cell.op_name)
-
-
-def know_cell(op_name: str) -> None:
-    """Take the facts of a cell from the compiled library, where it is registered."""
-    CELLS[op_name] = _cell_facts(op_name)
 
 
 def _has_output(cell: Cell) -> bool:

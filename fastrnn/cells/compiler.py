@@ -12,7 +12,7 @@ import torch
 from fastrnn.cells import cache
 from fastrnn.cells.compilation import Compilable, in_cache, in_folder, make_unit
 from fastrnn.cells.toolchain import CannotCompile
-from fastrnn.library import LOADED_CELLS, accumulate_dtype, know_cell
+from fastrnn.library import LOADED_CELLS, accumulate_dtype
 
 __all__ = ["CannotCompile", "build", "ensure", "load"]
 
@@ -132,8 +132,6 @@ def load(folder: str | os.PathLike[str]) -> list[str]:
         raise RuntimeError(f"fastrnn: {folder} holds cells that do not fit here:\n{reasons}")
     for path in fitting:
         torch.ops.fastrnn.load_cell(str(path))
-        if record := records[path]:
-            know_cell(record.op_name)
     _refusals.clear()
     return [path.name for path in fitting]
 
