@@ -314,7 +314,7 @@ class BackwardScan : Scan<S> {
                        for (int64_t panel = panels.begin; panel < panels.end; ++panel)
                          products = add_to_state(part, first, count, panel, products);
                      });
-    } else if (projected) {  // no cell that reads h can be projected
+    } else if (projected) {  // what y left went through W_hr, and nothing else flows into h
       for (int64_t i = 0; i < rows; ++i) std::fill_n(dh_.get() + part.row(i) * r_sums, r_sums, A(0));
     }
     if (!schedule.reset) return;

@@ -155,12 +155,14 @@ struct Scan {
 
   // The same for the states beside h, each of which begins at a whole vector.
   void load_cell_states(Matrix<const S> states, Range rows, A* out) const {
-    for (int k = 0; k < cell.cell_states; ++k)
+    for (int k = 0; k < cell.cell_states; ++k) {
+      const Matrix<const S> state = states.from_column(k * H);
       for (int64_t r = rows.begin; r < rows.end; ++r) {
         A* const to = out + r * c_row + k * h_sums;
         std::fill_n(to, h_sums, A(0));
-        if (states) gather(states.row(schedule.sample(r)) + k * H * states.col_stride, states.col_stride, to, H);
+        if (state) gather(state.row(schedule.sample(r)), state.col_stride, to, H);
       }
+    }
   }
 
   void store_cell_states(const A* row, Matrix<S> states, int64_t r) const {

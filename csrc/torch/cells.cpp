@@ -45,7 +45,7 @@ std::tuple<std::string, std::string> cell_tensors(std::string cell) {
 
 void check_new_name(const std::string& cell) {
   STD_TORCH_CHECK(!cell.empty() && cell.find(',') == std::string::npos, "fastrnn: '", cell, "' is no name of a cell");
-  STD_TORCH_CHECK(!Cells::dispatch(cell, []<class Cell>() {}), "fastrnn: '", cell, "' is a cell of the library");
+  STD_TORCH_CHECK(!is_built_in(cell), "fastrnn: '", cell, "' is a cell of the library");
 }
 
 void register_cell(std::string cell, std::vector<int64_t> facts, bool has_output) {
@@ -76,7 +76,7 @@ void load_cell(std::string path) {
 }
 
 bool has_cell(std::string cell, ScalarType dtype) {
-  if (Cells::dispatch(cell, []<class Cell>() {})) return true;
+  if (is_built_in(cell)) return true;
   return dispatch_dtype(dtype, [&]<class S>() { return cpu::cell_kernels<S>(cell) != nullptr; });
 }
 

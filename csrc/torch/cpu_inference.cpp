@@ -130,8 +130,7 @@ class StackWeights {
 };
 
 ScanInputs inference_inputs(std::string cell, const Tensor& input) {
-  STD_TORCH_CHECK(Cells::dispatch(cell, []<class Cell>() {}), "fastrnn: cell '", cell,
-                  "' is none of the library's; op scan runs others");
+  STD_TORCH_CHECK(is_built_in(cell), "fastrnn: cell '", cell, "' is none of the library's; op scan runs others");
   const CellFacts facts = cell_facts(cell);
   ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false, {}};
   in.input = input;

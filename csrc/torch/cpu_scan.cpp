@@ -55,10 +55,6 @@ ScanGradients<S> of_samples(ScanGradients<S> d, Samples samples) {
   return d;
 }
 
-bool is_built_in(const std::string& cell) {
-  return Cells::dispatch(cell, []<class Cell>() {});
-}
-
 // The set is asked for once a call: another thread may change it meanwhile.
 template <class S>
 const Kernels<S>& kernels_for(const ScanInputs& in, const InstructionSet& set) {

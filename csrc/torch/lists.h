@@ -20,6 +20,11 @@ namespace fastrnn {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Tells whether a cell is one of the library's own.
+inline bool is_built_in(const std::string& cell) {
+  return Cells::dispatch(cell, []<class Cell>() {});
+}
+
 inline CellFacts cell_facts(const std::string& cell) {
   CellFacts facts{};
   if (Cells::dispatch(cell, [&]<class Cell>() { facts = kFacts<Cell>; })) return facts;

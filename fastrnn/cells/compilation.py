@@ -182,7 +182,7 @@ def _compile(unit: Unit, path: Path) -> None:
         source, library = Path(work, "cell.cpp"), Path(work, "cell.so")
         source.write_text(unit.source)
         done = subprocess.run(
-            _command(source, library),
+            command(source, library),
             env=os.environ | {"LC_ALL": "C"},  # errors in English
             text=True,
             errors="replace",  # paths may be in any encoding
@@ -194,15 +194,16 @@ def _compile(unit: Unit, path: Path) -> None:
     reason = toolchain.first_error(done.stderr).replace(str(source), str(kept))
     raise CannotCompile(
         f"the compiler failed for {unit.title}: {reason}\n"
-        f"It is called so, with the source that was kept: {shlex.join(_command(kept, path))}"
+        f"It is called so, with the source that was kept: {shlex.join(command(kept, path))}"
     )
 
 
-def _command(source: Path, library: Path) -> list[str]:
+def command(source: Path, library: Path, flags: str = toolchain.CXX_FLAGS) -> list[str]:
+    """The call of the compiler that makes a library of cells."""
     headers = matching_headers()
     return [
         *shlex.split(present_compiler().command),
-        *toolchain.CXX_FLAGS.split(),
+        *flags.split(),
         "-shared",
         "-fPIC",
         f"-I{headers.folder}",

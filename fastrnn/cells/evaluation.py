@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn.cells.graph import SCALAR, Node, reachable
+from fastrnn.cells.graph import OPERATORS, SCALAR, Node, reachable
 
 __all__ = ["Program", "apply"]
 
@@ -29,15 +28,7 @@ def _select(condition: Tensor | bool, a: Tensor, b: Tensor) -> Tensor:
 
 
 _TENSOR: dict[str, Callable[..., Tensor]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "neg": operator.neg,
-    "lt": operator.lt,
-    "le": operator.le,
-    "eq": operator.eq,
-    "ne": operator.ne,
+    **OPERATORS,
     "select": _select,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,

@@ -12,10 +12,11 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastrnn.cells.errors import error_here
 
-__all__ = ["COMPARISONS", "LEAVES", "SCALAR", "Graph", "Node", "reachable"]
+__all__ = ["COMPARISONS", "LEAVES", "OPERATORS", "SCALAR", "Graph", "Node", "reachable"]
 
 # What a node without arguments stands for: an input product, a recurrent product, a state before
 # the step, a parameter of one number a unit, a number of the module, an extra input, a constant,
@@ -27,8 +28,8 @@ def _sigmoid(x: float) -> float:
     return 0.5 * (1 + math.tanh(0.5 * x))
 
 
-# Each operation on Python's numbers: constants are folded by it.
-SCALAR: dict[str, Callable[..., float]] = {
+# These are the same on numbers and on tensors.
+OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -38,6 +39,10 @@ SCALAR: dict[str, Callable[..., float]] = {
     "le": operator.le,
     "eq": operator.eq,
     "ne": operator.ne,
+}
+# Each operation on Python's numbers: constants are folded by it.
+SCALAR: dict[str, Callable[..., float]] = {
+    **OPERATORS,
     "select": lambda condition, a, b: a if condition else b,
     "sigmoid": _sigmoid,
     "tanh": math.tanh,
