@@ -121,6 +121,7 @@ def register_cell(cell: Cell) -> None:
     """Let the ops take a user's cell by its ``op_name``: cells of one name have one content."""
     if cell.op_name not in USER_CELLS:
         torch.ops.fastrnn.register_cell(cell.op_name, list(cell.facts), _has_output(cell))
+        _ = cell.program  # torch.compile cannot trace how a cached property is made
         USER_CELLS[cell.op_name] = cell
 
 

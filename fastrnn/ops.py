@@ -49,7 +49,7 @@ from fastrnn.library import (
     with_absent,
     without_absent,
 )
-from fastrnn.tracing import scan_in_jit_trace
+from fastrnn.tracing import scan_in_jit_trace, untraced
 
 __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "scan"]
 
@@ -228,8 +228,9 @@ def load_kernels(cell: str, dtype: torch.dtype, *, second_order: bool = False) -
     modes = (
         torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
     )
-    # Else torch.export writes into a graph what is asked here. To leave no mode takes 30 µs.
-    with _disable_current_modes() if modes else contextlib.nullcontext():
+    # Else torch.export and torch.jit.trace write into a graph what is asked here. To leave no mode
+    # takes 30 µs.
+    with untraced(), _disable_current_modes() if modes else contextlib.nullcontext():
         compiler.ensure(USER_CELLS[cell], dtype, second_order=second_order)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["allow_in_compile", "fx_leaf", "refuse_script", "scan_in_jit_trace"]
+__all__ = ["allow_in_compile", "fx_leaf", "refuse_script", "scan_in_jit_trace", "untraced"]
 
 
 # --- torch.fx -------------------------------------------------------------------------------------
@@ -83,6 +84,22 @@ def _scan(
 def scan_in_jit_trace() -> Callable[..., list[Tensor]]:
     """The op `scan` without its argument `save`, for torch.jit.trace."""
     return torch.jit.script(_scan)
+
+
+def untraced() -> contextlib.AbstractContextManager[None]:
+    """Within it torch.jit.trace, which takes no op that returns a string, sees no op."""
+    is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return _no_jit_trace() if is_tracing else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _no_jit_trace() -> Iterator[None]:
+    trace, set_trace = torch._C._get_tracing_state(), torch._C._set_tracing_state  # type: ignore[attr-defined]
+    set_trace(None)
+    try:
+        yield
+    finally:
+        set_trace(trace)
 
 
 # --- torch.compile --------------------------------------------------------------------------------

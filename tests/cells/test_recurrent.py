@@ -636,8 +636,34 @@ def test_jit_trace(path, cell):
             return self.layer(x, extra=extra)[0]
 
     values = list((extra or {}).values())
+    library.LOADED_CELLS.clear()  # as where the trace is the first to ask for kernels
     traced = torch.jit.trace(Wrapped(), (x, *values))
     assert_all_close([traced(x, *values)], expected[:1], torch.float64)
+
+
+TRACERS = {
+    "jit.trace": lambda layer, x: torch.jit.trace(layer, (x,)),
+    "compile": lambda layer, x: torch.compile(layer, backend="eager", fullgraph=True),
+    "export": lambda layer, x: torch.export.export(layer, (x,), strict=True).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracers, and of the loop
+@pytest.mark.parametrize("tracer", TRACERS.values(), ids=list(TRACERS))
+def test_a_tracer_may_be_the_first_to_call_without_a_compiler(tracer, monkeypatch):
+    def refuse(unit):
+        raise compiler.CannotCompile("a test says so")
+
+    monkeypatch.setattr(compiler, "in_cache", refuse)
+    monkeypatch.setattr(compiler, "_refusals", {})
+    number = len(library.USER_CELLS)  # makes a cell that no other test has called
+
+    @cells.cell(gates="a")
+    def unknown(x, h, s, p):
+        return tanh(x.a + number * h.a)
+
+    layer, x = make(unknown), normal(T, N, I)
+    assert_all_close(flatten(tracer(layer, x)(x)), flatten(layer(x)), torch.float64)
 
 
 def test_fx_sees_a_leaf(path):
