@@ -82,9 +82,8 @@ def scan(
     T, dtype = input.size(0), accumulate_dtype(input.dtype)
     running = None if lengths is None else _running(lengths.to(input.device), T)
     if running is not None:
-        # The gradient of a step that does not run is zero, times a derivative that must be finite.
+        # Padding that is not finite would be in the gradient of weight_ih, times zero.
         input = torch.where(running, input, 0)
-        extras = [torch.where(running, extra, 1) for extra in extras]
     entering = None if reset is None else _entering(reset, running, reverse)
 
     step = _step_of(cell, weights, numbers)
@@ -94,9 +93,10 @@ def scan(
     for t in reversed(range(T)) if reverse else range(T):
         if entering is not None:
             h, c = _where(entering[t], reset_h, h), _where(entering[t], reset_c, c)
-        new_h, new_c = step(gx[t], h, c, [extra[t].to(dtype) for extra in extras])
-        if running is not None:
-            new_h, new_c = _where(running[t], new_h, h), _where(running[t], new_c, c)
+        runs = None if running is None else running[t]
+        new_h, new_c = step(gx[t], h, c, [extra[t].to(dtype) for extra in extras], runs)
+        if runs is not None:
+            new_h, new_c = _where(runs, new_h, h), _where(runs, new_c, c)
         h, c = outputs[t], cells[t] = new_h, new_c
 
     def sequence(steps: list[Any], like: Tensor) -> Tensor:
@@ -113,24 +113,31 @@ def scan(
 
 
 def _step_of(cell: str, weights: ScanWeights, numbers: Sequence[float]) -> Callable[..., Any]:
-    """A function of gx, h, c and the extra inputs of a step that gives h and c after it."""
+    """A function of gx, h, c, the extra inputs and which samples run a step, or None for all, that
+    gives h and c after it."""
     facts = CELLS[cell]
     formula = STEPS[cell] if cell in STEPS else USER_CELLS[cell].step
 
     def step(
-        gx: Tensor, h: Tensor, c: Tensor | None, extras: Sequence[Tensor]
+        gx: Tensor, h: Tensor, c: Tensor | None, extras: Sequence[Tensor], runs: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         gh = None
         if facts.recurrent_gates:
             gh = linear(h, weights.weight_hh, weights.bias_hh).to(gx.dtype)
         vectors = None if weights.vectors is None else weights.vectors.to(gx.dtype)
+        gx, gh, before, c, vectors, *extras = (
+            _differentiable_where(runs, each)
+            for each in (gx, gh, h.to(gx.dtype), c, vectors, *extras)
+        )
         new_h, cells = formula(
-            gx, gh, h.to(gx.dtype), apart(c, facts.cell_states), apart(vectors, facts.vectors),
-            numbers, extras,
+            gx, gh, before, apart(c, facts.cell_states), apart(vectors, facts.vectors), numbers,
+            extras,
         )  # fmt: skip
         new_h = new_h.to(h.dtype)
         if weights.weight_hr is not None:
-            new_h = linear(new_h, weights.weight_hr)
+            new_h = linear(
+                new_h if runs is None else torch.where(runs, new_h, 0), weights.weight_hr
+            )
         return new_h, side_by_side(cells) if cells else None
 
     return step
@@ -156,6 +163,14 @@ def _where(condition: Tensor, chosen: Tensor | None, other: Tensor | None) -> An
     if other is None:
         return None
     return torch.where(condition, 0 if chosen is None else chosen.to(other.dtype), other)
+
+
+def _differentiable_where(runs: Tensor | None, value: Tensor | None) -> Any:
+    """A tensor that has no gradient where a sample does not run: the gradient of what such a step
+    computes is zero, but the derivatives that it meets need not be finite."""
+    if runs is None or value is None:
+        return value
+    return torch.where(runs, value, value.detach())
 
 
 def _unpadded(padded: Tensor, rows: Rows, count: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn import cells, library, user_cells, zoo
-from fastrnn.cells import compiler, sigmoid, tanh
+from fastrnn.cells import compiler, log, sigmoid, tanh
 
 T, N, I, H = 6, 4, 5, 9
 NEEDS_COMPILER = "kernels of users' cells need a C++ compiler"
@@ -508,6 +508,31 @@ def test_padding_has_no_part_in_gradients(path):
     expected = run(layer, x, None, extra, lengths=LENGTHS)
     x[padding], extra["dt"][padding] = float("nan"), float("nan")
     assert_equal(run(layer, x, None, extra, lengths=LENGTHS), expected)
+
+
+@cells.cell(gates="a", vectors={"gain": 1.0}, inputs=("dt",))
+def singular(x, h, s, p):
+    return tanh(x.a + h.a + p.gain * log(2 - 2 * x.dt))
+
+
+@cells.cell(gates="a", states="v", vectors={"gain": 1.0}, inputs=("dt",))
+def singular_inside(x, h, s, p):
+    v = tanh(x.a + h.a) * log(2 - 2 * x.dt) / (1 - s.v)
+    return p.gain * v, {"v": v}
+
+
+@pytest.mark.parametrize("padding", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [(singular, {}), (singular, {"bidirectional": True}), (singular_inside, {"proj_size": 4})],
+    ids=["plain", "bidirectional", "projected"],
+)
+def test_derivatives_of_padding_are_not_met(path, cell, options, padding):
+    layer, x, extra = make(cell, **options), normal(T, N, I), make_extra(cell)
+    lengths = torch.tensor([6, 0, 3, 1])
+    extra["dt"][torch.arange(T)[:, None] >= lengths] = padding
+    results = run(layer, x, None, extra, lengths=lengths)
+    assert all(result.isfinite().all() for result in results)
 
 
 # --- one step -------------------------------------------------------------------------------------
