@@ -48,7 +48,8 @@ _TENSORS_ALONE = ("select", "minimum", "maximum")
 
 
 def apply(op: str, args: Sequence[Any], like: Tensor | None) -> Any:
-    """An operation on tensors and numbers; numbers alone give a number.
+    """An operation on tensors and numbers; numbers alone give a number, or a tensor where Python
+    raises an error: kernels have inf or NaN there.
 
     Args:
         op: an operation of the graph.
@@ -56,7 +57,10 @@ def apply(op: str, args: Sequence[Any], like: Tensor | None) -> Any:
         like: the dtype and the device of numbers that have to be tensors.
     """
     if not any(isinstance(arg, Tensor) for arg in args):
-        return SCALAR[op](*args)
+        try:
+            return SCALAR[op](*args)
+        except (ArithmeticError, ValueError):
+            args = [_full(arg, like) for arg in args]
     if op in _TENSORS_ALONE:
         args = [arg if isinstance(arg, (Tensor, bool)) else _full(arg, like) for arg in args]
     return _TENSOR[op](*args)

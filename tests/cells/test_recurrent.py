@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn import cells, library, user_cells, zoo
-from fastrnn.cells import compiler, log, sigmoid, tanh
+from fastrnn.cells import compiler, exp, log, minimum, sigmoid, tanh
 
 T, N, I, H = 6, 4, 5, 9
 NEEDS_COMPILER = "kernels of users' cells need a C++ compiler"
@@ -533,6 +533,20 @@ def test_derivatives_of_padding_are_not_met(path, cell, options, padding):
     extra["dt"][torch.arange(T)[:, None] >= lengths] = padding
     results = run(layer, x, None, extra, lengths=lengths)
     assert all(result.isfinite().all() for result in results)
+
+
+@cells.cell(gates="a", numbers={"tau": 1.0, "top": 1.0})
+def decaying(x, h, s, p):
+    return tanh(x.a + h.a) * exp(-1 / p.tau) + minimum(log(p.top), 1.0)
+
+
+@pytest.mark.parametrize("numbers", [(0.0, 1.0), (-0.001, 1.0), (1.0, -1.0), (1.0, 0.0)], ids=str)
+def test_numbers_that_python_does_not_compute(kernels, numbers):
+    layer, x = make(decaying), normal(T, N, I)
+    layer.tau, layer.top = numbers
+    expected = layer(x)[0]
+    with step_by_step():
+        torch.testing.assert_close(layer(x)[0], expected, equal_nan=True)
 
 
 # --- one step -------------------------------------------------------------------------------------
