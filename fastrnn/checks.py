@@ -445,6 +445,24 @@ def check_weight_count(name: str, given: int, each: int, num_layers: int, direct
         )
 
 
+def check_vectors(
+    name: str, vectors: Mapping[str, Tensor], hidden_size: int, index: int, directions: int
+) -> None:
+    """Check the vectors of an entry of a stack: side by side, they would take values of others."""
+    for kind, vector in vectors.items():
+        if vector.shape != (hidden_size,):
+            raise RuntimeError(
+                f"{name}: {kind}{_entry_label(index, directions)} has shape {list(vector.shape)}, "
+                f"expected [{hidden_size}]"
+            )
+
+
+def _entry_label(index: int, directions: int) -> str:
+    """The end of the names of an entry's weights."""
+    layer, direction = divmod(index, directions)
+    return f"_l{layer}" + ("_reverse" if direction else "")
+
+
 def check_stack(name: str, facts: CellFacts, stack: Sequence[ScanWeights], directions: int) -> None:
     """Check the weights of a stack, one entry per layer and direction."""
     first = stack[0]
@@ -457,16 +475,14 @@ def check_stack(name: str, facts: CellFacts, stack: Sequence[ScanWeights], direc
     H = first.weight_ih.size(0) // facts.input_gates
     input_rows, recurrent_rows = facts.input_gates * H, facts.recurrent_gates * H
     for index, weights in enumerate(stack):
-        layer, direction = divmod(index, directions)
-        label = f"_l{layer}" + ("_reverse" if direction else "")
-        columns = first.weight_ih.size(1) if layer == 0 else R * directions
+        label = _entry_label(index, directions)
+        columns = first.weight_ih.size(1) if index < directions else R * directions
         shapes = {
             "weight_ih": (input_rows, columns),
             "weight_hh": (recurrent_rows, R),
             "bias_ih": (input_rows,),
             "bias_hh": (recurrent_rows,),
             "weight_hr": (R, H),
-            "vectors": (facts.vectors * H,),
         }
         for field, shape in shapes.items():
             tensor = getattr(weights, field)

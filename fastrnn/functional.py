@@ -231,17 +231,24 @@ def split_weights(
     """A flat list in torch's order as one entry per layer and direction, each of these kinds."""
     entries, each = num_layers * directions, len(kinds)
     checks.check_weight_count(name, len(weights), each, num_layers, directions)
-    return [
-        scan_weights(dict(zip(kinds, weights[entry * each :], strict=False)), facts)
-        for entry in range(entries)
-    ]
+    stack = []
+    for entry in range(entries):
+        by_kind = dict(zip(kinds, weights[entry * each :], strict=False))
+        vectors = {kind: by_kind[kind] for kind in kinds[each - facts.vectors :]}
+        if vectors:
+            hidden_size = weights[0].size(0) // facts.input_gates
+            checks.check_vectors(name, vectors, hidden_size, entry, directions)
+        stack.append(scan_weights(by_kind, list(vectors.values()), facts))
+    return stack
 
 
-def scan_weights(by_kind: Mapping[str, Tensor], facts: CellFacts) -> ScanWeights:
-    """Weights by their kinds, the vectors of a user's cell last, as the ops take them."""
+def scan_weights(
+    by_kind: Mapping[str, Tensor], vectors: Sequence[Tensor], facts: CellFacts
+) -> ScanWeights:
+    """Weights by their kinds, and the vectors of a user's cell, as the ops take them."""
     fields = {kind: by_kind[kind] for kind in ScanWeights._fields if kind in by_kind}
-    if facts.vectors:
-        fields["vectors"] = side_by_side(list(by_kind.values())[-facts.vectors :])
+    if vectors:
+        fields["vectors"] = side_by_side(vectors)
     if not facts.recurrent_gates:  # An empty matrix says the size of h.
         projection, weight_ih = fields.get("weight_hr"), fields["weight_ih"]
         hidden_size = weight_ih.size(0) // facts.input_gates

@@ -833,3 +833,29 @@ def test_a_number_is_a_number(value):
 def test_samples_are_shared_where_no_step_waits_for_another(two_threads):
     layer, x = fastrnn.Recurrent(zoo.mingru, 64, 64), torch.randn(50, 8, 64)
     assert "sharing samples in 2" in str(fastrnn.explain(layer, x))
+
+
+@cells.cell(gates="a", vectors=("gain", "shift"))
+def shifted(x, h, s, p):
+    return p.gain * tanh(x.a + h.a) + p.shift
+
+
+def unequal_vectors(module, suffix):
+    """The module, with vectors whose sizes are wrong and have the right sum."""
+    for name, size in (("gain", H - 1), ("shift", H + 1)):
+        setattr(module, name + suffix, nn.Parameter(normal(size)))
+    return module
+
+
+UNEQUAL = {
+    "layer": lambda: unequal_vectors(make(shifted), "_l0")(normal(T, N, I)),
+    "layer, the long way": lambda: unequal_vectors(make(shifted), "_l0")(normal(T, N, I), lengths=LENGTHS),
+    "reverse": lambda: unequal_vectors(make(shifted, bidirectional=True), "_l0_reverse")(normal(T, N, I)),
+    "one step": lambda: unequal_vectors(fastrnn.RecurrentCell(shifted, I, H, dtype=torch.float64), "")(normal(N, I)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", UNEQUAL.values(), ids=list(UNEQUAL))
+def test_each_vector_has_a_value_for_each_unit(path, call):
+    with pytest.raises(RuntimeError, match=r"gain_l0(_reverse)? has shape \[8\], expected \[9\]"):
+        call()
