@@ -105,7 +105,9 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
     of the recurrent one in the order that the cell declares them (without recurrent gates, there is
     no ``weight_hh`` and no ``bias_hh``), ``weight_hr_l{k}`` (R, H) with a projection, and
     ``<vector>_l{k}`` (H,) for each vector of the cell; with ``_reverse`` appended in the second
-    direction. The cell's numbers are attributes, which may be set between calls.
+    direction. The cell's numbers are attributes, which may be set between calls; they are not in
+    the state_dict, and torch.compile compiles for each new value, up to
+    ``torch._dynamo.config.recompile_limit`` of them.
 
     What torch.export and torch.jit make of it call the kernels by the cell's name. Where such a
     program is loaded, the cell must have been given to a Recurrent, and its kernels be loaded, by a
