@@ -19,6 +19,12 @@ __all__ = ["CannotCompile", "build", "ensure", "load"]
 # The instruction sets that a machine's compiler makes code for, csrc/cpu/for_*.h.
 INSTRUCTION_SETS = {"x86_64": ("avx512", "avx2", "plain"), "aarch64": ("neon", "plain")}
 
+# A folder of kernels serves training, and may lack these.
+_OF_SECOND_ORDER = (
+    "\nOr compile the kernels of second derivatives and forward mode elsewhere, by "
+    "fastrnn.cells.build(..., second_order=True), and load them"
+)
+
 # Why kernels could not be made: a layer that does without them asks again in every call.
 _refusals: dict[tuple[object, ...], str] = {}
 
@@ -52,8 +58,8 @@ def ensure(
             if not torch.ops.fastrnn.has_cell(cell.op_name, kernels):
                 _load_file(in_cache(make_unit(cell, kernels, present)))
     except CannotCompile as error:
-        _refusals[attempt] = str(error)
-        raise
+        _refusals[attempt] = f"{error}{_OF_SECOND_ORDER if second_order else ''}"
+        raise CannotCompile(_refusals[attempt]) from error
     LOADED_CELLS.add(wanted)
 
 

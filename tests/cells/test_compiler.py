@@ -474,6 +474,16 @@ def test_a_refusal_lasts_until_a_cell_was_built(monkeypatch, ops):
     assert ops.loaded
 
 
+def test_a_refusal_of_second_derivatives_says_how_to_bring_them(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CannotCompile) as first_order:
+        ensure(FakeCell(), torch.float32)
+    assert "second_order" not in str(first_order.value)
+    for _ in range(2):
+        with pytest.raises(CannotCompile, match=r"(?s)^no C.*build\(\.\.\., second_order=True\)"):
+            ensure(FakeCell(), torch.float32, second_order=True)
+
+
 def test_a_library_built_from_other_headers(ops, headers):
     ops.layout = "another"
     expected = f"^the library was built from other headers than those in {headers.folder}; build it"
