@@ -26,6 +26,9 @@ def scan_function(cell: str, input: Tensor) -> Callable[..., Any]:
     return ops.scan if reason is None else _observer or reference.scan
 
 
+# Calls do not ask again for what could not be compiled.
+_BUILD_AGAIN = "\nMend that, then call fastrnn.cells.build(cell), or start again"
+
 # Runs in the place of reference.scan, for fastrnn.explain.
 _observer: Callable[..., Any] | None = None
 
@@ -46,6 +49,7 @@ def why_step_by_step(cell: str, dtype: torch.dtype, device_type: str) -> str | N
 
     Warns once of a reason, but for tensors without values.
     """
+    advice = ""
     if device_type == "meta":
         return "the meta device has no values"
     if device_type != "cpu":
@@ -54,10 +58,10 @@ def why_step_by_step(cell: str, dtype: torch.dtype, device_type: str) -> str | N
         try:
             ops.load_kernels(cell, dtype)
         except CannotCompile as error:
-            reason = str(error)
+            reason, advice = str(error), _BUILD_AGAIN
         else:
             return None
-    _warn_once(cell, reason)
+    _warn_once(cell, reason + advice)
     return reason
 
 

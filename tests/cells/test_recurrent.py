@@ -739,7 +739,8 @@ def test_a_loop_warns_once_and_says_why(monkeypatch):
     user_cells._warn_once.cache_clear()
     layer, x = make(without_recurrence), normal(T, N, I)
     text = (
-        "fastrnn: without_recurrence runs as a loop of torch operations.*no compiler is installed"
+        "fastrnn: without_recurrence runs as a loop of torch operations.*no compiler is installed\n"
+        r"Mend that, then call fastrnn\.cells\.build\(cell\), or start again$"
     )
     with pytest.warns(UserWarning, match=text) as record:
         layer(x)
