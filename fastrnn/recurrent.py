@@ -192,7 +192,8 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
         # The short way knows neither inputs beside x nor states that do not start at zero.
-        if self.cell.inputs or self.cell.initial or not eager.is_eager():
+        starts_elsewhere = hx is None and self.cell.initial
+        if self.cell.inputs or starts_elsewhere or not eager.is_eager():
             return None
         if type(input) not in eager.PLAIN or not eager.has_kernel(input):
             return None

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import cells, library, user_cells, zoo
+from fastrnn import cells, functional, library, user_cells, zoo
 from fastrnn.cells import compiler, exp, log, minimum, sigmoid, tanh
 
 T, N, I, H = 6, 4, 5, 9
@@ -336,6 +336,20 @@ def test_states_begin_as_the_cell_declares(path):
         flatten(layer(x, extra=extra, reset=reset)),
         flatten(layer(x, extra=extra, reset=reset, reset_state=start)),
     )
+
+
+def test_given_states_take_the_short_way(kernels, monkeypatch):
+    @cells.cell(gates="a", states="v", initial={"v": 0.25})
+    def starting(x, h, s, p):
+        return tanh(x.a + h.a) * s.v, {"v": s.v + 1}
+
+    layer, x = make(starting), normal(T, N, I)
+    hx = (normal(1, N, H), normal(1, N, H, seed=2))
+    expected = flatten(layer(x, hx, return_all_states=True))[:3]
+    monkeypatch.setattr(functional, "run", None)  # the long way
+    assert_equal(flatten(layer(x, hx)), expected)
+    with pytest.raises(TypeError):
+        layer(x)
 
 
 def test_all_states_are_the_last_ones_of_shorter_sequences(path):
