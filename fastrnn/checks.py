@@ -175,12 +175,12 @@ def check_companions(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset_states: Sequence[Tensor] = (),
-    extras: Sequence[Tensor] = (),
+    extras: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Check that states, weights and extra inputs have the input's device and dtype."""
     companions = [("hidden", state) for state in states]
     companions += [("reset_state", state) for state in reset_states]
-    companions += [("extra", extra) for extra in extras]
+    companions += [(f"extra[{key!r}]", extra) for key, extra in (extras or {}).items()]
     companions += [("parameter", weight) for weight in weights]
     for kind, tensor in companions:
         if tensor.device != input.device:
@@ -192,6 +192,7 @@ def check_companions(
             raise RuntimeError(
                 f"Input and {kind} tensors are not the same dtype, found input tensor with "
                 f"{input.dtype} and {kind} tensor with {tensor.dtype}"
+                + (f"; call .to({input.dtype})" if kind.startswith("extra") else "")
             )
 
 

@@ -354,7 +354,8 @@ def run(
         states = (*states, *initial_states(values, shapes, labels, user))
     checks.check_state_shapes(states[count:], shapes, "reset_state")
     extras = extra_inputs(name, layout, hidden_size, user)
-    checks.check_companions(values, states[:count], weights, states[count:], extras)
+    by_name = dict(zip(user.cell.inputs if user else (), extras, strict=True))
+    checks.check_companions(values, states[:count], weights, states[count:], by_name)
     states = tuple(
         layout.enter(state if state.shape == shape else state.expand(shape))
         for state, shape in zip(states, shapes * 2, strict=False)

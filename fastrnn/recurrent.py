@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,9 @@ class UserCellModule(nn.Module):
     def _kinds_by_name(self) -> dict[str, str]:
         """What each parameter is, as the cell and torch call it, in torch's order."""
         raise NotImplementedError
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        tracing.refuse_script(self, "use torch.jit.trace or torch.export")
 
     def extra_repr(self) -> str:
         numbers = "".join(f", {name}={getattr(self, name)}" for name in self.cell.numbers)

@@ -50,10 +50,11 @@ def _flatten(values: Sequence[Any]) -> Iterator[Any]:
 # --- torch.jit ------------------------------------------------------------------------------------
 
 
-def refuse_script(module: nn.Module) -> NoReturn:
+def refuse_script(
+    module: nn.Module, instead: str = "call fastrnn.decelerate(model) first, or use torch.jit.trace"
+) -> NoReturn:
     raise RuntimeError(
-        f"torch.jit.script cannot compile fastrnn's {type(module).__name__}: call "
-        "fastrnn.decelerate(model) first, or use torch.jit.trace"
+        f"torch.jit.script cannot compile fastrnn's {type(module).__name__}: {instead}"
     )
 
 

@@ -790,7 +790,11 @@ def test_explain(path, packed):
     [
         (fastrnn.freeze, ValueError, "Recurrent: a user's cell, whose weights cannot be packed"),
         (fastrnn.Stream, TypeError, "Stream: Recurrent has a user's cell, gap, and streams"),
-        (torch.jit.script, RuntimeError, "torch.jit.script cannot compile fastrnn's Recurrent"),
+        (
+            torch.jit.script,
+            RuntimeError,
+            "torch.jit.script cannot compile fastrnn's Recurrent: use torch.jit.trace or torch.export",
+        ),
     ],
     ids=["freeze", "Stream", "script"],
 )
@@ -823,7 +827,7 @@ ERRORS = {
     "packed beside padded": (lambda: make(gap)(normal(T, N, I), extra={"dt": pack_padded_sequence(normal(T, N), torch.tensor([6] * N))}), TypeError, "extra['dt'] is a PackedSequence, expected a tensor (T, N, H)"),
     "other packing": (lambda: make(gap)(pack_padded_sequence(normal(T, N, I), torch.tensor([6] * N)), extra={"dt": pack_padded_sequence(normal(T, N), torch.tensor([6, 5, 4, 3]))}), ValueError, "extra['dt'] has samples of other lengths, or in another order, than the input"),
     "rows": (lambda: make(gap)(pack_padded_sequence(normal(T, N, I), torch.tensor([6] * N)), extra={"dt": normal(T, H)}), ValueError, "extra['dt'] has shape [6, 9], expected laid out as the input, of (rows, H) = (24, 9)"),
-    "dtype": (lambda: make(gap)(normal(T, N, I), extra={"dt": normal(T, N).float()}), RuntimeError, "Input and extra tensors are not the same dtype"),
+    "dtype": (lambda: make(gap)(normal(T, N, I), extra={"dt": normal(T, N).float()}), RuntimeError, "Input and extra['dt'] tensors are not the same dtype, found input tensor with torch.float64 and extra['dt'] tensor with torch.float32; call .to(torch.float64)"),
     "states": (lambda: make(leaky)(normal(T, N, I), make_hx(written_lstm), extra=make_extra(leaky)), RuntimeError, "the cell has 3 states, hx = (h, v, n), got tuple of (Tensor, Tensor)"),
     "state": (lambda: make(gap)(normal(T, N, I), 1.0, extra={"dt": normal(T, N)}), TypeError, "hx must be a tensor h, got float"),
     "size of a state": (lambda: make(leaky)(normal(T, N, I), (*make_hx(leaky)[:2], normal(1, N, 3)), extra=make_extra(leaky)), RuntimeError, "Expected hidden[2] size (1, 4, 9), got [1, 4, 3]"),
