@@ -114,27 +114,34 @@ def run_layers(
     finals: Sequence[Tensor]
     if not is_time_first:
         input, states, _ = _time_first(rank, input, states, None)
-    if facts.cell_states > 1 and states:
-        states = (states[0], side_by_side(states[1:]))
-    needs_grad = torch.is_grad_enabled() and _needs_grad(input, *states, *weights)
     try:
-        if needs_grad or flat:
+        states = _joined(states)
+        if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
             output, *finals = _layer_by_layer(
-                cell, input, states, weights, entries, directions, reverse, recompute, flat,
-                save=needs_grad,
-            )  # fmt: skip
+                cell, input, states, weights, entries, directions, reverse, recompute, flat
+            )
         else:
+            numbers = (None, flat.numbers) if flat else ()
             output, *finals = _stack(
                 cell, input, states, (), weights, num_layers, directions, None, None, None, None,
-                reverse,
+                reverse, *numbers,
             )  # fmt: skip
     except RuntimeError:
         return None
-    if facts.cell_states > 1:
-        finals = (finals[0], *apart(finals[1], facts.cell_states))
+    finals = _split(finals, facts.cell_states)
     if not is_time_first:
         output, finals = _as_given(rank, output, finals)
     return output, tuple(finals) if facts.has_cell_state else finals[0]
+
+
+def _joined(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """h and the states beside it, if there are any, as the ops take them: all of those in one."""
+    return states if len(states) < 3 else (states[0], side_by_side(states[1:]))
+
+
+def _split(states: Sequence[Tensor], cell_states: int) -> Sequence[Tensor]:
+    """The inverse of it."""
+    return states if cell_states < 2 else (states[0], *apart(states[1], cell_states))
 
 
 def _time_first(
@@ -221,10 +228,8 @@ def _layer_by_layer(
     reverse: bool,
     recompute: bool,
     flat: FlatWeights | None,
-    save: bool,
 ) -> list[Tensor]:
-    """What the op `stack` returns, by a call for each layer and direction: with `save`, a node of
-    the graph."""
+    """What the op `stack` returns, by a node of the graph for each layer and direction."""
     facts = CELLS[cell]
     each = len(weights) // entries
     if not states:
@@ -241,7 +246,6 @@ def _layer_by_layer(
             reverse or index % directions == 1,
             recompute,
             flat,
-            save,
         )
 
     output, finals = over_layers(input, entries, directions, run)
@@ -249,28 +253,38 @@ def _layer_by_layer(
 
 
 def run_cell(
-    cell: str, input: Any, states: Sequence[Any], weights: Sequence[Tensor]
+    cell: str,
+    input: Any,
+    states: tuple[Any, ...],
+    weights: Sequence[Tensor],
+    flat: FlatWeights | None = None,
 ) -> Sequence[Tensor] | None:
-    """h' and, of an LSTM, c' of one step, or None: take the long way."""
+    """h' and the other states after one step, or None: take the long way. flat is as of
+    :func:`run_layers`."""
     if not (is_eager() and PLAIN.issuperset(map(type, (input, *states, *weights)))):
         return None
     if not has_kernel(input):
         return None
+    cell_states = CELLS[cell].cell_states
     try:
+        states = _joined(states)
         if not (torch.is_grad_enabled() and _needs_grad(input, *states, *weights)):
-            return _step(cell, input, states, weights)
+            numbers = (None, flat.numbers) if flat else ()
+            return _split(_step(cell, input, states, weights, *numbers), cell_states)
         batched = input.dim() == 2
         if any(state.shape[:-1] != input.shape[:-1] for state in states):
             return None
         if not batched:
-            input, states = input.unsqueeze(0), [state.unsqueeze(0) for state in states]
+            input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         if not states:
-            zeros = input.new_zeros(input.size(0), weights[1].size(1))
-            states = [zeros] * (1 + CELLS[cell].cell_states)
-        _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False)
+            hidden_size = weights[1].size(1)
+            sizes = (hidden_size, cell_states * hidden_size)[: 1 + (cell_states > 0)]
+            states = tuple(input.new_zeros(input.size(0), size) for size in sizes)
+        _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False, flat)
     except RuntimeError:
         return None
-    return tuple(finals) if batched else tuple(final.squeeze(0) for final in finals)
+    finals = finals if batched else [final.squeeze(0) for final in finals]
+    return _split(finals, cell_states)
 
 
 def run_packed_layers(

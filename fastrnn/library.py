@@ -203,7 +203,20 @@ def cpu_instruction_set() -> str:
 
 
 # What cells.compiler.ensure has found loaded for the instruction set that runs now.
-LOADED_CELLS: set[tuple[Any, ...]] = set()
+LOADED_CELLS: set[LoadedCell] = set()
+
+
+class LoadedCell(NamedTuple):
+    """The kernels of a user's cell for a type."""
+
+    op_name: str
+    dtype: torch.dtype
+    second_order: bool = False
+    projected: bool = False
+
+
+def has_loaded_kernels(op_name: str, dtype: torch.dtype) -> bool:
+    return LoadedCell(op_name, dtype) in LOADED_CELLS
 
 
 def use_cpu_instruction_set(name: str | None) -> None:
@@ -280,11 +293,12 @@ def _scan_backward_fake(  # type: ignore[no-untyped-def]
     return gradients
 
 
-# The ops `stack` and `step` are traced for frozen modules alone, whose weights have no gradients.
+# The ops `stack` and `step` are traced for frozen modules alone: weights have no gradients, and the
+# cells are the library's.
 @torch.library.register_fake("fastrnn::stack")
 def _stack_fake(  # type: ignore[no-untyped-def]
     cell, input, states, reset_states, weights, layers, directions, lengths, batch_sizes, offsets,
-    reset, reverse, packed=None,
+    reset, reverse, packed=None, numbers=(),
 ):  # fmt: skip
     _check_one_device(input, (*states, *reset_states, *weights, reset, packed))
     rows, output_size = weights[1].shape
@@ -297,7 +311,9 @@ def _stack_fake(  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("fastrnn::step")
-def _step_fake(cell, input, states, weights, packed=None):  # type: ignore[no-untyped-def]
+def _step_fake(  # type: ignore[no-untyped-def]
+    cell, input, states, weights, packed=None, numbers=(),
+):  # fmt: skip
     _check_one_device(input, (*states, *weights, packed))
     shape = (*input.shape[:-1], weights[1].size(1))
     return [input.new_empty(shape) for _ in range(1 + CELLS[cell].cell_states)]

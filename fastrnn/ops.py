@@ -768,21 +768,14 @@ def scan_flat(
     reverse: bool,
     recompute: bool,
     flat: FlatWeights | None = None,
-    save: bool = True,
 ) -> Sequence[Tensor]:
-    """:func:`scan` without a question, where nothing transforms the call: with `save` as a node of
-    the graph.
+    """:func:`scan` as a node of the graph without a question, where nothing transforms the call.
 
     flat says what the weights are; None: those of the library's cells, by their count. Returns y,
     h_n and, of a cell with states besides h, c_n.
     """
-    call = _plain_call(cell, flat or _flat_weights(len(weights)), reverse, save, recompute)
-    tensors = (input, *states, *weights)
-    if save:
-        results = _EagerScan.apply(call, *_NO_SCHEDULE, *tensors)
-    else:
-        _, present, *flags = call
-        results = _below_autograd(_scan_op, cell, tensors, present, *_NO_SCHEDULE, *flags)
+    call = _plain_call(cell, flat or _flat_weights(len(weights)), reverse, recompute)
+    results = _EagerScan.apply(call, *_NO_SCHEDULE, input, *states, *weights)
     return results[: 2 + CELLS[cell].has_cell_state]
 
 
@@ -795,10 +788,8 @@ def _flat_weights(count: int) -> FlatWeights:
 
 
 @functools.lru_cache(maxsize=1024)  # numbers may be others in every call
-def _plain_call(
-    cell: str, weights: FlatWeights, reverse: bool, save: bool, recompute: bool
-) -> ScanCall:
+def _plain_call(cell: str, weights: FlatWeights, reverse: bool, recompute: bool) -> ScanCall:
     """A call with these weights, given states and nothing else."""
     given = {"input", "h_0", "c_0", *weights.kinds}
     present = [index for index, info in enumerate(CELLS[cell].tensors) if info.name in given]
-    return ScanCall(cell, present, reverse, save, recompute, False, 0, False, weights.numbers)
+    return ScanCall(cell, present, reverse, True, recompute, False, 0, False, weights.numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, eager, functional, modules, tracing, user_cells
 from fastrnn.cells import Cell
-from fastrnn.library import CELLS, register_cell
+from fastrnn.library import register_cell, side_by_side, weight_kinds
 from fastrnn.modules import Lengths
 from fastrnn.ops import FlatWeights
 
@@ -45,10 +46,46 @@ class UserCellModule(nn.Module):
         for name, value in self.cell.numbers.items():
             setattr(self, name, value)
 
-    def _user_call(self, extra: Mapping[str, Any] | None) -> functional.UserCall:
+    def _numbers(self) -> tuple[float, ...]:
         values = {name: getattr(self, name) for name in self.cell.numbers}
-        numbers = checks.check_numbers(type(self).__name__, values)
-        return functional.UserCall(self.cell, extra, numbers)
+        return checks.check_numbers(type(self).__name__, values)
+
+    def _user_call(self, extra: Mapping[str, Any] | None) -> functional.UserCall:
+        return functional.UserCall(self.cell, extra, self._numbers())
+
+    def _is_short(self, input: Any, hx: Any) -> bool:
+        """Whether a call may take the short way, which knows neither inputs beside x nor states
+        that do not start at zero: its kernels are loaded, or can be."""
+        if not eager.is_eager() or self.cell.inputs or (hx is None and self.cell.initial):
+            return False
+        if type(input) not in eager.PLAIN or not eager.has_kernel(input):
+            return False
+        return user_cells.why_step_by_step(self._cell, input.dtype, "cpu") is None
+
+    def _op_weights(
+        self, weights: list[Tensor], entries: int, directions: int, projection: bool
+    ) -> tuple[list[Tensor], FlatWeights]:
+        """The weights of so many layers and directions as the ops take them, and what they are."""
+        flat = FlatWeights(_op_kinds(self.bias, projection, bool(self._vectors)), self._numbers())
+        if self._recurrent and not self._vectors:
+            return weights, flat
+        each = len(weights) // entries
+        op_weights = []
+        for index in range(entries):
+            own = weights[index * each : (index + 1) * each - len(self._vectors)]
+            vectors = weights[index * each + len(own) : (index + 1) * each]
+            if not self._recurrent:  # Matrices without rows say the size of h.
+                output_size = own[-1].size(0) if projection else self.hidden_size
+                own[1:1] = [own[0].new_empty(0, output_size)]
+                own[3:3] = [own[0].new_empty(0)] * bool(self.bias)
+            if vectors:
+                by_name = dict(zip(self._vectors, vectors, strict=True))
+                checks.check_vectors(
+                    type(self).__name__, by_name, self.hidden_size, index, directions
+                )
+                own.append(side_by_side(vectors))
+            op_weights += own
+        return op_weights, flat
 
     def reset_parameters(self) -> None:
         """Draw all weights anew: vectors as the cell declares, others from
@@ -194,26 +231,13 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states, extra)
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
-        # The short way knows neither inputs beside x nor states that do not start at zero.
-        starts_elsewhere = hx is None and self.cell.initial
-        if self.cell.inputs or starts_elsewhere or not eager.is_eager():
-            return None
-        if type(input) not in eager.PLAIN or not eager.has_kernel(input):
-            return None
-        if user_cells.why_step_by_step(self._cell, input.dtype, "cpu") is not None:
-            return None
-        return super()._run_eagerly(input, hx, reset)
+        return super()._run_eagerly(input, hx, reset) if self._is_short(input, hx) else None
 
     def _short_weights(self) -> tuple[list[Tensor], FlatWeights]:
-        kinds, facts, name = modules.weight_kinds(self), CELLS[self._cell], type(self).__name__
-        stack = functional.split_weights(
-            name, self._weights(), kinds, facts, self.num_layers, 1 + self.bidirectional
+        directions = 1 + self.bidirectional
+        return self._op_weights(
+            self._weights(), self.num_layers * directions, directions, self.proj_size > 0
         )
-        fields = tuple(
-            kind for kind, w in zip(stack[0]._fields, stack[0], strict=True) if w is not None
-        )
-        weights = [weight for each in stack for weight in each if weight is not None]
-        return weights, FlatWeights(fields, self._user_call(None).numbers)
 
     def _kinds_by_name(self) -> dict[str, str]:
         return {
@@ -265,6 +289,13 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
             extra: a tensor for each input that the cell declares, by name: (N, H), with 1 for a
                 size that shares one value, or (N,); without N if the input has none.
         """
+        states = eager.plain_states(hx, len(self.cell.states)) if extra is None else None
+        if states is not None and self._is_short(input, hx):
+            finals = eager.run_cell(
+                self._cell, input, states, *self._op_weights(self._weights(), 1, 1, False)
+            )
+            if finals is not None:
+                return _as_hx(finals)
         leaf = tracing.fx_leaf(self, (input, hx), {"extra": extra})
         if leaf is not None:
             return leaf
@@ -273,7 +304,7 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
         states = () if hx is None else checks.check_states(name, hx, labels)
         checks.check_cell_input(name, input, states, (self.input_size, self.hidden_size), labels)
         given = checks.check_extra(name, self.cell.inputs, extra)
-        _, finals = functional.run(
+        _, last = functional.run(
             name,
             self._cell,
             input.unsqueeze(0),
@@ -292,14 +323,20 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
             reverse=False,
             user=self._user_call({key: _first_step(value, input) for key, value in given.items()}),
         )
-        finals = finals if isinstance(finals, tuple) else (finals,)
-        return _as_hx([final.squeeze(0) for final in finals])
+        last = last if isinstance(last, tuple) else (last,)
+        return _as_hx([final.squeeze(0) for final in last])
 
     def _kinds_by_name(self) -> dict[str, str]:
         return {kind: kind for kind in modules.weight_kinds(self)}
 
     def _weights(self) -> list[Tensor]:
         return [getattr(self, kind) for kind in modules.weight_kinds(self)]
+
+
+@functools.cache
+def _op_kinds(bias: bool, projection: bool, vectors: bool) -> tuple[str, ...]:
+    """What a layer's weights are as the ops take them."""
+    return tuple(weight_kinds(bias, projection, vectors=["vectors"] * vectors))
 
 
 def _as_hx(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:

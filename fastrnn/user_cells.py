@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastrnn import ops, reference
 from fastrnn.cells.compiler import CannotCompile
-from fastrnn.library import USER_CELLS
+from fastrnn.library import USER_CELLS, has_loaded_kernels
 
 __all__ = ["observed_by", "scan_function", "why_step_by_step"]
 
@@ -49,6 +49,8 @@ def why_step_by_step(cell: str, dtype: torch.dtype, device_type: str) -> str | N
 
     Warns once of a reason, but for tensors without values.
     """
+    if device_type == "cpu" and has_loaded_kernels(cell, dtype):
+        return None
     advice = ""
     if device_type == "meta":
         return "the meta device has no values"

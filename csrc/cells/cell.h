@@ -24,8 +24,8 @@ struct State {
 // A weight matrix has at most so many gates a unit.
 constexpr int kMostGates = 16;
 
-// A plain cell has gates with both products, and nothing else than h and at most one c. Kernels of GPUs, those with
-// samples in their lanes, and packed weights take no other cells.
+// A plain cell has gates with both products, and nothing else than h and at most one c. Kernels of GPUs and packed
+// weights take no other cells.
 template <int gates, bool has_c>
 struct PlainCell {
   static constexpr int kGates = gates;
@@ -149,6 +149,10 @@ struct CellTraits {
   bool backward_reads_previous_h;
   bool reads_next_h;
 
+  // Kernels with samples in lanes take no other cells.
+  constexpr bool suits_lanes() const {
+    return input_gates == recurrent_gates && cell_states <= 1 && vectors == 0 && extra_inputs == 0;
+  }
   // A panel has the units that the wider of the two matrices takes.
   constexpr int panel_gates() const { return std::max(input_gates, recurrent_gates); }
 };

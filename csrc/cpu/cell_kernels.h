@@ -13,6 +13,10 @@ template <class S>
 class ForwardScan;
 template <class S>
 class BackwardScan;
+template <class S>
+class LaneForward;
+template <class S>
+class LaneBackward;
 
 // Rows of a step whose products with a panel the cell turns into the next state.
 template <class S>
@@ -43,12 +47,29 @@ struct BackwardRow {
   Range units;
 };
 
+// Samples [first_row, first_row + lanes) of the batch, which lie in the lanes of vectors.
+struct LaneBlock {
+  int64_t first_row;
+  int64_t lanes;
+};
+
+// What backward over a block writes to.
+template <class A>
+struct LaneSums {
+  A* work;    // rows of lanes
+  A* recent;  // sums of the weight gradients over a few steps
+  A* sums;    // those over all samples of a slot
+};
+
 template <class S>
 struct CellKernels {
   CellTraits cell;
   void (*forward)(ForwardScan<S>&, const ForwardRows<S>&);
   void (*recompute)(BackwardScan<S>&, const RecomputedRows<S>&);
   void (*backward)(BackwardScan<S>&, const BackwardRow&);
+  // Through all steps of a block; null where a cell has no kernels with samples in lanes.
+  void (*forward_in_lanes)(const LaneForward<S>&, const LaneBlock&, Accumulate<S>* work) = nullptr;
+  void (*backward_in_lanes)(const LaneBackward<S>&, const LaneBlock&, const LaneSums<Accumulate<S>>&) = nullptr;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -10,6 +10,7 @@
 #include "cpu/backward_scan.h"
 #include "cpu/cell_kernels.h"
 #include "cpu/forward_scan.h"
+#include "cpu/lane_update.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -267,7 +268,17 @@ struct CellUpdate {
 };
 
 template <class Cell, class S>
-constexpr CellKernels<S> kCellKernels = {kTraits<Cell>, CellUpdate<Cell, S>::forward, CellUpdate<Cell, S>::recompute,
-                                         CellUpdate<Cell, S>::backward};
+constexpr bool kHasLanes = kTraits<Cell>.suits_lanes() && !kDual<S> && !kPaired<Operand<S>>;
+
+template <class Cell, class S>
+constexpr CellKernels<S> kCellKernels = [] {
+  using Update = CellUpdate<Cell, S>;
+  CellKernels<S> kernels{kTraits<Cell>, Update::forward, Update::recompute, Update::backward};
+  if constexpr (kHasLanes<Cell, S>) {
+    kernels.forward_in_lanes = LaneUpdate<Cell, S>::forward;
+    kernels.backward_in_lanes = LaneUpdate<Cell, S>::backward;
+  }
+  return kernels;
+}();
 
 }  // namespace fastrnn::FASTRNN_ISA

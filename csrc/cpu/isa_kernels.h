@@ -27,44 +27,38 @@ const CellKernels<S>& cell_kernels(std::string_view cell) {
 
 // Tells whether a batch may run in lanes. Such layers keep their packed weights as they lie, for all batches.
 template <class S>
-bool has_few_units(std::string_view cell, const ScanParams<S>& params) {
-  bool few = false;
-  if constexpr (!kDual<S>)
-    Cells::dispatch(cell, [&]<class Cell>() { few = LaneScan<Cell, S>::unsuited_units(params).empty(); });
-  return few;
+bool has_few_units(const CellTraits& cell, const ScanParams<S>& params) {
+  return LaneScan<S>::unsuited_units(cell, params).empty();
 }
 
 #if !defined(FASTRNN_PAIRS)
 
-// Derivatives of gradients all take one way, whatever the number of units.
 template <class S>
 void ScanKernels<S>::forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
   const CellKernels<S>& kernels = cell_kernels<S>(cell);
-  if (!has_few_units(cell, params)) return ForwardScan<S>(params, kernels, team).run();
-  ScanParams<S> plain = params;
-  if (params.packed) {
-    plain.weights = PlainLayer<S>(kernels.cell, params).weights();
-    plain.packed = nullptr;
-  }
   if constexpr (!kDual<S>)
-    Cells::dispatch(cell, [&]<class Cell>() {
-      if (LaneScan<Cell, S>::unsuited(plain).empty())
-        LaneForward<Cell, S>(plain, team).run();
-      else
-        ForwardScan<S>(plain, kernels, team).run();
-    });
+    if (has_few_units(kernels.cell, params)) {
+      ScanParams<S> unpacked = params;
+      if (params.packed) {
+        unpacked.weights = PlainLayer<S>(kernels.cell, params).weights();
+        unpacked.packed = nullptr;
+      }
+      if (LaneScan<S>::unsuited(kernels.cell, unpacked).empty()) return LaneForward<S>(unpacked, kernels, team).run();
+      return ForwardScan<S>(unpacked, kernels, team).run();
+    }
+  ForwardScan<S>(params, kernels, team).run();
 }
 
 template <class S>
 int64_t ScanKernels<S>::packed_bytes(std::string_view cell, const ScanParams<S>& params) {
   const CellTraits& traits = cell_kernels<S>(cell).cell;
-  return has_few_units(cell, params) ? PlainLayer<S>(traits, params).bytes() : PackedLayer<S>(traits, params).bytes();
+  return has_few_units(traits, params) ? PlainLayer<S>(traits, params).bytes() : PackedLayer<S>(traits, params).bytes();
 }
 
 template <class S>
 void ScanKernels<S>::pack(std::string_view cell, const ScanParams<S>& params, char* out) {
   const CellTraits& traits = cell_kernels<S>(cell).cell;
-  if (has_few_units(cell, params))
+  if (has_few_units(traits, params))
     PlainLayer<S>(traits, params).write(out);
   else
     PackedLayer<S>(traits, params).write(out);
@@ -73,24 +67,19 @@ void ScanKernels<S>::pack(std::string_view cell, const ScanParams<S>& params, ch
 template <class S>
 void ScanKernels<S>::backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients,
                               const Team& team) {
-  bool in_lanes = false;
+  const CellKernels<S>& kernels = cell_kernels<S>(cell);
   if constexpr (!kDual<S>)
-    Cells::dispatch(cell, [&]<class Cell>() {
-      in_lanes =
-          LaneScan<Cell, S>::unsuited(params).empty() && (params.gates || Cell::kSaved == 0) && gradients.groups == 1;
-      if (in_lanes) LaneBackward<Cell, S>(params, gradients, team).run();
-    });
-  if (!in_lanes) BackwardScan<S>(params, gradients, cell_kernels<S>(cell), team).run();
+    if (LaneScan<S>::unsuited(kernels.cell, params).empty() && (params.gates || kernels.cell.saved == 0) &&
+        gradients.groups == 1)
+      return LaneBackward<S>(params, gradients, kernels, team).run();
+  BackwardScan<S>(params, gradients, kernels, team).run();
 }
 
 template <class S>
 cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
-  cpu::Choice choice = Scan<S>{params, cell_kernels<S>(cell).cell, team}.choice();
-  choice.not_in_lanes = "the cell is compiled for units in lanes alone";
-  if constexpr (kDual<S>)
-    choice.not_in_lanes = "derivatives of gradients all take one way";
-  else
-    Cells::dispatch(cell, [&]<class Cell>() { choice.not_in_lanes = LaneScan<Cell, S>::unsuited(params); });
+  const CellTraits& traits = cell_kernels<S>(cell).cell;
+  cpu::Choice choice = Scan<S>{params, traits, team}.choice();
+  choice.not_in_lanes = LaneScan<S>::unsuited(traits, params);
   return choice;
 }
 
@@ -102,49 +91,44 @@ const Unpaired& unpaired = std::get<Unpaired>(cpu::kAvx512.own);
 // Few units gain nothing from pairs, and cells that are compiled later have no kernels for them. All their batches use
 // the unpaired kernels, so that a sample's bits do not depend on whether its batch runs in lanes. Gradients of groups
 // sum over the steps of a sample, which lie apart.
+inline bool is_paired(std::string_view cell, const ScanParams<BFloat16>& params) {
+  const bool is_built_in = Cells::dispatch(cell, []<class Cell>() {});
+  return is_built_in && !has_few_units(cell_kernels<BFloat16>(cell).cell, params);
+}
+
 inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  const bool paired = Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
-      unpaired.forward(cell, params, team);
-    else
-      ForwardScan<BFloat16>(params, kCellKernels<Cell, BFloat16>, team).run();
-  });
-  if (!paired) unpaired.forward(cell, params, team);
+  if (is_paired(cell, params))
+    ForwardScan<BFloat16>(params, cell_kernels<BFloat16>(cell), team).run();
+  else
+    unpaired.forward(cell, params, team);
 }
 
 inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
                      const ScanGradients<BFloat16>& gradients, const Team& team) {
-  const bool paired = Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty() || gradients.groups > 1)
-      unpaired.backward(cell, params, gradients, team);
-    else
-      BackwardScan<BFloat16>(params, gradients, kCellKernels<Cell, BFloat16>, team).run();
-  });
-  if (!paired) unpaired.backward(cell, params, gradients, team);
+  if (is_paired(cell, params) && gradients.groups == 1)
+    BackwardScan<BFloat16>(params, gradients, cell_kernels<BFloat16>(cell), team).run();
+  else
+    unpaired.backward(cell, params, gradients, team);
 }
 
 inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  cpu::Choice choice;
-  const bool paired = Cells::dispatch(cell, [&]<class Cell>() {
-    if (LaneScan<Cell, BFloat16>::unsuited_units(params).empty())
-      choice = unpaired.choice(cell, params, team);
-    else
-      choice = Scan<BFloat16>{params, kCellKernels<Cell, BFloat16>.cell, team}.choice();
-    choice.not_in_lanes = LaneScan<Cell, BFloat16>::unsuited(params);
-  });
-  return paired ? choice : unpaired.choice(cell, params, team);
+  if (!is_paired(cell, params)) return unpaired.choice(cell, params, team);
+  const CellTraits& traits = cell_kernels<BFloat16>(cell).cell;
+  cpu::Choice choice = Scan<BFloat16>{params, traits, team}.choice();
+  choice.not_in_lanes = LaneScan<BFloat16>::unsuited(traits, params);
+  return choice;
 }
 
 inline int64_t packed_bytes(std::string_view cell, const ScanParams<BFloat16>& params) {
-  return has_few_units(cell, params) ? unpaired.packed_bytes(cell, params)
-                                     : PackedLayer<BFloat16>(cell_kernels<BFloat16>(cell).cell, params).bytes();
+  return is_paired(cell, params) ? PackedLayer<BFloat16>(cell_kernels<BFloat16>(cell).cell, params).bytes()
+                                 : unpaired.packed_bytes(cell, params);
 }
 
 inline void pack(std::string_view cell, const ScanParams<BFloat16>& params, char* out) {
-  if (has_few_units(cell, params))
-    unpaired.pack(cell, params, out);
-  else
+  if (is_paired(cell, params))
     PackedLayer<BFloat16>(cell_kernels<BFloat16>(cell).cell, params).write(out);
+  else
+    unpaired.pack(cell, params, out);
 }
 
 // The table of a set that differs from kAvx512 in products of bfloat16 alone.

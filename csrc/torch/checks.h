@@ -246,9 +246,13 @@ inline void check_data(const ScanInputs& in, const ScanSizes& sizes) {
   }
 }
 
-inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+inline void check_numbers(const ScanInputs& in) {
   STD_TORCH_CHECK(static_cast<int64_t>(in.numbers.size()) == in.facts.numbers, "fastrnn: cell '", in.cell, "' takes ",
                   in.facts.numbers, " numbers, got ", in.numbers.size());
+}
+
+inline void check_inputs(const ScanInputs& in, const ScanSizes& sizes) {
+  check_numbers(in);
   check_data(in, sizes);
   check_weights(in, sizes);
 }

@@ -40,7 +40,7 @@ size_t check_state_count(const Tensors& states, const char* name, const CellFact
 
 void check_states(const Tensors& states, const char* name, int64_t entries, const ScanSizes& sizes,
                   const Tensor& input) {
-  const std::array columns{sizes.R, sizes.H};
+  const std::array columns{sizes.R, sizes.cell.cell_states * sizes.H};
   check_state_count(states, name, sizes.cell);
   for (size_t i = 0; i < states.size(); ++i) {
     check_like(states[i], name, input.scalar_type(), input);
@@ -57,24 +57,30 @@ Matrix<S> state_of(const Tensors& states, size_t kind, int64_t index) {
   return {data_of<S>(state) + index * state.stride(0), shared(state) ? 0 : state.stride(1), state.stride(2)};
 }
 
+// Tells whether the last of a layer's weights are its cell's vectors.
+bool has_vectors(const CellFacts& cell) { return cell.vectors > 0; }
+
 // Takes the weights of one layer and direction from those of all.
 void take_weights(const Tensors& weights, int64_t index, int64_t each, ScanInputs& in) {
   const Tensor* own = weights.data() + index * each;
+  const int64_t count = each - has_vectors(in.facts);
   in.weight_ih = own[0];
   in.weight_hh = own[1];
-  if (each >= 4) {
+  if (count >= 4) {
     in.bias_ih = own[2];
     in.bias_hh = own[3];
   }
-  if (each % 2 == 1) in.weight_hr = own[each - 1];
+  if (count % 2 == 1) in.weight_hr = own[count - 1];
+  if (count < each) in.vectors = own[count];
 }
 
 // Returns how many weights each layer and direction has.
-int64_t check_counts(const Tensors& weights, int64_t layers, int64_t directions) {
+int64_t check_counts(const Tensors& weights, int64_t layers, int64_t directions, const CellFacts& cell) {
   STD_TORCH_CHECK(layers > 0 && (directions == 1 || directions == 2),
                   "fastrnn: expected one layer or more, and one direction or two");
-  const int64_t entries = layers * directions, count = weights.size(), each = count / entries;
-  STD_TORCH_CHECK(count == each * entries && 2 <= each && each <= 5, "fastrnn: got ", count, " weights for ", entries,
+  const int64_t entries = layers * directions, all = weights.size(), each = all / entries;
+  const int64_t count = each - has_vectors(cell);
+  STD_TORCH_CHECK(all == each * entries && 2 <= count && count <= 5, "fastrnn: got ", all, " weights for ", entries,
                   " layers and directions");
   return each;
 }
@@ -86,7 +92,7 @@ class StackWeights {
                const ScanInputs& in)
       : weights_(&weights),
         header_(packed ? &packed_header(*packed) : nullptr),
-        each_(packed ? 0 : check_counts(weights, layers, directions)) {
+        each_(packed ? 0 : check_counts(weights, layers, directions, in.facts)) {
     if (!header_) return;
     check_packed(*header_, in.cell, *in.input);
     STD_TORCH_CHECK(header_->layers == layers && header_->directions == directions,
@@ -129,10 +135,11 @@ class StackWeights {
   int64_t each_;
 };
 
-ScanInputs inference_inputs(std::string cell, const Tensor& input) {
-  STD_TORCH_CHECK(is_built_in(cell), "fastrnn: cell '", cell, "' is none of the library's; op scan runs others");
+ScanInputs inference_inputs(std::string cell, const Tensor& input, std::vector<double> numbers = {}) {
   const CellFacts facts = cell_facts(cell);
-  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false, {}};
+  STD_TORCH_CHECK(facts.extra_inputs == 0, "fastrnn: cell '", cell, "' takes inputs beside x; op scan runs it");
+  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false, std::move(numbers)};
+  check_numbers(in);
   in.input = input;
   return in;
 }
@@ -150,13 +157,14 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
   check_states(reset_states, "reset_state", entries, sizes, input);
 
   Tensors finals{empty(input, {entries, sizes.N, sizes.R})};
-  if (facts.cell_states > 0) finals.push_back(empty(input, {entries, sizes.N, sizes.H}));
+  if (facts.cell_states > 0) finals.push_back(empty(input, {entries, sizes.N, facts.cell_states * sizes.H}));
   const int64_t columns = directions * sizes.R;
   const Shape shape = in.rows_input() ? Shape{input.size(0), columns} : Shape{sizes.T, sizes.N, columns};
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
   OptionalTensor output;
   std::optional<HostSchedule> host;
+  const InstructionSet& set = instruction_set();
   for (int64_t index = 0; index < entries; ++index) {
     const int64_t direction = index % directions;
     if (direction == 0 && output) {
@@ -180,7 +188,7 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
       p.h_n = state_of<S>(finals, 0, index);
       p.c_n = state_of<S>(finals, 1, index);
       all.set(index, in.cell, p);
-      kernels<S>().forward(in.cell, p, present_team_for(sizes, host->rows));
+      kernels_for<S>(in, set).forward(in.cell, p, present_team_for(sizes, host->rows));
     });
   }
   finals.insert(finals.begin(), *output);
@@ -189,8 +197,8 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
 
 Tensors stack(std::string cell, Tensor input, Tensors states, Tensors reset_states, Tensors weights, int64_t layers,
               int64_t directions, OptionalTensor lengths, OptionalTensor batch_sizes, OptionalTensor offsets,
-              OptionalTensor reset, bool reverse, OptionalTensor packed) {
-  ScanInputs in = inference_inputs(std::move(cell), input);
+              OptionalTensor reset, bool reverse, OptionalTensor packed, std::vector<double> numbers) {
+  ScanInputs in = inference_inputs(std::move(cell), input, std::move(numbers));
   in.lengths = lengths;
   in.batch_sizes = batch_sizes;
   in.offsets = offsets;
@@ -243,13 +251,14 @@ Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) 
   STD_TORCH_CHECK(sizes.R == sizes.H && !in.weight_hr, "fastrnn: a cell has no projection");
   const auto shape = [&](int64_t columns) { return rank == 2 ? Shape{N, columns} : Shape{columns}; };
   const size_t kinds = check_state_count(states, "hidden", facts);
+  const std::array columns{sizes.H, facts.cell_states * sizes.H};
   Tensors next;
   for (size_t kind = 0; kind < kinds; ++kind) {
     if (!states.empty()) {
       check_like(states[kind], "hidden", input.scalar_type(), input);
-      check_shape(states[kind], "hidden", shape(sizes.H));
+      check_shape(states[kind], "hidden", shape(columns[kind]));
     }
-    next.push_back(empty(input, shape(sizes.H)));
+    next.push_back(empty(input, shape(columns[kind])));
   }
   in.input.reset();  // p.x is its view: a step has no dimension of time
   dispatch_real_dtype(input.scalar_type(), [&]<class S>() {
@@ -264,13 +273,14 @@ Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) 
     if (kinds == 2) p.c_n = rows_of<S>(next[1]);
     all.set(0, in.cell, p);
     p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};  // the only step's h is the last one
-    kernels<S>().forward(in.cell, p, present_team_for(sizes, N));
+    kernels_for<S>(in, instruction_set()).forward(in.cell, p, present_team_for(sizes, N));
   });
   return next;
 }
 
-Tensors step(std::string cell, Tensor input, Tensors states, Tensors weights, OptionalTensor packed) {
-  ScanInputs in = inference_inputs(std::move(cell), input);
+Tensors step(std::string cell, Tensor input, Tensors states, Tensors weights, OptionalTensor packed,
+             std::vector<double> numbers) {
+  ScanInputs in = inference_inputs(std::move(cell), input, std::move(numbers));
   const StackWeights all(weights, packed, 1, 1, in);
   return run_step(std::move(in), states, all);
 }
@@ -299,7 +309,8 @@ void write_name(std::string_view name, std::array<char, 16>& out) {
 }
 
 Tensor prepack(std::string cell, Tensors weights, int64_t layers, int64_t directions, std::string type) {
-  const int64_t each = check_counts(weights, layers, directions);
+  STD_TORCH_CHECK(is_built_in(cell), "fastrnn: cell '", cell, "' is none of the library's, whose weights are packed");
+  const int64_t each = check_counts(weights, layers, directions, cell_facts(cell));
   PackedHeader header{.dtype = static_cast<int32_t>(weights[0].scalar_type()),
                       .type = weight_type(type, weights[0]),
                       .directions = static_cast<int32_t>(directions),

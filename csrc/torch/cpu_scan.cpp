@@ -55,15 +55,6 @@ ScanGradients<S> of_samples(ScanGradients<S> d, Samples samples) {
   return d;
 }
 
-// The set is asked for once a call: another thread may change it meanwhile.
-template <class S>
-const Kernels<S>& kernels_for(const ScanInputs& in, const InstructionSet& set) {
-  STD_TORCH_CHECK(is_built_in(in.cell) || cell_kernels<S>(in.cell, set), "fastrnn: cell '", in.cell,
-                  "' is not compiled for dtype ", std::string(kTypeName<S>), " and instruction set ",
-                  std::string(cell_instruction_set(set)), "; fastrnn.cells.build compiles it");
-  return kernels<S>(set);
-}
-
 std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
   const ScanSizes sizes = check_sizes(in);
   check_inputs(in, sizes);

@@ -92,6 +92,15 @@ struct HostSchedule {
   }
 };
 
+// The set is asked for once a call: another thread may change it meanwhile.
+template <class S>
+const Kernels<S>& kernels_for(const ScanInputs& in, const InstructionSet& set) {
+  STD_TORCH_CHECK(is_built_in(in.cell) || cell_kernels<S>(in.cell, set), "fastrnn: cell '", in.cell,
+                  "' is not compiled for dtype ", std::string(kTypeName<S>), " and instruction set ",
+                  std::string(cell_instruction_set(set)), "; fastrnn.cells.build compiles it");
+  return kernels<S>(set);
+}
+
 // Returns the row at which each step of a packed input starts.
 inline std::vector<int64_t> step_starts(const ScanInputs& in) {
   std::vector<int64_t> starts;

@@ -25,14 +25,17 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // Layers over each other and directions side by side, without gradients. `states` are h_0 [layers * directions, N, R]
   // and, of cells that have it, c_0; an empty list is zeros, and N = 1 is a state that all samples share. `weights` has
   // for each layer and direction weight_ih, weight_hh, then both biases if there are any, then weight_hr if there is
-  // one. Returns the last layer's output and the final states.
+  // one, then the vectors if its cell has any; `numbers` are the cell's. Returns the last layer's output and the final
+  // states.
   m.def(
       "stack(str cell, Tensor input, Tensor[] states, Tensor[] reset_states, Tensor[] weights, int layers, "
       "int directions, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? reset, bool reverse, "
-      "Tensor? packed=None) -> Tensor[]");
+      "Tensor? packed=None, float[] numbers=[]) -> Tensor[]");
   // A cell's step, without gradients: input [N, I] or [I], states as in `stack` but [N, R] or [R]. Returns the next
   // ones.
-  m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? packed=None) -> Tensor[]");
+  m.def(
+      "step(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? packed=None, float[] numbers=[]) "
+      "-> Tensor[]");
   // What `stack` and `step` do for plain tensors and packed weights, which know the cell: a call of few arguments takes
   // half the time. States that are absent are zeros; c_n has no elements if the cell has none.
   m.def(

@@ -12,7 +12,7 @@ import torch
 from fastrnn.cells import cache
 from fastrnn.cells.compilation import Compilable, in_cache, in_folder, make_unit
 from fastrnn.cells.toolchain import CannotCompile
-from fastrnn.library import LOADED_CELLS, accumulate_dtype
+from fastrnn.library import LOADED_CELLS, LoadedCell, accumulate_dtype
 
 __all__ = ["CannotCompile", "build", "ensure", "load"]
 
@@ -45,7 +45,7 @@ def ensure(
         CannotCompile: there are none, and none can be made here. Later calls say so at once, until
             :func:`build` or :func:`load` has succeeded.
     """
-    wanted = (cell.op_name, dtype, second_order, projected)
+    wanted = LoadedCell(cell.op_name, dtype, second_order, projected)
     if wanted in LOADED_CELLS:
         return
     present = _instruction_set()

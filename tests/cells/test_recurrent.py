@@ -75,6 +75,7 @@ def path(request, monkeypatch):
         raise compiler.CannotCompile("a test says so")
 
     monkeypatch.setattr(compiler, "ensure", refuse)
+    monkeypatch.setattr(library, "LOADED_CELLS", set())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*a test says so")
         yield request.param
@@ -750,6 +751,7 @@ def test_a_loop_warns_once_and_says_why(monkeypatch):
         raise compiler.CannotCompile("no compiler is installed")
 
     monkeypatch.setattr(compiler, "ensure", refuse)
+    monkeypatch.setattr(library, "LOADED_CELLS", set())
     user_cells._warn_once.cache_clear()
     layer, x = make(without_recurrence), normal(T, N, I)
     text = (
