@@ -131,8 +131,10 @@ class BackwardScan : Scan<S> {
             first -= chunk_rows(schedule.step(s));
             step(member, part, s, first);
           }
+          member.barrier();
+        } else {
+          member.sit_out();
         }
-        member.barrier();
         pair_unprojected(rows, member);
         if (d.x) input_gradient(steps, member.share(rows));
         if (rows > 0) weight_gradients(rows, member, fresh);

@@ -10,8 +10,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// By this thread: waiting beyond a spin, and within the bodies of teams without that.
-thread_local Clock::duration waited{}, worked{};
+// Of this thread: how long it waited for others, beyond a spin, and when its last part in a team ended.
+thread_local Clock::duration waited{};
+thread_local Clock::time_point part_ended{};
 
 // Waits for a condition that another thread is about to make true. After a while it lets others run: there may be
 // more threads than cores.
@@ -45,17 +46,17 @@ std::atomic<Clock::rep> next_pause{kLeastPause.count()};
 
 bool is_crowded() { return Clock::now().time_since_epoch().count() < crowded_until.load(std::memory_order_relaxed); }
 
-Stopwatch::Stopwatch() : start_(Clock::now()), waited_before_(waited) {}
+PartWatch::~PartWatch() { part_ended = Clock::now(); }
 
-Stopwatch::~Stopwatch() { worked += Clock::now() - start_ - (waited - waited_before_); }
-
-TeamWatch::TeamWatch() : start_(Clock::now()), worked_before_(worked) {}
+TeamWatch::TeamWatch() : start_(Clock::now()), waited_before_(waited) {}
 
 TeamWatch::~TeamWatch() {
   constexpr Clock::duration kWorthIt = std::chrono::milliseconds(1);
   const Clock::time_point now = Clock::now();
-  const Clock::duration lost = now - start_ - (worked - worked_before_);
-  if (lost < kWorthIt || 2 * lost < now - start_) {
+  const bool took_part = part_ended > start_;  // else others came and went before this thread
+  const Clock::duration whole = (took_part ? part_ended : now) - start_;
+  const Clock::duration lost = took_part ? waited - waited_before_ : whole;
+  if (lost < kWorthIt || 2 * lost < whole) {
     next_pause = kLeastPause.count();
     return;
   }
@@ -73,6 +74,12 @@ void Barrier::wait(int64_t count) {
   } else {
     spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
   }
+}
+
+void Team::Member::sit_out() const {
+  const Clock::duration before = waited;
+  barrier();
+  waited = before;
 }
 
 std::optional<int64_t> Team::Entrance::enter(int64_t parts) {

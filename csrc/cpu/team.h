@@ -38,18 +38,13 @@ class alignas(64) Barrier {
 // whether a team was held up lately.
 bool is_crowded();
 
-// Counts the time of a scope as work of this thread, but for its waiting.
-class Stopwatch {
- public:
-  Stopwatch();
-  ~Stopwatch();
-
- private:
-  std::chrono::steady_clock::time_point start_;
-  std::chrono::steady_clock::duration waited_before_;
+// Notes when this thread's part in a team ends.
+struct PartWatch {
+  ~PartWatch();
 };
 
-// Watches a thread that calls a team: where it does not work for half of the call, it is crowded.
+// Watches a thread that calls a team: where it waits for half of its part in the call, it is crowded. What comes after
+// that part is no sign: the plan may give it to others.
 class TeamWatch {
  public:
   TeamWatch();
@@ -57,7 +52,7 @@ class TeamWatch {
 
  private:
   std::chrono::steady_clock::time_point start_;
-  std::chrono::steady_clock::duration worked_before_;
+  std::chrono::steady_clock::duration waited_before_;
 };
 
 class Team {
@@ -71,6 +66,8 @@ class Team {
     Barrier* barriers;  // [count + 1]: the team's, then one for each group
 
     void barrier() const { barriers[0].wait(count); }
+    // The same for a member that has nothing to do meanwhile: it is not held up.
+    void sit_out() const;
     // Waits for the `size` members of a group.
     void barrier(int64_t group, int64_t size) const { barriers[1 + group].wait(size); }
     Range share(int64_t total) const { return cpu::share(total, index, count); }
@@ -91,7 +88,7 @@ class Team {
     Entrance entrance(threads_);
     fork_(threads_, [&](int64_t begin, int64_t end) noexcept {
       if (const std::optional<int64_t> index = entrance.enter(end - begin)) {
-        const Stopwatch work;
+        const PartWatch part;
         body(Member{*index, entrance.count(), barriers.get()});
       }
     });

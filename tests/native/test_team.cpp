@@ -45,6 +45,18 @@ void check_groups() {
   test::check(wrong == 0, "a group's barrier let one through");
 }
 
+// A plan may give all work to one member, and nothing to the caller: that is no crowd.
+void check_idle_caller() {
+  const std::thread::id caller = std::this_thread::get_id();
+  cpu::Team(2, test::fork_threads).run([&](const cpu::Team::Member& member) {
+    if (std::this_thread::get_id() == caller) return member.sit_out();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    member.barrier();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // the caller has ended its part
+  });
+  test::check(!cpu::is_crowded(), "a caller without work is taken for one that is held up");
+}
+
 // A team whose caller waits for others longer than it works is held up, as by programs that take its cores.
 void check_crowd() {
   const std::thread::id caller = std::this_thread::get_id();
@@ -73,7 +85,8 @@ void check_shares(int64_t threads, cpu::Team::Fork fork, const char* what) {
 }  // namespace
 
 int main() {
-  check_crowd();  // before others that may be held up
+  check_idle_caller();  // before others that may be held up
+  check_crowd();
   for (const int64_t threads : {1, 2, 3, 8}) check_barriers(threads);
   check_groups();
   for (int i = 0; i < 20; ++i) {
