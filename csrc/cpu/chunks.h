@@ -131,8 +131,11 @@ struct Scan {
 
   // A projection mixes all units of a row, which is then never split.
   Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
-    // Without a recurrent product, a step reads no weights, and no sample waits for another.
-    if (cell.recurrent_gates == 0) return {std::clamp<int64_t>(N, 1, threads), 1};
+    // Without a recurrent product a step reads no weights, and no sample waits for another, nor a unit.
+    if (cell.recurrent_gates == 0) {
+      const int64_t row_groups = std::clamp<int64_t>(N, 1, threads);
+      return {row_groups, projected ? 1 : std::min(threads / row_groups, panels)};
+    }
     // Weights that are packed where they are read are best read by one thread.
     if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
     return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));

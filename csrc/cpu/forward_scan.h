@@ -24,6 +24,8 @@ class ForwardScan : Scan<S> {
 
   const CellKernels<S>& kernels_;
   const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // it keeps h as it was before rounding to an operand
+  const bool steps_meet_ =
+      cell.recurrent_gates > 0 || schedule.reset;  // a step reads what others wrote in the last one
 
   const bool packs_ = this->packs();
   const PackedLayer<S> kept_{cell, p};
@@ -72,6 +74,7 @@ class ForwardScan : Scan<S> {
       if (part.unit_group == 0) finish_rows(part, schedule.T > 0 ? schedule.rows(0) : 0, N, h_even_.get());
       for (int64_t begin = 0; begin < schedule.T && N > 0; begin += chunk_steps_) {
         const Range steps{begin, std::min(begin + chunk_steps_, schedule.T)};
+        if (begin > 0 && !steps_meet_) meet();  // others may still read the last chunk's x
         input_products(part, steps, meet);
         int64_t row = first_row(part);
         for (int64_t s = steps.begin; s < steps.end; ++s) {
@@ -145,10 +148,9 @@ class ForwardScan : Scan<S> {
                      kernels_.forward(*this, {part, t, first, count, panels, chunk_row, gh, h, h_next});
                    });
     if (projected) project(part, t, rows, h_next);
-    meet();
-    const bool last = s + 1 == schedule.T;
-    if (part.unit_group == 0)
-      finish_rows(part, last ? 0 : schedule.rows(schedule.step(s + 1)), schedule.rows(t), h_next);
+    const int64_t next_rows = s + 1 == schedule.T ? 0 : schedule.rows(schedule.step(s + 1));
+    if (steps_meet_ || next_rows < schedule.rows(t)) meet();
+    if (part.unit_group == 0) finish_rows(part, next_rows, schedule.rows(t), h_next);
   }
 
   void reset_rows(const Part& part, int64_t t, int64_t rows, E* h) {

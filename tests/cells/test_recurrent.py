@@ -851,7 +851,115 @@ def test_a_number_is_a_number(value):
         layer(normal(T, N, I), extra=make_extra(leaky))
 
 
-def test_samples_are_shared_where_no_step_waits_for_another(two_threads):
+@cells.cell(gates="a")
+def written_rnn(x, h, s, p):
+    return tanh(x.a + h.a)
+
+
+@cells.cell(gates="rzn")
+def written_gru(x, h, s, p):
+    r, z = sigmoid(x.r + h.r), sigmoid(x.z + h.z)
+    n = tanh(x.n + r * h.n)
+    return n + z * (s.h - n)
+
+
+@pytest.mark.parametrize(
+    "cell, built_in",
+    [(written_rnn, fastrnn.RNN), (written_gru, fastrnn.GRU), (written_lstm, fastrnn.LSTM)],
+    ids=["rnn", "gru", "lstm"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_units_lie_beside_each_other_in_the_bits_of_built_in_cells(
+    kernels, cell, built_in, dtype
+):
+    few, samples = 5, 37
+    layer = fastrnn.Recurrent(cell, 3, few, num_layers=2, dtype=dtype)
+    expected = built_in(3, few, num_layers=2, dtype=dtype)
+    expected.load_state_dict(layer.state_dict())
+    x = normal(T, samples, 3).to(dtype)
+    states = [normal(2, samples, few, seed=k).to(dtype) for k in range(1 + len(cell.states))]
+    hx = tuple(states) if cell.states else states[0]
+    assert "samples in lanes" in str(fastrnn.explain(layer, x))
+    schedule = {
+        "lengths": torch.arange(samples) % (T + 1),
+        "reset": torch.rand(T, samples) < 0.2,
+        "reset_state": tuple(state + 1 for state in states) if cell.states else hx + 1,
+    }
+    for keywords in ({}, schedule):
+        assert_equal(run(layer, x, hx, **keywords), run(expected, x, hx, **keywords))
+
+
+@cells.cell(gates="a", states="c")
+def reading_both(x, h, s, p):
+    h = tanh(x.a + h.a + s.c)
+    return h, {"c": exp(-h) * sigmoid(s.c)}
+
+
+def test_few_units_whose_gradient_takes_h_and_c(path):
+    layer = fastrnn.Recurrent(reading_both, 3, 5, dtype=torch.float64)
+    x, hx = normal(T, 21, 3), (normal(1, 21, 5), normal(1, 21, 5, seed=2))
+    kernels = run(layer, x, hx)
+    with step_by_step():
+        assert_all_close(kernels, run(layer, x, hx), torch.float64)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_units_that_wait_for_none_have_the_same_bits_for_all_threads(
+    kernels, two_threads, samples, reverse
+):
+    torch.set_num_threads(2 * samples)
+    steps, units = 1000, 96  # more than a chunk of steps
+    layer = fastrnn.Recurrent(without_recurrence, units, units, reverse=reverse)
+    x, hx = torch.randn(steps, samples, units), torch.randn(1, samples, units)
+    shape = f"sharing samples in {samples} and hidden units in 2"
+    assert shape in str(fastrnn.explain(layer, x))
+    schedule = {
+        "lengths": steps - 70 * torch.arange(samples),
+        "reset": torch.rand(steps, samples) < 0.1,
+        "reset_state": hx + 1,
+    }
+    calls = [{}, {"lengths": schedule["lengths"]}, schedule]
+    results = [run(layer, x, hx, **keywords) for keywords in calls]
+    torch.set_num_threads(1)
+    for keywords, expected in zip(calls, results, strict=True):
+        assert_equal(run(layer, x, hx, **keywords), expected)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "cell", [written_lstm, without_recurrence, other_gates, "three states"], ids=str
+)
+def test_the_short_way_of_a_step(kernels, monkeypatch, cell, grad, batched):
+    if cell == "three states":
+
+        @cells.cell(gates="a", states="uv", vectors=("gain", "shift"), numbers={"rate": 0.5})
+        def cell(x, h, s, p):
+            u = s.u + p.rate * tanh(x.a + h.a)
+            return p.gain * u * s.h + p.shift, {"u": u, "v": s.v * u}
+
+    step = fastrnn.RecurrentCell(cell, I, H, dtype=torch.float64)
+    states = [normal(N, H, seed=k) for k in range(1 + len(cell.states))]
+    x = normal(N, I)
+    if not batched:
+        x, states = x[0], [state[0] for state in states]
+    hx = tuple(states) if cell.states else states[0]
+
+    def results():
+        if grad:
+            return run(step, x, hx) + run(step, x)
+        with torch.no_grad():
+            return [*flatten(step(x, hx)), *flatten(step(x))]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(functional, "run", None)  # the long way
+        short = results()
+    with step_by_step():
+        assert_all_close(short, results(), torch.float64)
+
+
+def test_samples_are_shared_where_no_step_waits_for_another(kernels, two_threads):
     layer, x = fastrnn.Recurrent(zoo.mingru, 64, 64), torch.randn(50, 8, 64)
     assert "sharing samples in 2" in str(fastrnn.explain(layer, x))
 
