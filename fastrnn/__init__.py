@@ -13,6 +13,15 @@ from fastrnn.ops import cpu_instruction_sets
 from fastrnn.recurrent import Recurrent, RecurrentCell
 from fastrnn.stream import Stream
 
+
+def __getattr__(name: str) -> object:
+    if name != "zoo":  # which is imported when it is first used: its cells are traced then
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module("fastrnn.zoo")
+
+
 __version__ = "0.1.0"
 
 __all__ = [

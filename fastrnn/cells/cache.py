@@ -29,6 +29,7 @@ class Record(NamedTuple):
     instruction_set: str
     machine: str  # as platform.machine() says
     layout: str  # of the headers that it was compiled from
+    generator: str  # of the Python that wrote its source
 
 
 def sealed(library: bytes, record: Record) -> bytes:

@@ -91,8 +91,17 @@ FASTRNN_COMPILED_CELL(fastrnn::{cell.struct_name}, {CPP_TYPES[dtype]})
 """
     dtype_name = str(dtype).removeprefix("torch.")
     layout = matching_headers().layout
-    record = cache.Record(cell.op_name, dtype_name, instruction_set, platform.machine(), layout)
+    record = cache.Record(
+        cell.op_name, dtype_name, instruction_set, platform.machine(), layout, generator()
+    )
     return Unit(f"{cell.name} ({dtype_name}, {instruction_set})", source, record)
+
+
+@functools.cache
+def generator() -> str:
+    """A hash of the code that turns a formula into source: it may be mended."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 @functools.cache

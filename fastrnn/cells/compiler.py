@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from fastrnn.cells import cache
-from fastrnn.cells.compilation import Compilable, in_cache, in_folder, make_unit
+from fastrnn.cells.compilation import (
+    CPP_TYPES,
+    Compilable,
+    generator,
+    in_cache,
+    in_folder,
+    make_unit,
+)
 from fastrnn.cells.toolchain import CannotCompile
 from fastrnn.library import LOADED_CELLS, LoadedCell, accumulate_dtype
 
@@ -87,8 +94,10 @@ def build(
 
     Raises:
         CannotCompile: there is no compiler, or it fails.
+        TypeError: an argument is of another kind.
         ValueError: compilers make no such code on this machine.
     """
+    _check_kinds(cell, dtypes, instruction_sets)
     possible = INSTRUCTION_SETS.get(platform.machine(), ("plain",))
     chosen = [_instruction_set()] if instruction_sets is None else instruction_sets
     for name in chosen:
@@ -110,6 +119,23 @@ def build(
         paths = [in_folder(unit, Path(folder)) for unit in units]
     _refusals.clear()
     return paths
+
+
+def _check_kinds(cell: object, dtypes: object, instruction_sets: object) -> None:
+    if not isinstance(getattr(cell, "op_name", None), str):
+        instead = "; give its cell" if hasattr(cell, "cell") else ""
+        raise TypeError(
+            f"fastrnn: build takes what the decorator fastrnn.cells.cell makes of a function, got "
+            f"{type(cell).__name__}{instead}"
+        )
+    if isinstance(dtypes, torch.dtype) or isinstance(instruction_sets, str):
+        name = "dtypes" if isinstance(dtypes, torch.dtype) else "instruction_sets"
+        raise TypeError(f"fastrnn: {name} must be a sequence: write a tuple of one, (..., )")
+    for dtype in dtypes:  # type: ignore[attr-defined]
+        if dtype not in CPP_TYPES or dtype.is_complex:
+            raise TypeError(
+                f"fastrnn: dtypes has {dtype}, expected float32, float64, bfloat16 or float16"
+            )
 
 
 def load(folder: str | os.PathLike[str]) -> list[str]:
@@ -148,7 +174,7 @@ def _misfit(record: cache.Record | None) -> str | None:
         return "is damaged, or not of this fastrnn; build it again"
     if record.machine != platform.machine():
         return f"is for {record.machine}, and this machine is {platform.machine()}"
-    if record.layout != torch.ops.fastrnn.cell_layout():
+    if (record.layout, record.generator) != (torch.ops.fastrnn.cell_layout(), generator()):
         return "was compiled for another fastrnn; build it again"
     if record.instruction_set != (present := _instruction_set()):
         return f"is for {record.instruction_set}, and {present} runs now; build it for that, too"

@@ -27,6 +27,8 @@ _FORMAT = 1
 
 
 def cell(
+    function: object = None,
+    /,
     *,
     gates: Names = (),
     input_gates: Names = (),
@@ -69,6 +71,12 @@ def cell(
         ...     n = cells.tanh(x.n + f * h.n)
         ...     return n + f * (s.h - n)
     """
+
+    if function is not None:
+        message = "cell takes what the cell declares: write @cells.cell(gates=..., states=...)"
+        if isinstance(function, FunctionType):
+            raise error_in(function, message)
+        raise CellError(message)
 
     def define(function: Callable[..., Any]) -> Cell:
         if not isinstance(function, FunctionType):

@@ -16,8 +16,12 @@ class CellError(ValueError):
     """A cell's function or declaration says what cannot be a cell.
 
     The message starts with file and line of the user's function and ends with what to write
-    instead.
+    instead; ``reason`` is the message without the line.
     """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 def error_here(message: str) -> CellError:
@@ -42,4 +46,5 @@ def _is_between(module: str) -> bool:
 
 def _error(file: str, line: int, message: str) -> CellError:
     source = linecache.getline(file, line).strip()
-    return CellError(f"{file}:{line}: {message}" + (f"\n    {source}" if source else ""))
+    located = f"{file}:{line}: {message}" + (f"\n    {source}" if source else "")
+    return CellError(located, message)

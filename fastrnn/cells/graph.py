@@ -2,8 +2,8 @@
 
 A node stands behind its arguments in the graph, so that the order of nodes is the order in which
 the function computes them, and no walk needs recursion. Building a node folds constants, zeros and
-ones, and moves signs and powers of two outwards, where they meet others; no result is rounded in
-another way but the product of two constants.
+ones, and moves signs and small powers of two outwards, where they meet others; no result is rounded
+in another way but the product of two constants.
 """
 
 from __future__ import annotations
@@ -82,9 +82,13 @@ class Node:
         return self.is_constant and self.value == value
 
     @property
-    def is_power_of_two(self) -> bool:
-        """Whether it is a constant by which any product is exact."""
-        return isinstance(self.value, float) and abs(math.frexp(self.value)[0]) == 0.5
+    def is_small_power_of_two(self) -> bool:
+        """Whether it is a constant by which products are exact, and moves a value's exponent
+        little: a product that takes it later leaves float32's range hardly sooner."""
+        if not isinstance(self.value, float):
+            return False
+        mantissa, exponent = math.frexp(self.value)
+        return abs(mantissa) == 0.5 and -8 < exponent - 1 < 8
 
     def __repr__(self) -> str:
         within = [repr(self.value)] if self.op in LEAVES else [f"%{a.index}" for a in self.args]
@@ -167,9 +171,15 @@ class Graph:
             if factor.op == "neg":
                 return self.build("neg", self.build("mul", factor.args[0], other))
         if a.is_constant and b.op == "mul" and b.args[0].is_constant:
-            return self.build("mul", self.build("mul", a, b.args[0]), b.args[1])
+            product = self.build("mul", a, b.args[0])
+            if _is_moderate(product):
+                return self.build("mul", product, b.args[1])
         for factor, other in ((a, b), (b, a)):
-            if factor.op == "mul" and factor.args[0].is_power_of_two and not other.is_constant:
+            if (
+                factor.op == "mul"
+                and factor.args[0].is_small_power_of_two
+                and not other.is_constant
+            ):
                 rest = self.build("mul", factor.args[1], other)
                 return self.build("mul", factor.args[0], rest)
         return self.node("mul", (a, b))
@@ -180,9 +190,9 @@ class Graph:
         if a.is_number(0) or b.is_number(1):
             return a
         # The reciprocal of a power of two is a number, and a product is faster than a quotient.
-        if b.is_power_of_two:
+        if b.is_small_power_of_two:
             return self.build("mul", self.build("div", self.constant(1), b), a)
-        if a.op == "mul" and a.args[0].is_power_of_two:
+        if a.op == "mul" and a.args[0].is_small_power_of_two:
             return self.build("mul", a.args[0], self.build("div", a.args[1], b))
         if a.op == "neg":
             return self.build("neg", self.build("div", a.args[0], b))
@@ -194,6 +204,11 @@ class Graph:
         if condition.is_constant:
             return a if condition.value else b
         return self.node("select", (condition, a, b))
+
+
+def _is_moderate(constant: Node) -> bool:
+    """Whether a constant is far from the ends of float32's range, in which kernels hold it."""
+    return isinstance(constant.value, float) and 1e-30 < abs(constant.value) < 1e30
 
 
 def _key(

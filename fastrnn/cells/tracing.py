@@ -44,6 +44,9 @@ def trace(function: FunctionType, declaration: Declaration) -> Formula:
             f"a cell's function takes four arguments, (x, h, s, p), not "
             f"{inspect.signature(function)}",
         ) from None
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_kind(function) for is_kind in kinds):
+        raise error_in(function, "a cell's function is an ordinary one, without async and yield")
     graph = Graph()
     groups = _groups(declaration)
     returned = function(*(_Group(graph, name, groups[name]) for name in "xhsp"))
@@ -153,7 +156,9 @@ def _result_node(function: FunctionType, graph: Graph, name: str, value: object)
     try:
         return as_node(graph, value)
     except CellError as error:
-        raise error_in(function, f"the new {name} is no value of the cell: {error}") from None
+        raise error_in(
+            function, f"the new {name} is no value of the cell: {error.reason}"
+        ) from None
 
 
 def _pruned(results: list[Node]) -> Formula:

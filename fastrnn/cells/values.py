@@ -141,7 +141,11 @@ class _Symbol:
             raise error_here(f"in-place {name} cannot be part of a cell: write a = a + b")
         if name in LATER:
             refuse_later(name)
-        instead = f"write {name}(value)" if name in _FUNCTIONS else "use operators and functions"
+        ours = _ALSO_CALLED.get(name, name)
+        if ours in _FUNCTIONS:
+            instead = f"write {ours}(value)"
+        else:
+            instead = f"use {ours}" if ours != name else "use operators and functions"
         raise error_here(f"a value has no attribute {name}: {instead} of fastrnn.cells")
 
     @classmethod

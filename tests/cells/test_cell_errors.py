@@ -76,6 +76,16 @@ def torch_function(x, h, s, p):
     return torch.tanh(x.i + h.i)  # wrong
 
 
+@mistake(SUM, r"a value has no attribute clamp: use minimum and maximum of fastrnn\.cells")
+def clamp_method(x, h, s, p):
+    return (x.i + h.i).clamp(0)  # wrong
+
+
+@mistake(SUM, r"a value has no attribute max: write maximum\(value\)")
+def max_method(x, h, s, p):
+    return (x.i + h.i).max()  # wrong
+
+
 @mistake(SUM, r"torch\.clamp cannot .*: write minimum and maximum of fastrnn\.cells")
 def torch_clamp(x, h, s, p):
     return torch.clamp(x.i + h.i, 0)  # wrong
@@ -239,7 +249,7 @@ RESULTS = {
     "state in a list": (WITH_C, lambda v: (v, [v]), r"it returns \(Value, list\): write return h, "),
     "three results": (WITH_C, lambda v: (v, v, v), r"it returns \(Value, Value, Value\): write"),
     "h is a comparison": (SUM, lambda v: v > 0, r"the new h is no value of the cell: .*a comparison is not"),
-    "h is text": (SUM, lambda v: "h", r"the new h is no value of the cell: .* got str"),
+    "h is text": (SUM, lambda v: "h", r"the new h is no value of the cell: a value [a-z ,]* got str"),
     "gate not used": ({"gates": "ij"}, lambda v: v, r"do not depend on x\.j: use it, or declare j in recurrent_gates"),
     "gate folded away": ({"gates": "i", "numbers": {"a": 1.0}}, lambda v: v, r"do not depend on p\.a: use it or do not"),
     "h.gate not used": ({"gates": "i", "recurrent_gates": "r"}, lambda v: v, r"do not depend on h\.r: use it or do"),
@@ -316,10 +326,28 @@ def test_the_function_is_one_with_a_name_and_four_arguments():
         cells.cell(gates="i")(lambda x, h, s, p: x.i + h.i)
     with pytest.raises(CellError, match=r"is made of a function, .* not of a type"):
         cells.cell(gates="i")(dict)
+    with pytest.raises(
+        CellError,
+        match=rf"{re.escape(__file__)}:\d+: three_arguments: .* write @cells.cell\(gates=",
+    ):
+        cells.cell(three_arguments)
+    with pytest.raises(CellError, match="cell takes what the cell declares"):
+        cells.cell(dict)
+    for function in (awaited, yielding):
+        with pytest.raises(CellError, match="is an ordinary one, without async and yield"):
+            cells.cell(gates="i")(function)
 
 
 def three_arguments(x, h, s):
     return x.i + h.i
+
+
+async def awaited(x, h, s, p):
+    return x.i + h.i
+
+
+def yielding(x, h, s, p):
+    yield x.i + h.i
 
 
 def test_a_value_of_another_cell_is_refused():

@@ -25,7 +25,7 @@ import torch
 
 from fastrnn import library
 from fastrnn.cells import cache, compilation, compiler, toolchain
-from fastrnn.cells.compilation import Headers, make_unit
+from fastrnn.cells.compilation import Headers, generator, make_unit
 from fastrnn.cells.compiler import CannotCompile, build, ensure, load
 
 HEADERS = {
@@ -242,7 +242,7 @@ def test_a_library_is_named_by_all_that_it_depends_on(monkeypatch, change):
         pytest.param(lambda content: content[:99] + b"?" + content[100:], id="changed"),
         pytest.param(lambda content: b"\x7fELF of somebody else\n{}\n", id="foreign"),
         pytest.param(
-            lambda content: cache.sealed(b"", cache.Record(*"abcde")), id="of-another-cell"
+            lambda content: cache.sealed(b"", cache.Record(*"abcdef")), id="of-another-cell"
         ),
     ],
 )
@@ -259,8 +259,8 @@ def test_a_file_that_is_not_the_library_is_built_anew(ops, compilations, damage)
 
 def test_a_record_of_another_version_is_none(tmp_path, monkeypatch):
     path = tmp_path / "cell.so"
-    path.write_bytes(cache.sealed(b"", cache.Record(*"abcde")))
-    assert cache.read_record(path) == cache.Record(*"abcde")
+    path.write_bytes(cache.sealed(b"", cache.Record(*"abcdef")))
+    assert cache.read_record(path) == cache.Record(*"abcdef")
     monkeypatch.setattr(cache, "Record", lambda op_name: op_name)
     assert cache.read_record(path) is None
 
@@ -530,7 +530,9 @@ def test_a_folder_may_serve_several_machines(ops, tmp_path):
         assert load(tmp_path) == [path.name]
 
 
-RECORD = cache.Record("leaky_0123456789ab", "float32", "plain", platform.machine(), "layout")
+RECORD = cache.Record(
+    "leaky_0123456789ab", "float32", "plain", platform.machine(), "layout", generator()
+)
 
 
 @pytest.mark.parametrize(
@@ -539,8 +541,9 @@ RECORD = cache.Record("leaky_0123456789ab", "float32", "plain", platform.machine
         ({"machine": OTHER_MACHINE}, f"is for {OTHER_MACHINE}, and this machine is"),
         ({"instruction_set": "avx512"}, "is for avx512, and plain runs now; build it for that"),
         ({"layout": "another"}, "was compiled for another fastrnn; build it again"),
+        ({"generator": "another"}, "was compiled for another fastrnn; build it again"),
     ],
-    ids=["machine", "instruction-set", "layout"],
+    ids=["machine", "instruction-set", "layout", "generator"],
 )
 def test_a_library_that_does_not_fit_is_named(ops, tmp_path, record, reason):
     ops.layout = "layout"
@@ -563,6 +566,26 @@ def test_a_damaged_library_is_named_beside_good_ones(ops, tmp_path):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"^fastrnn: {tmp_path} holds no compiled cell"):
         load(tmp_path)
+
+
+class Owner:
+    cell = FakeCell()
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "message"),
+    [
+        (Owner(), {}, "build takes what the decorator .* got Owner; give its cell$"),
+        (len, {}, "build takes what the decorator .* got builtin_function_or_method$"),
+        (FakeCell(), {"dtypes": torch.float32}, r"dtypes must be a sequence: write a tuple of one"),
+        (FakeCell(), {"dtypes": (torch.int32,)}, r"dtypes has torch.int32, expected float32, "),
+        (FakeCell(), {"instruction_sets": "plain"}, r"instruction_sets must be a sequence"),
+    ],
+    ids=["layer", "no-cell", "one-dtype", "integers", "one-set"],
+)
+def test_what_is_built_is_a_cell_for_a_list_of_types(cell, options, message):
+    with pytest.raises(TypeError, match=f"^fastrnn: {message}"):
+        build(cell, **options)
 
 
 def test_an_instruction_set_that_is_not_made_here():

@@ -267,6 +267,8 @@ FOLDED = {
     "twice": (lambda v, w: (v + v) * w, "2 * (x.a * x.b)"),
     "constants": (lambda v, w: 3 * (2 * v) + w * math.pi * 0, "6 * x.a"),
     "quotient": (lambda v, w: (v + w) / 4, "0.25 * (x.a + x.b)"),
+    "constants beyond float32": (lambda v, w: 1e30 * (1e30 * v), "1e+30 * (1e+30 * x.a)"),
+    "a large power of two": (lambda v, w: v * 2.0**60 * w, "t * x.b"),
     "powers": (lambda v, w: v**1 * w**0 + w**2, "x.a + x.b * x.b"),
     "negative power": (lambda v, w: w + v**-1, "x.b + 1 / x.a"),
     "same branches": (lambda v, w: where(v > 0, w, w) + v, "x.b + x.a"),

@@ -315,3 +315,11 @@ def test_importing_fastrnn_leaves_the_zoo(warm_python):
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(fastrnn.__file__).parents[1])}
     subprocess.run([warm_python, "-c", program], check=True, env=environment)
+
+
+def test_the_zoo_is_imported_when_it_is_first_used(warm_python):
+    program = "import sys, fastrnn; print('fastrnn.zoo' in sys.modules, fastrnn.zoo.mgu.name)"
+    done = subprocess.run([warm_python, "-c", program], check=True, text=True, capture_output=True)
+    assert done.stdout == "False mgu\n"
+    with pytest.raises(AttributeError, match="module 'fastrnn' has no attribute 'aquarium'"):
+        _ = fastrnn.aquarium
