@@ -209,17 +209,18 @@ def _compile(unit: Unit, path: Path) -> None:
 
 def command(source: Path, library: Path, flags: str = toolchain.CXX_FLAGS) -> list[str]:
     """The call of the compiler that makes a library of cells."""
+    return [*compiler_with(flags), "-shared", str(source), "-o", str(library)]
+
+
+def compiler_with(flags: str) -> list[str]:
+    """The compiler with these flags and what a library of cells takes besides."""
     headers = matching_headers()
     return [
         *shlex.split(present_compiler().command),
         *flags.split(),
-        "-shared",
         "-fPIC",
         f"-I{headers.folder}",
         toolchain.layout_macro(headers.layout),
-        str(source),
-        "-o",
-        str(library),
     ]
 
 
