@@ -241,7 +241,7 @@ def _layer_by_layer(
         return scan_flat(
             cell,
             layer_input,
-            [state[index] for state in states],
+            [state.select(0, index) for state in states],
             weights[index * each : (index + 1) * each],
             reverse or index % directions == 1,
             recompute,

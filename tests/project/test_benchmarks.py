@@ -28,6 +28,7 @@ from benchmarks.cases import (
     Problem,
     all_cases,
 )
+from benchmarks.crowd import CASES, run_together
 from benchmarks.limit import Check
 from benchmarks.measure import QUICK as QUICK_EFFORT
 from benchmarks.measure import Effort, Measurement, relative_error, take_turns
@@ -564,3 +565,10 @@ def test_bad_options(arguments, said, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_crowd_is_told_by_each_of_its_processes():
+    crowd = run_together("fastrnn", CASES[-1], processes=2, threads=1, seconds=0.05)
+    assert len(crowd) == 2
+    assert all(calls.seconds >= 0.05 and calls.rate > 1 for calls in crowd)
+    assert all(sum(calls.times) == pytest.approx(calls.seconds) for calls in crowd)
