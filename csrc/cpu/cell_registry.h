@@ -27,17 +27,17 @@ using CompiledCellFunction = const CompiledCell*(std::size_t index);
 template <class S>
 constexpr std::string_view kTypeName = {};
 template <>
-constexpr std::string_view kTypeName<float> = "float";
+inline constexpr std::string_view kTypeName<float> = "float";
 template <>
-constexpr std::string_view kTypeName<double> = "double";
+inline constexpr std::string_view kTypeName<double> = "double";
 template <>
-constexpr std::string_view kTypeName<BFloat16> = "BFloat16";
+inline constexpr std::string_view kTypeName<BFloat16> = "BFloat16";
 template <>
-constexpr std::string_view kTypeName<Half> = "Half";
+inline constexpr std::string_view kTypeName<Half> = "Half";
 template <>
-constexpr std::string_view kTypeName<Dual<float>> = "Dual<float>";
+inline constexpr std::string_view kTypeName<Dual<float>> = "Dual<float>";
 template <>
-constexpr std::string_view kTypeName<Dual<double>> = "Dual<double>";
+inline constexpr std::string_view kTypeName<Dual<double>> = "Dual<double>";
 
 // Makes a cell known. Returns false if the name already stands for other facts.
 bool register_cell(std::string_view name, const CellFacts& facts);

@@ -6,7 +6,9 @@
 #include <sys/auxv.h>
 #endif
 
+#include "cpu/compilers.h"
 #include "cpu/isa.h"
 
 #define FASTRNN_ISA neon
 #define FASTRNN_ISA_NEON
+#define FASTRNN_END_ISA

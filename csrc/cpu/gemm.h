@@ -53,20 +53,21 @@ template <class S, int kVecs>
   do {  // a depth of 0 takes one turn, too: the product is then init
     const bool first = k == 0;
     V sum[kVecs];
-#pragma GCC unroll 4
+    FASTRNN_UNROLL(4)
     for (int v = 0; v < kVecs; ++v) sum[v] = init && first ? V::load(init + v * V::kWidth) : V(A(0));
     const int64_t end = std::min(k + kSumDepth<A>, w.depth());
-    for (; k < end && w.has_columns(); ++k)
-#pragma GCC unroll 4
+    for (; k < end && w.has_columns(); ++k) {
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) sum[v] = mul_add(V(a[k]), w.load_column(rows[v], k, units[v]), sum[v]);
+    }
     for (; k < end; k += V::kWidth) {
       const int64_t columns = std::min<int64_t>(V::kWidth, end - k);
-#pragma GCC unroll 4
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) {
         typename PackedWeights<S>::Block block;
         if (w.is_whole(units[v], columns)) {
           w.load_whole_block(rows[v], k, block);
-#pragma GCC unroll 16
+          FASTRNN_UNROLL(16)
           for (int j = 0; j < V::kWidth; ++j) sum[v] = mul_add(V(a[k + j]), block[j], sum[v]);
         } else {
           w.load_block(rows[v], units[v], k, columns, block);
@@ -74,7 +75,7 @@ template <class S, int kVecs>
         }
       }
     }
-#pragma GCC unroll 4
+    FASTRNN_UNROLL(4)
     for (int v = 0; v < kVecs; ++v) total[v] = first ? sum[v] : total[v] + sum[v];
   } while (k < w.depth());
   for (int v = 0; v < kVecs; ++v) total[v].store(out + v * V::kWidth);
@@ -92,24 +93,27 @@ template <class A, int kVecs>
   do {  // a depth of 0 takes one turn, too: the product is then init
     const bool first = k == 0;
     V sum[2][kVecs];
-    for (int p = 0; p < 2; ++p)
-#pragma GCC unroll 4
+    for (int p = 0; p < 2; ++p) {
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v)
         sum[p][v] = init && first ? V::load(init + p * kColumns + v * V::kWidth) : V(A(0));
+    }
     for (const int64_t end = std::min(k + kSumDepth<A>, depth); k < end; ++k) {
       const V x(a[k]);
-#pragma GCC unroll 2
-      for (int p = 0; p < 2; ++p)
-#pragma GCC unroll 4
+      FASTRNN_UNROLL(2)
+      for (int p = 0; p < 2; ++p) {
+        FASTRNN_UNROLL(4)
         for (int v = 0; v < kVecs; ++v)
           sum[p][v] = mul_add(x, V::load(begins[p] + k * kColumns + v * V::kWidth), sum[p][v]);
+      }
     }
-    for (int p = 0; p < 2; ++p)
-#pragma GCC unroll 4
+    for (int p = 0; p < 2; ++p) {
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) {
         A* const target = out + p * kColumns + v * V::kWidth;
         (first ? sum[p][v] : V::load(target) + sum[p][v]).store(target);
       }
+    }
   } while (k < depth);
 }
 

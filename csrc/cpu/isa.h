@@ -16,5 +16,6 @@
 #include <vector>
 
 #include "cpu/cell_registry.h"
+#include "cpu/compilers.h"
 #include "cpu/kernels.h"
 #include "scan.h"

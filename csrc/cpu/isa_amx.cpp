@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cpu/compilers.h"
 #include "cpu/isa.h"
 
 namespace {
@@ -29,10 +30,11 @@ bool runs_here() {
 #define FASTRNN_ISA_AVX512
 #define FASTRNN_ISA_AMX
 #define FASTRNN_PAIRS
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+FASTRNN_TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
 constinit const InstructionSet kAmx = amx::instruction_set("amx", runs_here);
 }  // namespace fastrnn::cpu
+FASTRNN_END_TARGET
 #endif

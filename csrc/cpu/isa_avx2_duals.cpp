@@ -7,4 +7,5 @@ namespace fastrnn::avx2 {
 template struct ScanKernels<Dual<float>>;
 template struct ScanKernels<Dual<double>>;
 }  // namespace fastrnn::avx2
+FASTRNN_END_ISA
 #endif

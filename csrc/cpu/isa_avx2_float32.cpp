@@ -6,4 +6,5 @@
 namespace fastrnn::avx2 {
 template struct ScanKernels<float>;
 }  // namespace fastrnn::avx2
+FASTRNN_END_ISA
 #endif

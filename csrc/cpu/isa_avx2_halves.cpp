@@ -7,4 +7,5 @@ namespace fastrnn::avx2 {
 template struct ScanKernels<BFloat16>;
 template struct ScanKernels<Half>;
 }  // namespace fastrnn::avx2
+FASTRNN_END_ISA
 #endif

@@ -18,4 +18,5 @@ bool runs_here() {
 namespace fastrnn::cpu {
 constinit const InstructionSet kAvx512 = avx512::instruction_set("avx512", runs_here);
 }  // namespace fastrnn::cpu
+FASTRNN_END_ISA
 #endif

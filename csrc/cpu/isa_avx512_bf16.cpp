@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include "cpu/compilers.h"
 #include "cpu/isa.h"
 
 namespace {
@@ -12,10 +13,11 @@ bool runs_here() { return fastrnn::cpu::kAvx512.runs_here() && __builtin_cpu_sup
 #define FASTRNN_ISA avx512_bf16
 #define FASTRNN_ISA_AVX512
 #define FASTRNN_PAIRS
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+FASTRNN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
 constinit const InstructionSet kAvx512Bf16 = avx512_bf16::instruction_set("avx512_bf16", runs_here);
 }  // namespace fastrnn::cpu
+FASTRNN_END_TARGET
 #endif

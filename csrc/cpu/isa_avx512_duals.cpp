@@ -7,4 +7,5 @@ namespace fastrnn::avx512 {
 template struct ScanKernels<Dual<float>>;
 template struct ScanKernels<Dual<double>>;
 }  // namespace fastrnn::avx512
+FASTRNN_END_ISA
 #endif

@@ -6,4 +6,5 @@
 namespace fastrnn::avx512 {
 template struct ScanKernels<float>;
 }  // namespace fastrnn::avx512
+FASTRNN_END_ISA
 #endif

@@ -6,4 +6,5 @@
 namespace fastrnn::cpu {
 constinit const InstructionSet kNeon = neon::instruction_set("neon", [] { return true; });
 }  // namespace fastrnn::cpu
+FASTRNN_END_ISA
 #endif

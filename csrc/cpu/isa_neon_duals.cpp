@@ -7,4 +7,5 @@ namespace fastrnn::neon {
 template struct ScanKernels<Dual<float>>;
 template struct ScanKernels<Dual<double>>;
 }  // namespace fastrnn::neon
+FASTRNN_END_ISA
 #endif

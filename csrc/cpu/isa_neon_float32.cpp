@@ -6,4 +6,5 @@
 namespace fastrnn::neon {
 template struct ScanKernels<float>;
 }  // namespace fastrnn::neon
+FASTRNN_END_ISA
 #endif

@@ -6,4 +6,5 @@
 namespace fastrnn::neon {
 template struct ScanKernels<double>;
 }  // namespace fastrnn::neon
+FASTRNN_END_ISA
 #endif

@@ -7,4 +7,5 @@ namespace fastrnn::neon {
 template struct ScanKernels<BFloat16>;
 template struct ScanKernels<Half>;
 }  // namespace fastrnn::neon
+FASTRNN_END_ISA
 #endif

@@ -5,3 +5,4 @@
 namespace fastrnn::cpu {
 constinit const InstructionSet kPlain = plain::instruction_set("plain", [] { return true; });
 }  // namespace fastrnn::cpu
+FASTRNN_END_ISA

@@ -6,3 +6,4 @@ namespace fastrnn::plain {
 template struct ScanKernels<Dual<float>>;
 template struct ScanKernels<Dual<double>>;
 }  // namespace fastrnn::plain
+FASTRNN_END_ISA

@@ -5,3 +5,4 @@
 namespace fastrnn::plain {
 template struct ScanKernels<double>;
 }  // namespace fastrnn::plain
+FASTRNN_END_ISA

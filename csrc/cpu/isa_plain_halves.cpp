@@ -6,3 +6,4 @@ namespace fastrnn::plain {
 template struct ScanKernels<BFloat16>;
 template struct ScanKernels<Half>;
 }  // namespace fastrnn::plain
+FASTRNN_END_ISA

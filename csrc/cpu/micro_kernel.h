@@ -112,16 +112,21 @@ struct Factor {
 #if defined(FASTRNN_PAIRS) && !defined(FASTRNN_ISA_AMX)
 template <>
 struct Factor<BFloat16> {
-  __m512bh values;
+  __m512i values;
 
-  FASTRNN_FN static Factor load(const BFloat16* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
+  FASTRNN_FN static Factor load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
   FASTRNN_FN static Factor broadcast(const BFloat16* p) {
     int32_t pair;
     std::memcpy(&pair, p, sizeof pair);
-    return {(__m512bh)_mm512_set1_epi32(pair)};
+    return {_mm512_set1_epi32(pair)};
   }
   FASTRNN_FN friend Vec<float> multiply_add(Factor a, Factor b, Vec<float> sum) {
-    return Vec<float>(_mm512_dpbf16_ps(sum.raw, a.values, b.values));
+#if defined(__clang__)  // version 16 crashes over the intrinsic
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.values), "v"(b.values));
+    return sum;
+#else
+    return Vec<float>(_mm512_dpbf16_ps(sum.raw, (__m512bh)a.values, (__m512bh)b.values));
+#endif
   }
 };
 #endif
@@ -133,10 +138,11 @@ template <class E, int kRows, int kVecs>
   using F = Factor<E>;
   constexpr int kStep = kFactorDepth<E>;
   V acc[kRows][kVecs];
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
+  FASTRNN_UNROLL(12)
+  for (int r = 0; r < kRows; ++r) {
+    FASTRNN_UNROLL(4)
     for (int v = 0; v < kVecs; ++v) acc[r][v] = tile.init ? V::load(tile.init + v * V::kWidth) : V(A(0));
+  }
   const E* a = tile.a;
   const E* b = tile.b;
   const E* ahead = tile.ahead;
@@ -144,25 +150,26 @@ template <class E, int kRows, int kVecs>
   for (int64_t k = 0; k < tile.depth; k += kStep) {
     __builtin_prefetch(ahead);
     F panel[kVecs];
-#pragma GCC unroll 4
+    FASTRNN_UNROLL(4)
     for (int v = 0; v < kVecs; ++v) panel[v] = F::load(b + v * kStep * V::kWidth);
-#pragma GCC unroll 12
+    FASTRNN_UNROLL(12)
     for (int r = 0; r < kRows; ++r) {
       const F x = F::broadcast(a + r * a_row);
-#pragma GCC unroll 4
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) acc[r][v] = multiply_add(x, panel[v], acc[r][v]);
     }
     a += kStep * tile.a_depth;
     b += kStep * tile.b_depth;
     ahead += tile.ahead_depth;
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
+  FASTRNN_UNROLL(12)
+  for (int r = 0; r < kRows; ++r) {
+    FASTRNN_UNROLL(4)
     for (int v = 0; v < kVecs; ++v) {
       A* out = tile.out + r * tile.out_row + v * V::kWidth;
       (tile.add ? V::load(out) + acc[r][v] : acc[r][v]).store(out);
     }
+  }
 }
 
 #if defined(FASTRNN_ISA_AMX)

@@ -115,7 +115,7 @@ class PackedWeights {
     return weight_.col_stride == 1 && units == Vec<A>::kWidth && columns == Vec<A>::kWidth;
   }
   FASTRNN_FN void load_whole_block(int64_t row, int64_t k, Block& block) const {
-#pragma GCC unroll 16
+    FASTRNN_UNROLL(16)
     for (int j = 0; j < Vec<A>::kWidth; ++j) block[j] = load_as_vec(&weight_(row + j, k), Vec<A>::kWidth);
     transpose(block);
   }
@@ -165,7 +165,7 @@ class PackedWeights {
     int64_t k = depths.begin;
     for (; k + kWidth <= depths.end && is_whole(units, kWidth); k += kWidth) {
       load_whole_block(row, k, block);
-#pragma GCC unroll 16
+      FASTRNN_UNROLL(16)
       for (int j = 0; j < kWidth; ++j, out += out_row) block[j].store(out);
     }
     for (; k < depths.end; k += kWidth) {

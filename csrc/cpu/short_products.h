@@ -29,10 +29,11 @@ template <int kPanels, int kVecs>
     const bool first = k == 0;
     V sum[kPanels][kVecs];
     const auto for_sums = [&](auto&& f) FASTRNN_LAMBDA {
-#pragma GCC unroll 2
-      for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 4
+      FASTRNN_UNROLL(2)
+      for (int p = 0; p < kPanels; ++p) {
+        FASTRNN_UNROLL(4)
         for (int v = 0; v < kVecs; ++v) f(sum[p][v], p * panel_words + v * V::kWidth, p * kColumns + v * V::kWidth);
+      }
     };
     for_sums([&](V& x, int64_t, int64_t column)
                  FASTRNN_LAMBDA { x = init && first ? V::load(init + column) : V(0.0f); });
@@ -125,19 +126,20 @@ template <bool kDotUnit, int kRows, int kVecs>
     Words sum[kRows][kVecs] = {};
     for (int64_t i = begin; i < std::min(begin + kExactFours, a.fours()); ++i, weights += kVecs * V::kWidth) {
       Int8Factor factors[kRows];
-#pragma GCC unroll 2
+      FASTRNN_UNROLL(2)
       for (int r = 0; r < kRows; ++r) factors[r] = Int8Factor(rows[r] + 4 * i);
-#pragma GCC unroll 4
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) {
         const Words fours = load_words(weights + v * V::kWidth);
-#pragma GCC unroll 2
+        FASTRNN_UNROLL(2)
         for (int r = 0; r < kRows; ++r) sum[r][v] = factors[r].template add_products<kDotUnit>(fours, sum[r][v]);
       }
     }
-#pragma GCC unroll 2
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
+    FASTRNN_UNROLL(2)
+    for (int r = 0; r < kRows; ++r) {
+      FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) total[r][v] = total[r][v] + to_floats(sum[r][v]);
+    }
   }
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVecs; ++v) {

@@ -48,6 +48,17 @@ struct Registers<double> {
   typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 
+// Lane i of the result is lane kIndices[i] of the two vectors side by side.
+template <int... kIndices, class Raw>
+FASTRNN_FN Raw lanes_of(Raw a, Raw b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kIndices...);
+#else  // g++ 11 knows no other
+  using Bits = decltype(a < b);
+  return __builtin_shuffle(a, b, Bits{kIndices...});
+#endif
+}
+
 template <class A>
 struct Vec {
   using Scalar = A;
@@ -168,8 +179,7 @@ struct Vec<Dual<A>> : DualArithmetic<Vec<Dual<A>>> {
   template <auto kSource>
   FASTRNN_FN static Vec<A> shuffle(Vec<A> a, Vec<A> b) {
     return [&]<int... kLane>(std::integer_sequence<int, kLane...>) FASTRNN_LAMBDA {
-      constexpr typename Vec<A>::RawBits kIndices = {kSource(kLane)...};
-      return Vec<A>(__builtin_shuffle(a.raw, b.raw, kIndices));
+      return Vec<A>(lanes_of<kSource(kLane)...>(a.raw, b.raw));
     }(std::make_integer_sequence<int, kWidth>{});
   }
 };
@@ -319,7 +329,7 @@ struct Bundle {
   template <class F>
   FASTRNN_FN static Bundle of(F&& f) {
     Bundle out;
-#pragma GCC unroll 8
+    FASTRNN_UNROLL(8)
     for (int i = 0; i < kParts; ++i) out.part[i] = f(i);
     return out;
   }
@@ -413,7 +423,7 @@ struct Bundle {
   template <class F>
   FASTRNN_FN static Mask mask_of(F&& f) {
     Mask out;
-#pragma GCC unroll 8
+    FASTRNN_UNROLL(8)
     for (int i = 0; i < kParts; ++i) out.part[i] = f(i);
     return out;
   }
@@ -496,16 +506,13 @@ template <class A>
 FASTRNN_FN void transpose(Vec<A> (&rows)[Vec<A>::kWidth]) {
   constexpr int kWidth = Vec<A>::kWidth;
   const auto exchange = [&]<int kStep, int... kLane>(std::integral_constant<int, kStep>,
-                                                     std::integer_sequence<int, kLane...>) [[gnu::always_inline]] {
-    using Bits = typename Vec<A>::RawBits;
-    constexpr Bits kLow = {(kLane & kStep ? kWidth + kLane - kStep : kLane)...};
-    constexpr Bits kHigh = {(kLane & kStep ? kWidth + kLane : kLane + kStep)...};
-#pragma GCC unroll 16
+                                                     std::integer_sequence<int, kLane...>) FASTRNN_LAMBDA {
+    FASTRNN_UNROLL(16)
     for (int i = 0; i < kWidth; ++i) {
       if (i & kStep) continue;
       const auto low = rows[i].raw, high = rows[i + kStep].raw;
-      rows[i].raw = __builtin_shuffle(low, high, kLow);
-      rows[i + kStep].raw = __builtin_shuffle(low, high, kHigh);
+      rows[i].raw = lanes_of<(kLane & kStep ? kWidth + kLane - kStep : kLane)...>(low, high);
+      rows[i + kStep].raw = lanes_of<(kLane & kStep ? kWidth + kLane : kLane + kStep)...>(low, high);
     }
   };
   constexpr auto kLanes = std::make_integer_sequence<int, kWidth>{};
