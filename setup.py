@@ -5,7 +5,8 @@ not be installed), no libtorch_python. It speaks torch's stable ABI, so one file
 torch >= 2.10 and every Python >= 3.10. torch.ops.load_library loads it.
 
 Environment:
-    CXX                   C++ compiler; unset: the first of c++, g++ that compiles the kernels
+    CXX                   C++ compiler; unset: the first of c++, g++, clang++ that compiles the
+                          kernels
     MAX_JOBS              how many files to compile at once; unset: one per core and two more
     USE_CUDA              1: build the CUDA kernels or fail; 0: do not; unset: where possible
     CUDA_HOME             a CUDA toolkit; unset: that of nvcc on PATH or of NVIDIA's wheels

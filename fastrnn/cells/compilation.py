@@ -88,6 +88,7 @@ namespace fastrnn {{
 }}  // namespace fastrnn
 
 FASTRNN_COMPILED_CELL(fastrnn::{cell.struct_name}, {CPP_TYPES[dtype]})
+FASTRNN_END_ISA
 """
     dtype_name = str(dtype).removeprefix("torch.")
     layout = matching_headers().layout

@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 CXX_FLAGS = "-std=c++20 -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror=return-type"
-# gcc's own headers of intrinsics say "undefined" by reading what nothing wrote.
-CXX_FLAGS += " -Wno-maybe-uninitialized"
+# gcc's own headers of intrinsics say "undefined" by reading what nothing wrote. Clang does not know
+# the warning.
+CXX_FLAGS += " -Wno-maybe-uninitialized -Wno-unknown-warning-option"
 # The compiler fuses no multiply-adds on its own, so every path gives the same bits. No debug
 # information: Python's own flags ask for it, and the library would be seven times as large.
 CXX_FLAGS += " -ffp-contract=off -g0"
 
-# Asks for a version too: g++ 10 takes -std=c++20 but knows only a part of it. Clang has another way
-# to compile a file for an instruction set, which csrc/cpu/isa_*.cpp do not speak yet. The last line
-# tells the version.
+# Asks for a version too: older ones take -std=c++20 but know only a part of it. The last line tells
+# the version.
 COMPILER_PROBE = """
 #include <concepts>
 #if defined(__clang__)
-#error this is clang
+#if __clang_major__ < 16
+#error this is an older one
+#endif
 #elif __GNUC__ < 11
 #error this is an older one
 #endif
@@ -51,7 +53,7 @@ class Compiler(NamedTuple):
 def candidates() -> list[str]:
     """The commands that may be a compiler: $CXX, or the usual ones."""
     cxx = os.environ.get("CXX")
-    return [cxx] if cxx else ["c++", "g++"]
+    return [cxx] if cxx else ["c++", "g++", "clang++"]
 
 
 def find_compiler(commands: Sequence[str]) -> Compiler:
@@ -74,7 +76,9 @@ def find_compiler(commands: Sequence[str]) -> Compiler:
         if done.returncode == 0:
             return Compiler(command, path, done.stdout.split("\n")[-2].strip('"'))
         reason = re.sub("^.*error:? ", "", first_error(done.stderr))
-        refusals.append(f"{command} cannot compile the kernels; g++ >= 11 can ({reason})")
+        refusals.append(
+            f"{command} cannot compile the kernels; g++ >= 11 and clang >= 16 can ({reason})"
+        )
     raise CannotCompile(
         f"{'; '.join(refusals)}. Install one (apt-get install g++) and name it in CXX"
     )

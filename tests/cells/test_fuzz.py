@@ -28,7 +28,7 @@ def load_kernels(cells, folder):
         f'#include "cpu/for_{torch.ops.fastrnn.cell_instruction_set()}.h"\n'
         '#include "cpu/compiled_cell.h"\n'
         "namespace fastrnn {\n" + "\n".join(cell.source() for cell in cells) + "\n}\n"
-        f"FASTRNN_COMPILED_CELLS({kernels})\n"
+        f"FASTRNN_COMPILED_CELLS({kernels})\nFASTRNN_END_ISA\n"
     )
     command = compilation.command(source, library, toolchain.CXX_FLAGS.replace("-O3", "-O1"))
     done = subprocess.run(command, text=True, capture_output=True)

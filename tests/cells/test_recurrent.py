@@ -988,3 +988,27 @@ UNEQUAL = {
 def test_each_vector_has_a_value_for_each_unit(path, call):
     with pytest.raises(RuntimeError, match=r"gain_l0(_reverse)? has shape \[8\], expected \[9\]"):
         call()
+
+
+CLANG = next(filter(shutil.which, ("clang++", *(f"clang++-{n}" for n in range(24, 15, -1)))), None)
+
+
+@pytest.mark.skipif(CLANG is None, reason="needs clang")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_clang_gives_the_same_bits(kernels, monkeypatch, tmp_path, dtype):
+    def made_with(compiler):
+        monkeypatch.setenv("CXX", compiler)
+        monkeypatch.setenv("FASTRNN_CACHE_DIR", str(tmp_path / compiler))
+
+        def formula(x, h, s, p):
+            c = s.c + p.u * tanh(x.a + h.a) - minimum(s.h, x.b)
+            return sigmoid(c) * exp(-x.b), {"c": c}
+
+        formula.__name__ = "of_clang" if compiler == CLANG else "of_gcc"  # else it is one cell
+        cell = cells.cell(gates="a", input_gates="b", states="c", vectors="u")(formula)
+        layer = make(cell, dtype=dtype)
+        results = run(layer, normal(T, N, I).to(dtype))
+        assert list((tmp_path / compiler).glob("*.so"))
+        return results
+
+    assert_equal(made_with(CLANG), made_with("g++"))
