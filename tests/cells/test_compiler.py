@@ -29,8 +29,8 @@ from fastrnn.cells.compilation import Headers, generator, make_unit
 from fastrnn.cells.compiler import CannotCompile, build, ensure, load
 
 HEADERS = {
-    "for_plain.h": "",
-    "for_avx2.h": "",
+    "for_plain.h": "#define FASTRNN_END_ISA\n",
+    "for_avx2.h": "#define FASTRNN_END_ISA\n",
     "compiled_cell.h": """
 namespace fastrnn {
 struct BFloat16 { short bits; };
