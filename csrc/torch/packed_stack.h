@@ -70,10 +70,11 @@ inline const PackedHeader& packed_header(const Tensor& packed) {
   return header;
 }
 
-// Throws where a call is for another cell, type or instruction set than the packed weights.
-inline void check_packed(const PackedHeader& header, std::string_view cell, const Tensor& input) {
-  STD_TORCH_CHECK(is_name(header.cell, cell), "fastrnn: the weights were packed for another cell than ",
-                  std::string(cell));
+// Throws where a call is for another cell, type or instruction set than the packed weights. Those of a user's cell are
+// none that prepack made.
+inline void check_packed(const PackedHeader& header, const std::string& cell, const Tensor& input) {
+  STD_TORCH_CHECK(is_name(header.cell, cell) && is_built_in(cell),
+                  "fastrnn: the weights were packed for another cell than ", cell);
   STD_TORCH_CHECK(is_name(header.set, instruction_set().name), "fastrnn: the weights were packed for ",
                   header.set.data(), ", and the kernels of ", std::string(instruction_set().name), " run now");
   STD_TORCH_CHECK(header.dtype == static_cast<int32_t>(input.scalar_type()), "fastrnn: input has dtype ",

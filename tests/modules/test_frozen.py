@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, rnn
 from torch.utils._pytree import tree_leaves
 
 import fastrnn
-from fastrnn import eager, frozen
+from fastrnn import cells, eager, frozen
 from fastrnn.library import use_cpu_instruction_set
 
 LAYERS = ("RNN", "GRU", "LSTM")
@@ -925,6 +925,19 @@ def test_a_forged_header_of_packed_weights_is_refused():
             forged[at] = value
             with pytest.raises(RuntimeError, match=r"packed|cell|features|dtype"):
                 torch.ops.fastrnn.packed_stack(x, None, None, forged, None, False)
+
+
+def test_a_forged_header_of_a_users_cell_is_refused():
+    @cells.cell(gates="a")
+    def u(x, h, s, p):
+        return x.a + h.a
+
+    layer = fastrnn.Recurrent(u, 5, 19)  # its op knows the cell; there are no kernels
+    packed = fastrnn.freeze(make("RNN"))._packed.clone()
+    at, name = bytes(packed.tolist()).index(b"rnn_tanh"), layer.cell.op_name.encode()
+    packed[at : at + 16] = torch.tensor(list(name.ljust(16, b"\0")), dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match=f"packed for another cell than {layer.cell.op_name}"):
+        torch.ops.fastrnn.packed_stack(torch.randn(2, 3, 5), None, None, packed, None, False)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "RNNCell"])
