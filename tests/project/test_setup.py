@@ -115,7 +115,9 @@ def test_compiler_version(setup, monkeypatch):
     monkeypatch.setenv("CXX", claim + "11")
     assert setup.find_compiler() == claim + "11"
     monkeypatch.setenv("CXX", claim + "10")
-    with pytest.raises(SystemExit, match=r"cannot compile the kernels; g\+\+ >= 11 can"):
+    with pytest.raises(
+        SystemExit, match=r"cannot compile the kernels; g\+\+ >= 11 and clang >= 16 can"
+    ):
         setup.find_compiler()
 
 
