@@ -22,7 +22,7 @@ import fastrnn
 from .cases import MODULES
 from .machine import cpu_in_use
 
-# Cell, T, N, I, H: many steps of one sample, steps of a batch, and few steps of one sample.
+# Each is a cell, T, N, I, H. One sample of many steps waits most often, a batch least.
 CASES = (("lstm", 512, 1, 64, 64), ("gru", 128, 32, 128, 128), ("rnn", 100, 1, 256, 256))
 CONTESTANTS = {"fastrnn": fastrnn, "torch.nn": nn}
 
