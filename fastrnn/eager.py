@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastrnn.library import apart, side_by_side
+from fastrnn.library import as_op_states, from_op_states, side_by_side
 from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat
 
 __all__ = [
@@ -115,7 +115,7 @@ def run_layers(
     if not is_time_first:
         input, states, _ = _time_first(rank, input, states, None)
     try:
-        states = _joined(states)
+        states = as_op_states(states)
         if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
             output, *finals = _layer_by_layer(
                 cell, input, states, weights, entries, directions, reverse, recompute, flat
@@ -128,20 +128,10 @@ def run_layers(
             )  # fmt: skip
     except RuntimeError:
         return None
-    finals = _split(finals, facts.cell_states)
+    finals = from_op_states(finals, facts.cell_states)
     if not is_time_first:
         output, finals = _as_given(rank, output, finals)
     return output, tuple(finals) if facts.has_cell_state else finals[0]
-
-
-def _joined(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """h and the states beside it, if there are any, as the ops take them: all of those in one."""
-    return states if len(states) < 3 else (states[0], side_by_side(states[1:]))
-
-
-def _split(states: Sequence[Tensor], cell_states: int) -> Sequence[Tensor]:
-    """The inverse of it."""
-    return states if cell_states < 2 else (states[0], *apart(states[1], cell_states))
 
 
 def _time_first(
@@ -267,10 +257,10 @@ def run_cell(
         return None
     cell_states = CELLS[cell].cell_states
     try:
-        states = _joined(states)
+        states = as_op_states(states)
         if not (torch.is_grad_enabled() and _needs_grad(input, *states, *weights)):
             numbers = (None, flat.numbers) if flat else ()
-            return _split(_step(cell, input, states, weights, *numbers), cell_states)
+            return from_op_states(_step(cell, input, states, weights, *numbers), cell_states)
         batched = input.dim() == 2
         if any(state.shape[:-1] != input.shape[:-1] for state in states):
             return None
@@ -284,7 +274,7 @@ def run_cell(
     except RuntimeError:
         return None
     finals = finals if batched else [final.squeeze(0) for final in finals]
-    return _split(finals, cell_states)
+    return from_op_states(finals, cell_states)
 
 
 def run_packed_layers(

@@ -12,7 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import checks
 from fastrnn.layers import run_stack
 from fastrnn.layouts import Layout, layout_of
-from fastrnn.library import apart, side_by_side, weight_kinds
+from fastrnn.library import (
+    as_op_states,
+    from_op_states,
+    side_by_side,
+    weight_kinds,
+)
 from fastrnn.ops import CELLS, CellFacts, ScanWeights
 
 if TYPE_CHECKING:
@@ -257,18 +262,6 @@ def scan_weights(
     return ScanWeights(**fields)
 
 
-def as_op_states(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """h and the cell states as the ops take them: h, and c with all others."""
-    h, *cells = states
-    return (h, side_by_side(cells)) if cells else (h,)
-
-
-def from_op_states(states: Sequence[Tensor], facts: CellFacts) -> tuple[Tensor, ...]:
-    """The inverse of :func:`as_op_states`."""
-    h, *c = states
-    return (h, *(state for joined in c for state in apart(joined, facts.cell_states)))
-
-
 def autocast(
     tensors: Sequence[Tensor], device: torch.device, to_weights: bool = False
 ) -> list[Tensor]:
@@ -379,7 +372,7 @@ def run(
         all_states=return_all_states,
         packed=packed,
     )
-    finals = tuple(layout.leave(state) for state in from_op_states(finals, facts))
+    finals = tuple(layout.leave(state) for state in from_op_states(finals, facts.cell_states))
     results = layout.sequence(output), finals if facts.has_cell_state else finals[0]
     if not return_all_states:
         return results

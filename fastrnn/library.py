@@ -182,6 +182,18 @@ def apart(joined: Tensor | None, count: int) -> Sequence[Tensor]:
     return (joined,) if count == 1 else joined.chunk(count, dim=-1)
 
 
+def as_op_states(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """h and the cell states as the ops take them: h, and c with all others; none of none."""
+    h, cells = tuple(states[:1]), states[1:]
+    return (*h, side_by_side(cells)) if cells else h
+
+
+def from_op_states(states: Sequence[Tensor], cell_states: int) -> tuple[Tensor, ...]:
+    """The inverse of :func:`as_op_states`, of a cell with so many states beside h."""
+    h, *c = states
+    return (h, *(state for joined in c for state in apart(joined, cell_states)))
+
+
 # The types of devices the ops run on; on meta they compute shapes.
 DEVICES = ("cpu", "meta") + ("cuda",) * torch._C._dispatch_has_kernel_for_dispatch_key(
     "fastrnn::scan", "CUDA"
