@@ -56,14 +56,15 @@ void pin_to(int index) {
   if (CPU_COUNT(&chosen) == 1) sched_setaffinity(0, sizeof chosen, &chosen);
 }
 
-// Seconds that all threads together take for `rounds` each.
+// Seconds that all threads together take for `rounds` each. They run as many before: the threads of the pool that
+// computed last may spin for some milliseconds more, and a core raises its clock.
 template <class A>
 double seconds(int threads, int64_t rounds) {
   std::atomic<int> ready{0};
   std::atomic<bool> go{false};
   const auto work = [&](int index) {
     pin_to(index);
-    multiply_add<A>(1000);
+    multiply_add<A>(rounds);
     ++ready;
     while (!go) {
     }
@@ -74,7 +75,7 @@ double seconds(int threads, int64_t rounds) {
   double start = 0;
   std::thread first([&] {
     pin_to(0);
-    multiply_add<A>(1000);
+    multiply_add<A>(rounds);
     while (ready < threads - 1) {
     }
     start = now();
