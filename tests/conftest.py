@@ -59,6 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # A package of AOTInductor runs a few times here: to optimize its host code takes longer.
         os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
         torch.set_num_threads(1)
+        # The workers are a crowd, in which scans on several threads would soon run on one.
+        os.environ["FASTRNN_KEEP_THREADS"] = "1"
     if common.DEVICE == "cuda":
         if not torch.cuda.is_available():
             pytest.exit("fastrnn: --device cuda: torch finds no GPU", returncode=2)

@@ -52,6 +52,9 @@ struct Part {
         unit_group(member.index % grid.unit_groups),
         unit_groups(grid.unit_groups),
         panels(cpu::share(all_panels, unit_group, unit_groups)) {}
+  // All units of a group's rows.
+  Part(int64_t row_group, int64_t row_groups, int64_t all_panels)
+      : group(row_group), groups(row_groups), unit_group(0), unit_groups(1), panels{0, all_panels} {}
 
   int64_t rows(int64_t active) const { return std::max<int64_t>(0, (active - group + groups - 1) / groups); }
   int64_t row(int64_t i) const { return group + i * groups; }
@@ -98,9 +101,10 @@ struct Scan {
     return {cell.recurrent_gates, units, R, p.weights.hh, ahead, kept, cell.panel_gates()};
   }
 
+  // Where others make the next chunk's input products meanwhile, short chunks let them begin soon.
   int64_t forward_chunk() const {
-    return chunk_steps(kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A), kLeastForwardRows,
-                       (N + team.threads() - 1) / team.threads(), schedule.T);
+    return chunk_steps(leaves_threads() ? 0 : kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A),
+                       kLeastForwardRows, (N + team.threads() - 1) / team.threads(), schedule.T);
   }
   int64_t backward_chunk(bool grouped) const {
     const int64_t row = i_row + r_row + input_gate_row() + (cell.split_gate_gradients ? recurrent_gate_row() : 0) +
@@ -109,12 +113,19 @@ struct Scan {
                        schedule.T);
   }
 
-  cpu::Choice choice() const {
+  // Tells whether steps leave threads of a full team, which then make input products ahead.
+  bool leaves_threads() const { return packs() && p.x && whole_grid().threads() < team.threads(); }
+
+  Grid whole_grid() const {
     const PackedWeights<S> w_hh(cell.recurrent_gates, H, R, {}, false, {},
                                 cell.panel_gates());  // only its sizes are asked
+    return grid(team.threads(), w_hh.panels(), w_hh.bytes());
+  }
+
+  cpu::Choice choice() const {
     return {.not_in_lanes = {},
             .packs = packs(),
-            .grid = grid(team.threads(), w_hh.panels(), w_hh.bytes()),
+            .grid = whole_grid(),
             .forward_chunk = forward_chunk(),
             .backward_chunk = backward_chunk(false)};
   }

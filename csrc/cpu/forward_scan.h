@@ -52,11 +52,13 @@ class ForwardScan : Scan<S> {
   Buffer<E> unprojected_ = Buffer<E>(projected ? N * h_row : 0);  // [N, h_row]: h before W_hr
   Buffer<A> projected_ = Buffer<A>(projected ? N * r_sums : 0);   // [N, r_sums]: h after it
 
-  // The chunk's rows; those of a row group lie side by side.
+  // The chunk's rows, those of a row group side by side; and those of the next chunk, where it is made ahead.
   const int64_t gx_row_ = this->gx_row();
   const int64_t chunk_steps_ = this->forward_chunk();
-  Buffer<E> x_ = Buffer<E>(chunk_steps_ * (N + team.threads()) * i_row);
-  Buffer<A> gx_ = Buffer<A>(chunk_steps_ * (N + team.threads()) * gx_row_);  // in panel order
+  const int64_t chunk_rows_ = chunk_steps_ * (N + team.threads());
+  const int64_t all_rows_ = this->leaves_threads() ? 2 * chunk_rows_ : chunk_rows_;
+  Buffer<E> x_ = Buffer<E>(all_rows_ * i_row);
+  Buffer<A> gx_ = Buffer<A>(all_rows_ * gx_row_);  // in panel order
 
  public:
   ForwardScan(const ScanParams<S>& params, const CellKernels<S>& kernels, const Team& threads)
@@ -68,20 +70,11 @@ class ForwardScan : Scan<S> {
       prepare(member);
       member.barrier();
       const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
-      if (member.index >= grid.threads()) return;
-      const Part part(member, grid, w_hh_.panels());
-      const auto meet = [&] { member.barrier(part.group, part.unit_groups); };
-      if (part.unit_group == 0) finish_rows(part, schedule.T > 0 ? schedule.rows(0) : 0, N, h_even_.get());
-      for (int64_t begin = 0; begin < schedule.T && N > 0; begin += chunk_steps_) {
-        const Range steps{begin, std::min(begin + chunk_steps_, schedule.T)};
-        if (begin > 0 && !steps_meet_) meet();  // others may still read the last chunk's x
-        input_products(part, steps, meet);
-        int64_t row = first_row(part);
-        for (int64_t s = steps.begin; s < steps.end; ++s) {
-          step(part, s, row, meet);
-          row += part.rows(schedule.rows(schedule.step(s)));
-        }
-      }
+      const bool ahead = this->leaves_threads() && grid.threads() < member.count;
+      if (member.index < grid.threads())
+        walk(member, grid, ahead);
+      else if (ahead)
+        products_ahead(member, grid);
     });
   }
 
@@ -105,29 +98,97 @@ class ForwardScan : Scan<S> {
       if (keeps_sums_) this->load_state(p.reset_h, rows, R, reset_h_sums_.get(), r_sums);
       this->load_cell_states(p.reset_c, rows, reset_c_.get());
     }
-    this->clear_padding(x_.get(), member.share(chunk_steps_ * (N + team.threads())), I, i_row);
+    this->clear_padding(x_.get(), member.share(all_rows_), I, i_row);
     if (projected) this->clear_padding(unprojected_.get(), rows, H, h_row);
   }
 
-  // Returns where the rows of the part's group begin in the chunk's buffers.
-  int64_t first_row(const Part& part) const {
-    return part.group * chunk_steps_ * ((N + part.groups - 1) / part.groups);
+  // Walks a part of all steps.
+  void walk(const Team::Member& member, Grid grid, bool ahead) {
+    const Part part(member, grid, w_hh_.panels());
+    const auto meet = [&] { member.barrier(part.group, part.unit_groups); };
+    if (part.unit_group == 0) finish_rows(part, schedule.T > 0 ? schedule.rows(0) : 0, N, h_even_.get());
+    for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
+      const Range steps = steps_of(chunk);
+      if (ahead) {
+        if (chunk == 0) input_products(grid, chunk, member.index, member.count);
+        member.barrier();
+      } else {
+        if (chunk > 0 && !steps_meet_) meet();  // others may still read the last chunk's x
+        input_products(part, chunk, meet);
+      }
+      int64_t row = first_row(part, chunk);
+      for (int64_t s = steps.begin; s < steps.end; ++s) {
+        step(part, s, row, meet);
+        row += part.rows(schedule.rows(schedule.step(s)));
+      }
+    }
   }
 
+  // Makes the input products of each chunk while others walk the one before: for a member without a part in steps.
+  void products_ahead(const Team::Member& member, Grid grid) {
+    if (chunks() > 0) input_products(grid, 0, member.index, member.count);
+    for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
+      member.sit_out();
+      if (chunk + 1 < chunks())
+        input_products(grid, chunk + 1, member.index - grid.threads(), member.count - grid.threads());
+    }
+  }
+
+  int64_t chunks() const { return N > 0 ? (schedule.T + chunk_steps_ - 1) / chunk_steps_ : 0; }
+  Range steps_of(int64_t chunk) const {
+    return {chunk * chunk_steps_, std::min((chunk + 1) * chunk_steps_, schedule.T)};
+  }
+  // Returns where a chunk's rows of the part's group begin in the buffers.
+  int64_t first_row(const Part& part, int64_t chunk) const {
+    const int64_t buffer = all_rows_ > chunk_rows_ ? chunk % 2 * chunk_rows_ : 0;
+    return buffer + part.group * chunk_steps_ * ((N + part.groups - 1) / part.groups);
+  }
+
+  // Computes a part's input products of a chunk.
   template <class Meet>
-  void input_products(const Part& part, Range steps, Meet&& meet) {
-    const int64_t first = first_row(part);
-    int64_t end = first;
-    for (int64_t s = steps.begin; s < steps.end; ++s) {
+  void input_products(const Part& part, int64_t chunk, Meet&& meet) {
+    const int64_t rows = rows_of(part, chunk);
+    gather_inputs(part, chunk, cpu::share(rows, part.unit_group, part.unit_groups));
+    meet();
+    multiply_inputs(part, chunk, {0, rows});
+  }
+
+  // Computes a share of a chunk's input products, that of some rows.
+  void input_products(Grid grid, int64_t chunk, int64_t index, int64_t count) {
+    for (int64_t group = 0; group < grid.row_groups; ++group) {
+      const Part part(group, grid.row_groups, w_hh_.panels());
+      const Range own = cpu::share(rows_of(part, chunk), index, count);
+      gather_inputs(part, chunk, own);
+      multiply_inputs(part, chunk, own);
+    }
+  }
+
+  // Returns how many rows of a chunk the part's group has.
+  int64_t rows_of(const Part& part, int64_t chunk) const {
+    int64_t rows = 0;
+    const Range steps = steps_of(chunk);
+    for (int64_t s = steps.begin; s < steps.end; ++s) rows += part.rows(schedule.rows(schedule.step(s)));
+    return rows;
+  }
+
+  // Copies x of a range of the group's rows.
+  void gather_inputs(const Part& part, int64_t chunk, Range range) {
+    if (!p.x) return;  // a cell may have no input
+    E* const x = x_.get() + first_row(part, chunk) * i_row;
+    int64_t first = 0;
+    const Range steps = steps_of(chunk);
+    for (int64_t s = steps.begin; s < steps.end && first < range.end; ++s) {
       const int64_t t = schedule.step(s);
       const int64_t rows = part.rows(schedule.rows(t));
-      const Range own = cpu::share(p.x ? rows : 0, part.unit_group, part.unit_groups);  // a cell may have no input
-      for (int64_t i = own.begin; i < own.end; ++i)
-        gather(p.x.row(t, schedule.sample(part.row(i))), p.x.col_stride, x_.get() + (end + i) * i_row, I);
-      end += rows;
+      for (int64_t i = std::max<int64_t>(0, range.begin - first); i < std::min(rows, range.end - first); ++i)
+        gather(p.x.row(t, schedule.sample(part.row(i))), p.x.col_stride, x + (first + i) * i_row, I);
+      first += rows;
     }
-    meet();
-    multiply(end - first, x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_, gx_.get() + first * gx_row_,
+  }
+
+  void multiply_inputs(const Part& part, int64_t chunk, Range range) {
+    const int64_t first = first_row(part, chunk) + range.begin;
+    multiply(range.size(), x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_, gx_.get() + first * gx_row_,
              gx_row_);
   }
 

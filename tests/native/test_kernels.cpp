@@ -341,6 +341,7 @@ int main() {
     check_case(cell, {6, 33, 2, 3, 3}, false, false, true);
     check_case(cell, {2, 2, 140, 40, 40}, false, true, true);  // products are deeper than one slice
     check_case(cell, {9, 1, 1, 1, 1}, false, false, false);
+    check_case(cell, {70, 2, 3, 9, 9}, true, true, true);  // two chunks, whose input products are made ahead
   }
   check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // R < H is a projection
   {

@@ -25,8 +25,9 @@ from fastrnn.ops import ScanWeights
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # T, N, I, H are such that rows are split among threads, then units, samples lie in the lanes, there are several chunks,
-# one sample, one step of few samples (whose weights are not packed ahead) and of many.
-SHAPES = [(7, 70, 20, 64), (9, 3, 5, 300), (40, 9, 24, 40), (11, 90, 3, 5), (130, 16, 8, 70), (60, 1, 16, 130), (1, 20, 9, 33), (1, 70, 140, 40)]  # fmt: skip
+# one sample, one step of few samples (whose weights are not packed ahead) and of many, and steps so small that other
+# threads make the input products ahead.
+SHAPES = [(7, 70, 20, 64), (9, 3, 5, 300), (40, 9, 24, 40), (11, 90, 3, 5), (130, 16, 8, 70), (60, 1, 16, 130), (1, 20, 9, 33), (1, 70, 140, 40), (300, 1, 140, 40)]  # fmt: skip
 
 
 def make_leaves(cell, sizes, dtype, proj_size=0):
