@@ -144,6 +144,18 @@ ScanInputs inference_inputs(std::string cell, const Tensor& input, std::vector<d
   return in;
 }
 
+// Tells whether two directions run best side by side, each on a thread of its own: a step leaves other threads idle, or
+// two would share its units and meet at every step.
+template <class S>
+bool suit_a_thread_each(const Kernels<S>& kernels, const std::string& cell, const ScanParams<S>& p,
+                        const ScanSizes& sizes, int64_t rows) {
+  if (present_team_for(sizes, 2 * rows).threads() == 1) return false;
+  const Team team = present_team_for(sizes, rows);
+  if (team.threads() == 1) return true;
+  const Choice choice = kernels.choice(cell, p, team);
+  return !choice.not_in_lanes.empty() && choice.grid.row_groups == 1 && choice.grid.unit_groups <= 2;
+}
+
 // Returns the last layer's output and the final states.
 Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_states, const StackWeights& all,
                   int64_t layers, int64_t directions) {
@@ -165,30 +177,43 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
   OptionalTensor output;
   std::optional<HostSchedule> host;
   const InstructionSet& set = instruction_set();
-  for (int64_t index = 0; index < entries; ++index) {
-    const int64_t direction = index % directions;
-    if (direction == 0 && output) {
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    if (output) {
       in.input = *output;
       sizes.I = in.input->size(-1);
     }
-    all.enter(index, in, sizes);
-    check_data(in, sizes);
-    if (direction == 0) output = new_sequence(in, shape, input.scalar_type(), index + directions == entries);
-    if (!host) host.emplace(in, sizes, Samples{});  // which reads what was checked
-    host->schedule.reverse = in.reverse || direction == 1;
     dispatch_real_dtype(input.scalar_type(), [&]<class S>() {
-      auto p = scan_params<ScanParams<S>>(in, sizes, starts, 0);
-      p.schedule = host->schedule;
-      p.h_0 = state_of<const S>(states, 0, index);
-      p.c_0 = state_of<const S>(states, 1, index);
-      p.reset_h = state_of<const S>(reset_states, 0, index);
-      p.reset_c = state_of<const S>(reset_states, 1, index);
-      p.y = sequence<S>(output, starts);
-      if (p.y) p.y.data += direction * sizes.R;
-      p.h_n = state_of<S>(finals, 0, index);
-      p.c_n = state_of<S>(finals, 1, index);
-      all.set(index, in.cell, p);
-      kernels_for<S>(in, set).forward(in.cell, p, present_team_for(sizes, host->rows));
+      std::array<ScanParams<S>, 2> params;  // of each direction
+      for (int64_t direction = 0; direction < directions; ++direction) {
+        const int64_t entry = layer * directions + direction;
+        all.enter(entry, in, sizes);
+        check_data(in, sizes);
+        if (direction == 0) output = new_sequence(in, shape, input.scalar_type(), layer + 1 == layers);
+        if (!host) host.emplace(in, sizes, Samples{});  // which reads what was checked
+        host->schedule.reverse = in.reverse || direction == 1;
+        ScanParams<S>& p = params[direction];
+        p = scan_params<ScanParams<S>>(in, sizes, starts, 0);
+        p.schedule = host->schedule;
+        p.h_0 = state_of<const S>(states, 0, entry);
+        p.c_0 = state_of<const S>(states, 1, entry);
+        p.reset_h = state_of<const S>(reset_states, 0, entry);
+        p.reset_c = state_of<const S>(reset_states, 1, entry);
+        p.y = sequence<S>(output, starts);
+        if (p.y) p.y.data += direction * sizes.R;
+        p.h_n = state_of<S>(finals, 0, entry);
+        p.c_n = state_of<S>(finals, 1, entry);
+        all.set(entry, in.cell, p);
+      }
+      const Kernels<S>& kernels = kernels_for<S>(in, set);
+      if (directions == 2 && suit_a_thread_each(kernels, in.cell, params[0], sizes, host->rows)) {
+        torch::stable::parallel_for(0, directions, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t direction = begin; direction < end; ++direction)
+            kernels.forward(in.cell, params[direction], team_of(1));
+        });
+      } else {
+        for (int64_t direction = 0; direction < directions; ++direction)
+          kernels.forward(in.cell, params[direction], present_team_for(sizes, host->rows));
+      }
     });
   }
   finals.insert(finals.begin(), *output);

@@ -8,6 +8,7 @@ import pytest
 import torch
 from common import (
     CELLS,
+    assert_equal,
     by_name,
     call_scan,
     call_scan_backward,
@@ -16,6 +17,7 @@ from common import (
     make_scan,
     present,
 )
+from pairs import flatten
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
@@ -54,6 +56,28 @@ def test_same_bits_for_every_thread_count(cell, dtype, sizes):
     for run in runs[1:]:
         for a, b in zip(run, runs[0], strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("freeze", [False, True], ids=["ordinary", "frozen"])
+@pytest.mark.parametrize("sizes", [(90, 1, 40, 40), (40, 2, 20, 200), (9, 70, 8, 20)], ids=str)
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_directions_have_the_same_bits_for_every_thread_count(name, sizes, freeze):
+    """Without gradients they may run side by side."""
+    T, N, I, H = sizes
+    torch.manual_seed(0)
+    module = getattr(fastrnn, name)(I, H, num_layers=2, bidirectional=True)
+    module = fastrnn.freeze(module) if freeze else module
+    x, reset = torch.randn(T, N, I), torch.rand(T, N) < 0.1
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                runs.append(flatten(module(x, reset=reset)))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert_equal(run, runs[0])
 
 
 @pytest.mark.parametrize("cell", CELLS)
