@@ -359,6 +359,8 @@ def _cpu_reasons(
             f"{number['threads']} of {number['threads_allowed']} threads: the work of one more "
             "would not pay for its start"
         )
+    if number["packs"] and number["row_groups"] * number["unit_groups"] < number["threads"]:
+        reasons.append("threads without a part in a step make the input products of the next chunk")
     if not number["packs"] and facts["not_in_lanes"]:
         reasons.append(_PACKED_WHERE_READ)
     return reasons

@@ -89,6 +89,7 @@ def test_threads():
         torch.set_num_threads(2)
         (large,) = scans(fastrnn.RNN(256, 256), torch.randn(8, 64, 256))
         (small,) = scans(fastrnn.RNN(2, 2), torch.randn(2, 1, 2))
+        (long,) = scans(fastrnn.RNN(64, 64), torch.randn(200, 1, 64))
         torch.set_num_threads(1)
         (single,) = scans(fastrnn.RNN(256, 256), torch.randn(8, 64, 256))
     finally:
@@ -96,6 +97,9 @@ def test_threads():
     assert large.threads == {"asked": 2, "sample_groups": 2, "unit_groups": 1}
     assert small.threads["asked"] == 1
     assert any(reason.startswith("1 of 2 threads") for reason in small.reasons)
+    ahead = "threads without a part in a step make the input products of the next chunk"
+    assert long.threads == {"asked": 2, "sample_groups": 1, "unit_groups": 1}
+    assert ahead in long.reasons and ahead not in large.reasons
     assert single.threads["asked"] == 1
     assert not any("threads" in reason for reason in single.reasons)
 
