@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from random import Random
 
 import torch
 from torch import Tensor
@@ -184,7 +186,9 @@ class Problem:
         return (steps < self.lengths).unsqueeze(-1).float()
 
 
-# Shapes (T, N, I, H) for which every peer's time has been published.
+Shape = tuple[int, int, int, int]  # T, N, I, H
+
+# Shapes for which every peer's time has been published.
 SHAPES = (
     (10, 1000, 1, 5),
     (512, 1, 64, 64),
@@ -241,6 +245,25 @@ LONG = (10_000, 100_000, 1_000_000)
 LARGE = tuple(shape for shape in SHAPES if shape[1] * shape[3] >= 8192)
 
 
+def drawn_shapes(count: int, seed: int = 0, most_flop: float = 1e11) -> list[Shape]:
+    """Shapes that nobody tuned for: each size is drawn evenly by its logarithm.
+
+    Left out are those whose LSTM takes more than most_flop forward: with all peers they would take
+    minutes a row.
+    """
+    random = Random(seed)
+
+    def size(least: int, most: int) -> int:
+        return round(math.exp(random.uniform(math.log(least), math.log(most))))
+
+    shapes: list[Shape] = []
+    while len(shapes) < count:
+        shape = (size(10, 1000), size(1, 300), size(4, 700), size(10, 800))
+        if Case("drawn", "lstm", *shape).flop(training=False) <= most_flop:
+            shapes.append(shape)
+    return shapes
+
+
 def all_cases() -> list[Case]:
     cells = tuple(GATES)
     cases = [Case("main", cell, *shape) for cell in cells for shape in SHAPES]
@@ -252,6 +275,7 @@ def all_cases() -> list[Case]:
         for kind in ("padded", "packed")
     ]
     cases += [Case("odd", cell, 100, 7, 19, 83) for cell in cells]
+    cases += [Case("drawn", cell, *shape) for cell in cells for shape in drawn_shapes(12)]
     cases += [
         Case("step", cell, T, *sizes, unit=unit, state=True)
         for cell in cells

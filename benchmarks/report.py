@@ -21,6 +21,7 @@ TITLES = {
     "bfloat16": "bfloat16, beside our own float32",
     "lengths": "Variable length: uniform in T/4 .. T",
     "odd": "Odd sizes",
+    "drawn": "Twelve shapes drawn at random",
     "step": "Few steps from a given state",
     "decoder": "A cell in a Python loop of 30 steps",
     "stacked": "Two layers; two directions",

@@ -27,6 +27,7 @@ from benchmarks.cases import (
     Case,
     Problem,
     all_cases,
+    drawn_shapes,
 )
 from benchmarks.crowd import CASES, run_together
 from benchmarks.limit import Check
@@ -565,6 +566,15 @@ def test_bad_options(arguments, said, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_shapes_are_drawn_within_bounds_and_again():
+    shapes = drawn_shapes(50)
+    assert shapes == drawn_shapes(50) != drawn_shapes(50, seed=1)
+    least, most = (list(map(f, zip(*shapes, strict=True))) for f in (min, max))
+    assert all(a >= b for a, b in zip(least, (10, 1, 4, 10), strict=True))
+    assert all(a <= b for a, b in zip(most, (1000, 300, 700, 800), strict=True))
+    assert all(Case("", "lstm", *shape).flop(training=False) <= 1e11 for shape in shapes)
 
 
 def test_a_crowd_is_told_by_each_of_its_processes():
