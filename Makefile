@@ -14,6 +14,7 @@ ARGS :=
 ifeq ($(origin CXX),default)
 CXX := c++
 endif
+CLANG ?= $(firstword $(notdir $(wildcard /usr/bin/clang++-19 /usr/bin/clang++-16)) clang++)
 
 # Each torch has a virtual environment of its own, so that switching between two installs nothing.
 VENV := .venv$(if $(filter-out $(TORCH_DEFAULT),$(TORCH)),-$(TORCH))
@@ -49,7 +50,7 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-full test-native test-tsan test-neon test-abi test-integrations bench bench-programs wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-full test-native test-clang test-tsan test-neon test-abi test-integrations bench bench-programs wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -95,6 +96,10 @@ test-native: $(NATIVE_TESTS:%=build/native/host/test_%) build/native/amx/test_ke
 
 stream: build/stream/libfastrnn_stream.a ## the library of fastrnn_stream.h, and its example: build/stream/
 	$(CC) -O2 -Ibuild/stream examples/stream_filter.c $< -lstdc++ -lm -pthread -o build/stream/stream_filter
+
+test-clang: $(NATIVE_TESTS:%=build/native/clang/test_%) build/native/clang-amx/test_kernels ## the same, compiled by CLANG (16 or newer)
+	$(foreach test,$(filter-out $(EXHAUSTIVE),$^),$(test) &&) true
+	$(foreach test,$(filter $(EXHAUSTIVE),$^),$(test) 997 &&) true
 
 test-tsan: $(filter-out $(EXHAUSTIVE),$(NATIVE_TESTS:%=build/native/tsan/test_%)) ## barriers and threads under the thread sanitizer
 	$(foreach test,$^,$(TSAN_RUN) $(test) &&) true
@@ -243,13 +248,17 @@ build/stream/libfastrnn_stream.a: $(LIBRARY)
 	cp csrc/stream/fastrnn_stream.h $(@D)
 
 # The functions of every instruction set are a file each.
-$(foreach build,host tsan neon,build/native/$(build)/test_functions): $(wildcard tests/native/functions_*.cpp)
+$(foreach build,host clang tsan neon,build/native/$(build)/test_functions): $(wildcard tests/native/functions_*.cpp)
 
 # The kernels for matrix registers, on a machine that has none.
 build/native/amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_emulated.cpp $(NATIVE_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) -O2 $(NATIVE_FLAGS) $(filter tests/native/%.cpp,$^) \
 	  $(patsubst %,$(HOST_OBJECTS)/%.o,$(filter-out %/isa_amx,$(NATIVE_OBJECTS))) -o $@
+
+build/native/clang-amx/test_kernels: tests/native/test_kernels.cpp tests/native/amx_emulated.cpp $(NATIVE_HEADERS) $(patsubst %,build/native/clang/%.o,$(filter-out %_duals %/isa_amx,$(NATIVE_OBJECTS)))
+	@mkdir -p $(@D)
+	$(CLANG_RUN) $(NATIVE_FLAGS) $(filter-out %.h,$^) -o $@
 
 # $(1): folder, $(2): compiler, $(3): objects
 define NATIVE_RULES
@@ -261,5 +270,7 @@ build/native/$(1)/test_%: tests/native/test_%.cpp $(NATIVE_HEADERS) $(3:%=build/
 	$(2) $(NATIVE_FLAGS) $$(filter %.cpp %.o,$$^) -o $$@
 endef
 $(eval $(call NATIVE_RULES,tsan,$(CXX) -O1 -g1 -fsanitize=thread -DFASTRNN_WITHOUT_DUALS,$(filter-out %_duals,$(NATIVE_OBJECTS))))
+CLANG_RUN = $(CLANG) -O1 -Wno-unknown-warning-option -DFASTRNN_WITHOUT_DUALS
+$(eval $(call NATIVE_RULES,clang,$$(CLANG_RUN),$(filter-out %_duals,$(NATIVE_OBJECTS))))
 $(eval $(call NATIVE_RULES,neon,aarch64-linux-gnu-g++ -O2 -static,$(NATIVE_OBJECTS)))
 .SECONDARY:

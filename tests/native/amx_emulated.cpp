@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include "cpu/compilers.h"
 #include "cpu/isa.h"
 
 namespace {
@@ -98,10 +99,11 @@ void multiply_pairs(int sums, int a, int b) {
 #define FASTRNN_ISA_AVX512
 #define FASTRNN_ISA_AMX
 #define FASTRNN_PAIRS
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+FASTRNN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 
 namespace fastrnn::cpu {
 constinit const InstructionSet kAmx = amx::instruction_set("amx, emulated", [] { return kAvx512.runs_here(); });
 }  // namespace fastrnn::cpu
+FASTRNN_END_TARGET
 #endif

@@ -6,4 +6,5 @@
 namespace fastrnn::test {
 constinit const FunctionsOfSet kAvx2Functions = avx2::functions_of(cpu::kAvx2);
 }  // namespace fastrnn::test
+FASTRNN_END_ISA
 #endif

@@ -6,4 +6,5 @@
 namespace fastrnn::test {
 constinit const FunctionsOfSet kAvx512Functions = avx512::functions_of(cpu::kAvx512);
 }  // namespace fastrnn::test
+FASTRNN_END_ISA
 #endif

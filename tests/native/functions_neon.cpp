@@ -6,4 +6,5 @@
 namespace fastrnn::test {
 constinit const FunctionsOfSet kNeonFunctions = neon::functions_of(cpu::kNeon);
 }  // namespace fastrnn::test
+FASTRNN_END_ISA
 #endif

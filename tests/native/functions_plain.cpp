@@ -5,3 +5,4 @@
 namespace fastrnn::test {
 constinit const FunctionsOfSet kPlainFunctions = plain::functions_of(cpu::kPlain);
 }  // namespace fastrnn::test
+FASTRNN_END_ISA

@@ -20,8 +20,6 @@ namespace fastrnn::test {
 namespace {
 
 constexpr double kMostUlp = 2;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // E is a wider type than the one that is tested.
 template <class E>

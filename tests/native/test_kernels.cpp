@@ -144,7 +144,8 @@ DualResults run_dual(const cpu::InstructionSet& set, const Problem& p, bool reco
                       .hh = {of[4].data(), p.R, 1},
                       .bias_ih = {of[5].data(), 1},
                       .bias_hh = {of[6].data(), 1},
-                      .hr = {p.projected() ? of[7].data() : nullptr, p.H, 1}};
+                      .hr = {p.projected() ? of[7].data() : nullptr, p.H, 1},
+                      .vectors = {}};
   };
   cpu::ScanParams<S> params;
   params.input_size = p.I;
