@@ -12,6 +12,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from zoo_layers import Call, compiled_cells, leaves, make_layer, step_by_step
 
+import fastrnn
+
 T, N, I, H = 5, 4, 3, 6
 SMALL = (2, 2)
 
@@ -69,6 +71,21 @@ def test_kernels_are_the_loop(name, options, transform):
         expected = transform(call, call.tensors)
     assert_all_close(transform(call, call.tensors), expected, torch.float64)
     assert torch.ops.fastrnn.has_cell(call.layer.cell.op_name, torch.float64)
+
+
+# The others have vectors, inputs beside x, several states or gates in one product alone.
+IN_LANES = {"coupled_lstm", "ctrnn", "janet", "leaky_rnn", "ligru", "mgu", "nas", "ugrnn"}
+
+
+@compiled_cells
+def test_few_units_of_many_samples_are_the_loop(name):
+    call = Call(make_layer(name, 3, 2), T, 37)
+    with step_by_step():
+        expected = with_gradients(call, call.tensors)
+    assert_all_close(with_gradients(call, call.tensors), expected, torch.float64)
+    x, states, extra, _ = call.apart(call.tensors)
+    explanation = fastrnn.explain(call.layer, x, states if states[1:] else states[0], extra=extra)
+    assert ("samples in lanes" in str(explanation)) == (name in IN_LANES)
 
 
 @pytest.mark.parametrize("run", [contextlib.nullcontext, step_by_step], ids=["kernels", "loop"])
