@@ -65,15 +65,25 @@ TeamWatch::~TeamWatch() {
   crowded_until = now.time_since_epoch().count() + pause;
 }
 
-void Barrier::wait(int64_t count) {
-  if (count == 1) return;
-  const int64_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-  } else {
-    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+// Arrivals at a node are read-modify-writes of one counter: the last one reads what the others released, and takes it
+// upwards. So the root's last arrival has acquired the writes of all members, and the phase releases them to all. The
+// counters are cleared before that release, and nobody arrives anew before having acquired it.
+void BarrierLine::meet(BarrierLine* lines, int64_t member, int64_t members) {
+  if (members == 1) return;
+  std::atomic<int64_t>& phase = lines->phase;
+  const int64_t before = phase.load(std::memory_order_relaxed);
+  BarrierLine* nodes = members <= kFanIn ? lines : lines + 1;
+  while (members > 1) {
+    const int64_t node = member / kFanIn;
+    const int64_t expected = std::min(kFanIn, members - node * kFanIn);
+    if (nodes[node].arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < expected)
+      return spin_until([&] { return phase.load(std::memory_order_acquire) != before; });
+    nodes[node].arrived.store(0, std::memory_order_relaxed);
+    member = node;
+    members = (members + kFanIn - 1) / kFanIn;
+    nodes += members;
   }
+  phase.store(before + 1, std::memory_order_release);
 }
 
 void Team::Member::sit_out() const {

@@ -24,13 +24,21 @@ inline Range share(int64_t total, int64_t part, int64_t parts) {
   return {total * part / parts, total * (part + 1) / parts};
 }
 
-class alignas(64) Barrier {
- public:
-  void wait(int64_t count);  // until `count` threads have arrived
+// A line of a barrier, at which threads arrive in a tree: the last to arrive at a node goes on to the node above, and
+// the last at the root begins the next phase, for which all others wait. A barrier of n members takes at most n lines.
+//
+// Up to kFanIn arrivals at a node move its line from core to core, one after another: f log_f(n) moves, which f = 2 and
+// 4 make the same number and 3 hardly fewer. 4 needs the fewest levels, and those are all that the last thread passes.
+// The phase has a line that nobody arrives at, so that no arrival takes it from the threads that read it over and over.
+// A tree of one node is an exception: there the last to arrive owns the line already, and up to three others read it.
+struct alignas(128) BarrierLine {  // Intel's chips fetch 64 bytes and the neighbouring 64; Apple's lines are of 128
+  static constexpr int64_t kFanIn = 4;
 
- private:
-  std::atomic<int64_t> arrived_{0};
-  std::atomic<int64_t> phase_{0};
+  std::atomic<int64_t> arrived{0};
+  std::atomic<int64_t> phase{0};  // of the barrier's first line
+
+  // Waits for all members of the barrier that begins at a line. What any of them wrote before, all read after.
+  static void meet(BarrierLine* lines, int64_t member, int64_t members);
 };
 
 // Where other programs use the cores, a thread that waits for its core holds up the others at every barrier: for
@@ -63,13 +71,15 @@ class Team {
   struct Member {
     int64_t index;  // below count
     int64_t count;
-    Barrier* barriers;  // [count + 1]: the team's, then one for each group
+    BarrierLine* lines;  // [2 * count]: the team's, then `size` for each group
 
-    void barrier() const { barriers[0].wait(count); }
+    void barrier() const { BarrierLine::meet(lines, index, count); }
     // The same for a member that has nothing to do meanwhile: it is not held up.
     void sit_out() const;
-    // Waits for the `size` members of a group.
-    void barrier(int64_t group, int64_t size) const { barriers[1 + group].wait(size); }
+    // Waits for the `size` members of a group, those from group * size on. All groups of a run have one size.
+    void barrier(int64_t group, int64_t size) const {
+      BarrierLine::meet(lines + count + group * size, index - group * size, size);
+    }
     Range share(int64_t total) const { return cpu::share(total, index, count); }
   };
 
@@ -79,17 +89,14 @@ class Team {
   // Runs body(const Member&) on every thread that comes. It must not throw: the others would wait forever.
   template <class Body>
   void run(Body&& body) const {
-    if (threads_ == 1) {
-      Barrier barriers[2];  // the team's and its one group's, at which nobody waits
-      return body(Member{0, 1, barriers});
-    }
+    if (threads_ == 1) return body(Member{0, 1, nullptr});  // nobody waits at its barriers
     const TeamWatch watch;
-    const auto barriers = std::make_unique<Barrier[]>(threads_ + 1);
+    const auto lines = std::make_unique<BarrierLine[]>(2 * threads_);
     Entrance entrance(threads_);
     fork_(threads_, [&](int64_t begin, int64_t end) noexcept {
       if (const std::optional<int64_t> index = entrance.enter(end - begin)) {
         const PartWatch part;
-        body(Member{*index, entrance.count(), barriers.get()});
+        body(Member{*index, entrance.count(), lines.get()});
       }
     });
   }
