@@ -149,7 +149,7 @@ struct Scan {
     }
     // Weights that are packed where they are read are best read by one thread.
     if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
-    return cpu::choose_grid(threads, N, projected ? 1 : panels, static_cast<double>(weight_bytes));
+    return cpu::choose_grid(threads, {N, projected ? 1 : panels, static_cast<double>(weight_bytes)});
   }
 
   // Clears a row past `columns`: products read whole steps of depth.

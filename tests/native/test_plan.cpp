@@ -5,38 +5,76 @@
 int main() {
   using namespace fastrnn;
   using cpu::Grid;
+  using cpu::StepWork;
   struct Row {
-    int64_t threads, rows, panels;
-    double weight_bytes;
+    int64_t threads;
+    StepWork work;
     Grid want;
     const char* why;
   };
+  constexpr double kLstm1024 = 4 * 1024 * 1024 * sizeof(float), kLstm256 = kLstm1024 / 16;
+  constexpr double kGru128 = 3 * 128 * 128 * sizeof(float);
   const Row table[] = {
-      {1, 64, 16, 1e6, {1, 1}, "one thread"},
-      {2, 64, 16, 1e6, {2, 1}, "rows first: no barrier"},
-      {8, 64, 16, 5e5, {8, 1}, "rows for everybody"},
-      {8, 64, 64, 4e6, {1, 8}, "a thread's units fit its cache, all of them do not"},
-      {2, 1, 4, 65536, {1, 1}, "one sample, few units: a barrier costs more than half the product"},
-      {2, 1, 64, 4e6, {1, 2}, "one sample, weights beyond the second-level cache"},
-      {8, 2, 64, 16e6, {1, 8}, "two samples: what streams by is split, not what it multiplies"},
-      {4, 16, 1, 65536, {4, 1}, "units that cannot be split"},
-      {4, 2, 1, 65536, {1, 1}, "a second row costs nothing while the weights arrive"},
-      {4, 0, 8, 65536, {1, 1}, "no rows"},
+      {1, {64, 16, 1e6}, {1, 1}, "one thread"},
+      {2, {64, 16, 1e6}, {2, 1}, "rows first: no barrier"},
+      {8, {64, 16, 5e5}, {8, 1}, "rows for everybody"},
+      {8, {64, 64, 4e6}, {1, 8}, "a thread's units fit its cache, all of them do not"},
+      {2, {1, 4, 65536}, {1, 1}, "one sample, few units: a barrier costs more than half the product"},
+      {2, {1, 64, 4e6}, {1, 2}, "one sample, weights beyond the second-level cache"},
+      {8, {2, 64, 16e6}, {1, 8}, "two samples: what streams by is split, not what it multiplies"},
+      {4, {16, 1, 65536}, {4, 1}, "units that cannot be split"},
+      {4, {2, 1, 65536}, {1, 1}, "a second row costs nothing while the weights arrive"},
+      {4, {0, 8, 65536}, {1, 1}, "no rows"},
+      {8, {8, 16, kLstm256}, {2, 4}, "two barriers of four cost less than one of eight"},
+      {8, {1, 8, kGru128}, {1, 4}, "half of a quarter costs less than the barrier of eight does more"},
+      {64, {1, 8, kGru128}, {1, 4}, "more threads than that change nothing"},
+      {16, {1, 16, kLstm256}, {1, 16}, "one sample, 85,000 multiply-adds a thread"},
+      {64, {64, 16, kLstm256}, {16, 4}, "four rows a thread: the loads still hide, and four meet rather than sixteen"},
+      {16, {1, 64, kLstm1024}, {1, 16}, "a sixteenth of the weights is beyond the second-level cache"},
+      {32, {1, 64, kLstm1024}, {1, 32}, "a 32nd fits it"},
+      {64, {1, 64, kLstm1024}, {1, 64}, "5,300 cycles of loads saved, for 1,600 of the barrier"},
+      {64, {16, 64, kLstm1024}, {2, 32}, "eight rows hide the loads, and 32 meet rather than 64"},
+      {32, {256, 64, kLstm1024}, {1, 32}, "1 % of a long step is no reason to read the weights more often"},
   };
   for (const Row& row : table) {
-    const Grid grid = cpu::choose_grid(row.threads, row.rows, row.panels, row.weight_bytes);
+    const Grid grid = cpu::choose_grid(row.threads, row.work);
     test::check(
         grid.row_groups == row.want.row_groups && grid.unit_groups == row.want.unit_groups,
         std::string(row.why) + ": " + std::to_string(grid.row_groups) + " x " + std::to_string(grid.unit_groups));
   }
-  for (int64_t threads = 1; threads <= 17; ++threads)
-    for (const int64_t rows : {0, 1, 2, 7, 64})
-      for (const int64_t panels : {1, 3, 64})
-        for (const double bytes : {1e3, 1e6, 1e8}) {
-          const Grid grid = cpu::choose_grid(threads, rows, panels, bytes);
+
+  // A plan with a barrier is not taken for less than 3 % of the time, and may be missed by as much.
+  constexpr double kClose = 1 / 0.97;
+  const cpu::StepCosts cost;
+  cpu::StepCosts dear = cost;
+  dear.line_move *= 2;
+  dear.line_read *= 2;
+  for (const int64_t rows : {0, 1, 2, 7, 64, 300})
+    for (const int64_t panels : {1, 3, 16, 64, 100})
+      for (const double bytes : {1e3, 65536.0, 1e6, 1.1e6, 1e8}) {
+        const StepWork work{rows, panels, bytes};
+        double before = step_cycles(work, {1, 1});
+        for (int64_t threads = 1; threads <= 64; ++threads) {
+          const Grid grid = cpu::choose_grid(threads, work);
           test::check(grid.row_groups >= 1 && grid.unit_groups >= 1 && grid.threads() <= threads &&
                           grid.row_groups <= std::max<int64_t>(1, rows) && grid.unit_groups <= panels,
                       "a grid beyond its threads, rows or panels");
+          const double cycles = step_cycles(work, grid);
+          test::check(cycles <= kClose * before, "one more thread makes a step slower");
+          before = std::min(before, cycles);
+          const Grid fewer = cpu::choose_grid(threads, work, dear);
+          test::check(step_cycles(work, fewer) >= cycles / kClose &&
+                          step_cycles(work, grid, dear) >= step_cycles(work, fewer, dear) / kClose,
+                      "another grid is better at its own cost");
+          if (rows <= 1)
+            test::check(fewer.unit_groups <= grid.unit_groups, "a dearer barrier makes more threads meet at it");
         }
+      }
+
+  test::check(cost.barrier(1) == 0 && cost.barrier(2) == 1200, "the barrier of two threads is not 1200 cycles");
+  for (int64_t threads = 2; threads < 256; ++threads)
+    test::check(cost.barrier(threads) < cost.barrier(threads + 1), "one more thread makes a barrier cheaper");
+  // In a flat barrier 64 arrivals would move one line, one after another.
+  test::check(cost.barrier(64) < 64 * cost.line_move / 2, "a tree of 64 is no better than half a flat barrier");
   return test::finish();
 }
