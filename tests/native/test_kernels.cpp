@@ -329,6 +329,23 @@ void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bo
   }
 }
 
+// Many more threads than a machine for tests has cores. They share rows, units, or both, as the plan says of 64.
+void check_many_threads() {
+  struct Shape {
+    Sizes size;
+    const char* shared;
+  };
+  const auto& set = *instruction_sets()[0];
+  for (const Shape& shape :
+       {Shape{{4, 64, 8, 64, 64}, "rows"}, Shape{{3, 1, 8, 256, 256}, "units"}, Shape{{3, 16, 8, 256, 256}, "both"}}) {
+    const Problem p = make_problem("lstm", shape.size, shape.size.N > 1, false, false);
+    const Results expected = run<float>(set, p, false, {1, fork_threads});
+    for (const int64_t threads : {3, 16, 64})
+      check(same(run<float>(set, p, false, {threads, fork_threads}), expected),
+            std::to_string(threads) + " threads that share " + shape.shared + " change bits");
+  }
+}
+
 }  // namespace
 }  // namespace fastrnn::test
 
@@ -345,6 +362,7 @@ int main() {
     check_case(cell, {70, 2, 3, 9, 9}, true, true, true);  // two chunks, whose input products are made ahead
   }
   check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // R < H is a projection
+  check_many_threads();
   {
     const Problem p = make_problem("lstm", {7, 9, 3, 40, 40}, true, false, false);
     const auto sets = instruction_sets();
