@@ -53,6 +53,10 @@ class ScanExplanation:
         flop: of the forward products, two for a multiply-add; backward has twice as many.
         reasons: why no faster kernel was chosen.
         weights: of a frozen layer, in which type they are packed once; else empty.
+        tuning: what the kernel counts on of this machine, as csrc/cpu/tuning.h says: bytes of a
+            thread's share of a forward chunk, bytes of weights that stay in its second-level
+            cache, and the modelled cycles of the barrier at which a step's threads meet. Empty on
+            a GPU and where samples lie in lanes.
     """
 
     cell: str
@@ -69,6 +73,7 @@ class ScanExplanation:
     reasons: list[str] = field(default_factory=list)
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: str = ""
+    tuning: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name} {value}" for name, value in self.sizes.items())
@@ -92,6 +97,12 @@ class ScanExplanation:
             lines.append(
                 f"chunks: {self.chunk_steps['forward']} steps forward, "
                 f"{self.chunk_steps['backward']} backward"
+            )
+        if tuning := self.tuning:
+            lines.append(
+                f"tuning: forward chunks of {tuning['forward_chunk_bytes'] // 1024} KiB, weights "
+                f"up to {tuning['near_bytes'] // 1024} KiB are near, a barrier of "
+                f"{tuning['barrier_threads']} threads {tuning['barrier_cycles']} cycles"
             )
         lines += [
             f"saved for backward: {self.saved_bytes:,} bytes",
@@ -309,6 +320,10 @@ def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation
         reasons=(_gpu_reasons(facts) if plans else _cpu_reasons(facts, number, arguments))
         + _saved_reasons(by_name.get("gates")),
         plans=plans,
+        tuning={
+            key.removeprefix("tuning_"): value
+            for key, value in number.items() if key.startswith("tuning_")
+        },
     )  # fmt: skip
 
 

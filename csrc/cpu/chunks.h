@@ -11,31 +11,19 @@
 #include "cpu/gemm.h"
 #include "cpu/isa_scans.h"
 #include "cpu/micro_kernel.h"
+#include "cpu/plan.h"
+#include "cpu/tuning.h"
 #include "cpu/vec.h"
 #include "scan.h"
 
 namespace fastrnn::FASTRNN_ISA {
-
-// A thread's share of a forward chunk has so many bytes: its input products wait in the second-level cache. But every
-// chunk reads all weights of the input, which pays only for so many rows.
-constexpr int64_t kForwardChunkBytes = 1 << 19;
-constexpr int64_t kLeastForwardRows = 64;
-
-// Backward chunks depend on sizes alone: sums over a chunk must not change with the machine.
-// Weight gradients pass over all weights for every chunk, which pays only for so many rows.
-constexpr int64_t kBackwardChunkBytes = 1 << 20;
-constexpr int64_t kLeastBackwardRows = 256;
-constexpr int64_t kMaxChunkRows = 8192;
-
-// The weight gradients of a group are read and written once a chunk, which pays only for so many steps.
-constexpr int64_t kLeastStepsOfAGroup = 64;
 
 // Weight gradients sum this many rows from zero, then add the sum: long sequences do not lose small terms.
 constexpr int64_t kSumRows = 1024;
 
 inline int64_t chunk_steps(int64_t bytes, int64_t row_bytes, int64_t least_rows, int64_t rows_of_a_step,
                            int64_t steps) {
-  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, least_rows, std::max(least_rows, kMaxChunkRows));
+  const int64_t rows = std::clamp<int64_t>(bytes / row_bytes, least_rows, std::max(least_rows, Tuning::kMaxChunkRows));
   return std::clamp<int64_t>(rows / std::max<int64_t>(1, rows_of_a_step), 1, std::max<int64_t>(1, steps));
 }
 
@@ -103,14 +91,15 @@ struct Scan {
 
   // Where others make the next chunk's input products meanwhile, short chunks let them begin soon.
   int64_t forward_chunk() const {
-    return chunk_steps(leaves_threads() ? 0 : kForwardChunkBytes, i_row * sizeof(E) + gx_row() * sizeof(A),
-                       kLeastForwardRows, (N + team.threads() - 1) / team.threads(), schedule.T);
+    return chunk_steps(leaves_threads() ? 0 : cpu::tuning().forward_chunk_bytes(),
+                       i_row * sizeof(E) + gx_row() * sizeof(A), Tuning::kLeastForwardRows,
+                       (N + team.threads() - 1) / team.threads(), schedule.T);
   }
   int64_t backward_chunk(bool grouped) const {
     const int64_t row = i_row + r_row + input_gate_row() + (cell.split_gate_gradients ? recurrent_gate_row() : 0) +
                         projected * (h_row + r_row) + cell.vectors * H;
-    return chunk_steps(kBackwardChunkBytes, row * sizeof(E), grouped ? kLeastStepsOfAGroup * N : kLeastBackwardRows, N,
-                       schedule.T);
+    return chunk_steps(Tuning::kBackwardChunkBytes, row * sizeof(E),
+                       grouped ? Tuning::kLeastStepsOfAGroup * N : Tuning::kLeastBackwardRows, N, schedule.T);
   }
 
   // Tells whether steps leave threads of a full team, which then make input products ahead.
@@ -149,7 +138,7 @@ struct Scan {
     }
     // Weights that are packed where they are read are best read by one thread.
     if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
-    return cpu::choose_grid(threads, {N, projected ? 1 : panels, static_cast<double>(weight_bytes)});
+    return cpu::choose_grid(threads, {N, projected ? 1 : panels, static_cast<double>(weight_bytes)}, cpu::tuning());
   }
 
   // Clears a row past `columns`: products read whole steps of depth.

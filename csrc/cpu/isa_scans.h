@@ -13,6 +13,7 @@ using cpu::Range;
 using cpu::ScanParams;
 using cpu::Schedule;
 using cpu::Team;
+using cpu::Tuning;
 using cpu::WeightType;
 
 #define FASTRNN_STRING(x) #x

@@ -3,10 +3,12 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/tuning.h"
 #include "torch/instruction_sets.h"
 #include "torch/op.h"
 
@@ -119,6 +121,12 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
     answer.say("packs", int{choice.packs});
     answer.say("forward_chunk", choice.forward_chunk);
     answer.say("backward_chunk", choice.backward_chunk);
+    if (lanes) return;  // no cache size and no barrier decides anything there
+    const int64_t meet = std::max<int64_t>(2, choice.grid.unit_groups);
+    answer.say("tuning_forward_chunk_bytes", tuning().forward_chunk_bytes());
+    answer.say("tuning_near_bytes", static_cast<int64_t>(tuning().near_bytes()));
+    answer.say("tuning_barrier_threads", meet);
+    answer.say("tuning_barrier_cycles", static_cast<int64_t>(barrier_cycles(meet, tuning())));
   });
   answer.say_sizes(sizes, separate ? host.rows * in.groups : host.rows);
   return answer.text();

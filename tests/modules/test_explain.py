@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -102,6 +105,40 @@ def test_threads():
     assert ahead in long.reasons and ahead not in large.reasons
     assert single.threads["asked"] == 1
     assert not any("threads" in reason for reason in single.reasons)
+
+
+def second_level_cache() -> int:
+    """Bytes as the machine says, or 1 MiB; kernels count on 256 KiB to 2 MiB of it."""
+    command = ["getconf", "LEVEL2_CACHE_SIZE"]
+    if sys.platform != "linux" or not shutil.which(command[0]):
+        return 1 << 20
+    said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return min(max(int(said), 256 << 10), 2 << 20) if said.strip("0").isdigit() else 1 << 20
+
+
+def test_tuning(two_threads):
+    (scan,) = scans(fastrnn.LSTM(64, 512), torch.randn(8, 1, 64))
+    cache = second_level_cache()
+    assert scan.threads["unit_groups"] == 2
+    assert scan.tuning == {
+        "forward_chunk_bytes": cache // 2,
+        "near_bytes": cache * 1_000_000 // (1 << 20),
+        "barrier_threads": 2,
+        "barrier_cycles": 1200,
+    }
+    usual = replace(
+        scan, tuning=scan.tuning | {"forward_chunk_bytes": 1 << 19, "near_bytes": 10**6}
+    )
+    assert (
+        "tuning: forward chunks of 512 KiB, weights up to 976 KiB are near, "
+        "a barrier of 2 threads 1200 cycles"
+    ) in str(usual)
+
+
+def test_a_kernel_without_chunks_or_barriers_has_no_tuning():
+    (scan,) = scans(fastrnn.GRU(1, 2), torch.randn(3, 100, 1))
+    assert scan.kernel == "samples in lanes"
+    assert scan.tuning == {} and "tuning" not in str(scan)
 
 
 def test_layouts_lengths_and_a_single_step():

@@ -2,8 +2,29 @@
 #include "check.h"
 #include "cpu/plan.h"
 
+namespace {
+using namespace fastrnn;
+
+// What is read of a machine decides sizes and plans within bounds, and nothing where the machine does not tell.
+void check_tuning() {
+  const auto is = [](int64_t read, int64_t forward_chunk, double near) {
+    const cpu::Tuning tuning = cpu::tuning_of(read);
+    test::check(tuning.forward_chunk_bytes() == forward_chunk && tuning.near_bytes() == near,
+                "a second-level cache of " + std::to_string(read) + " bytes");
+  };
+  is(1 << 20, 1 << 19, 1e6);
+  is(0, 1 << 19, 1e6);
+  is(-1, 1 << 19, 1e6);  // sysconf knows no such name
+  is(2 << 20, 1 << 20, 2e6);
+  is(512 << 10, 256 << 10, 5e5);
+  is(16 << 20, 1 << 20, 2e6);
+  is(1 << 10, 128 << 10, 2.5e5);
+  const int64_t here = cpu::tuning().cache_bytes;
+  test::check(here >= 256 << 10 && here <= 2 << 20, "this machine's cache is beyond its bounds");
+}
+}  // namespace
+
 int main() {
-  using namespace fastrnn;
   using cpu::Grid;
   using cpu::StepWork;
   struct Row {
@@ -36,8 +57,9 @@ int main() {
       {64, {16, 64, kLstm1024}, {2, 32}, "eight rows hide the loads, and 32 meet rather than 64"},
       {32, {256, 64, kLstm1024}, {1, 32}, "1 % of a long step is no reason to read the weights more often"},
   };
+  const cpu::Tuning usual;
   for (const Row& row : table) {
-    const Grid grid = cpu::choose_grid(row.threads, row.work);
+    const Grid grid = cpu::choose_grid(row.threads, row.work, usual);
     test::check(
         grid.row_groups == row.want.row_groups && grid.unit_groups == row.want.unit_groups,
         std::string(row.why) + ": " + std::to_string(grid.row_groups) + " x " + std::to_string(grid.unit_groups));
@@ -45,25 +67,24 @@ int main() {
 
   // A plan with a barrier is not taken for less than 3 % of the time, and may be missed by as much.
   constexpr double kClose = 1 / 0.97;
-  const cpu::StepCosts cost;
-  cpu::StepCosts dear = cost;
+  cpu::Tuning dear;
   dear.line_move *= 2;
   dear.line_read *= 2;
   for (const int64_t rows : {0, 1, 2, 7, 64, 300})
     for (const int64_t panels : {1, 3, 16, 64, 100})
       for (const double bytes : {1e3, 65536.0, 1e6, 1.1e6, 1e8}) {
         const StepWork work{rows, panels, bytes};
-        double before = step_cycles(work, {1, 1});
+        double before = step_cycles(work, {1, 1}, usual);
         for (int64_t threads = 1; threads <= 64; ++threads) {
-          const Grid grid = cpu::choose_grid(threads, work);
+          const Grid grid = cpu::choose_grid(threads, work, usual);
           test::check(grid.row_groups >= 1 && grid.unit_groups >= 1 && grid.threads() <= threads &&
                           grid.row_groups <= std::max<int64_t>(1, rows) && grid.unit_groups <= panels,
                       "a grid beyond its threads, rows or panels");
-          const double cycles = step_cycles(work, grid);
+          const double cycles = step_cycles(work, grid, usual);
           test::check(cycles <= kClose * before, "one more thread makes a step slower");
           before = std::min(before, cycles);
           const Grid fewer = cpu::choose_grid(threads, work, dear);
-          test::check(step_cycles(work, fewer) >= cycles / kClose &&
+          test::check(step_cycles(work, fewer, usual) >= cycles / kClose &&
                           step_cycles(work, grid, dear) >= step_cycles(work, fewer, dear) / kClose,
                       "another grid is better at its own cost");
           if (rows <= 1)
@@ -71,10 +92,13 @@ int main() {
         }
       }
 
-  test::check(cost.barrier(1) == 0 && cost.barrier(2) == 1200, "the barrier of two threads is not 1200 cycles");
+  const auto barrier = [&](int64_t threads) { return cpu::barrier_cycles(threads, usual); };
+  test::check(barrier(1) == 0 && barrier(2) == 1200, "the barrier of two threads is not 1200 cycles");
   for (int64_t threads = 2; threads < 256; ++threads)
-    test::check(cost.barrier(threads) < cost.barrier(threads + 1), "one more thread makes a barrier cheaper");
+    test::check(barrier(threads) < barrier(threads + 1), "one more thread makes a barrier cheaper");
   // In a flat barrier 64 arrivals would move one line, one after another.
-  test::check(cost.barrier(64) < 64 * cost.line_move / 2, "a tree of 64 is no better than half a flat barrier");
+  test::check(barrier(64) < 64 * usual.line_move / 2, "a tree of 64 is no better than half a flat barrier");
+
+  check_tuning();
   return test::finish();
 }
