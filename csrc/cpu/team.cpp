@@ -10,7 +10,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Of this thread: how long it waited for others, beyond a spin, and when its last part in a team ended.
+// This thread has waited so long for others, beyond a spin, and its last part in a team ended then.
 thread_local Clock::duration waited{};
 thread_local Clock::time_point part_ended{};
 
@@ -36,11 +36,30 @@ void spin_until(Condition&& condition) {
   }
 }
 
-// Teams that were held up do without threads for so long, twice as long each time.
+// A team that was held up sends the next ones to one thread for so long, twice as long each time, where teams have
+// lately lost a quarter of their time so. One alone may have come beside another library's threads, which spin for a
+// few milliseconds after their work. Of two programs that share the cores, each loses half.
 constexpr Clock::duration kLeastPause = std::chrono::milliseconds(100), kLongestPause = std::chrono::seconds(10);
 
 std::atomic<Clock::rep> crowded_until{0};
 std::atomic<Clock::rep> next_pause{kLeastPause.count()};
+
+// The time that teams took lately, and lost: beyond kMemory, half of it is forgotten. A program begins as one that lost
+// nothing. Two teams that end at once may forget one of them.
+constexpr Clock::duration kMemory = std::chrono::milliseconds(40);
+std::atomic<Clock::rep> taken_lately{kMemory.count() / 2}, lost_lately{0};
+
+// Adds a team's time to it, and returns whether a quarter of all is lost.
+bool lose_much(Clock::duration taken, Clock::duration lost) {
+  Clock::rep all = taken_lately + taken.count(), lost_of_it = lost_lately + lost.count();
+  if (all > kMemory.count()) {
+    all /= 2;
+    lost_of_it /= 2;
+  }
+  taken_lately = all;
+  lost_lately = lost_of_it;
+  return 4 * lost_of_it >= all;
+}
 
 }  // namespace
 
@@ -56,13 +75,13 @@ TeamWatch::~TeamWatch() {
   const bool took_part = part_ended > start_;  // else others came and went before this thread
   const Clock::duration whole = (took_part ? part_ended : now) - start_;
   const Clock::duration lost = took_part ? waited - waited_before_ : whole;
-  if (lost < kWorthIt || 2 * lost < whole) {
+  if (!lose_much(whole, lost))
     next_pause = kLeastPause.count();
-    return;
+  else if (lost >= kWorthIt && 2 * lost >= whole) {
+    const Clock::rep pause = next_pause;
+    next_pause = std::min(2 * pause, kLongestPause.count());
+    crowded_until = now.time_since_epoch().count() + pause;
   }
-  const Clock::rep pause = next_pause;
-  next_pause = std::min(2 * pause, kLongestPause.count());
-  crowded_until = now.time_since_epoch().count() + pause;
 }
 
 // Arrivals at a node are read-modify-writes of one counter: the last one reads what the others released, and takes it

@@ -43,7 +43,7 @@ struct alignas(128) BarrierLine {  // Intel's chips fetch 64 bytes and the neigh
 
 // Where other programs use the cores, a thread that waits for its core holds up the others at every barrier: for
 // milliseconds, where a step takes microseconds. One thread alone is then faster, and gives the same bits. Tells
-// whether a team was held up lately.
+// whether teams were held up lately.
 bool is_crowded();
 
 // Notes when this thread's part in a team ends.

@@ -44,18 +44,25 @@ void check_idle_caller() {
   test::check(!cpu::is_crowded(), "a caller without work is taken for one that is held up");
 }
 
-// A team whose caller waits for others longer than it works is held up, as by programs that take its cores.
-void check_crowd() {
+// Runs a team whose members all sleep, or else all but the caller, which waits for them.
+void run_team(std::chrono::milliseconds sleep, bool all) {
   const std::thread::id caller = std::this_thread::get_id();
   cpu::Team(2, test::fork_threads).run([&](const cpu::Team::Member& member) {
-    for (int64_t step = 0; step < 4; ++step) {
-      if (std::this_thread::get_id() != caller) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      member.barrier();
-    }
+    if (all || std::this_thread::get_id() != caller) std::this_thread::sleep_for(sleep);
+    member.barrier();
   });
-  test::check(cpu::is_crowded(), "a team that was held up does not say so");
+}
+
+// Teams whose callers wait for others longer than they work are held up, as by programs that take their cores.
+void check_crowd() {
+  constexpr std::chrono::milliseconds kBrief{4}, kLong{100};
+  run_team(kLong, true);
+  run_team(kBrief, false);
+  test::check(!cpu::is_crowded(), "one team that was held up for a little makes a crowd");
+  for (int i = 0; i < 20 && !cpu::is_crowded(); ++i) run_team(kBrief, false);
+  test::check(cpu::is_crowded(), "teams that were held up do not say so");
   std::this_thread::sleep_for(std::chrono::milliseconds(250));
-  test::check(!cpu::is_crowded(), "a team that was held up says so for ever");
+  test::check(!cpu::is_crowded(), "teams that were held up say so for ever");
 }
 
 // Every share of the work is done once, whatever the runtime brings.
