@@ -277,7 +277,7 @@ def _layout(arguments: dict[str, Any]) -> str:
 
 
 def _flop(facts: CellFacts, sizes: dict[str, int], projected: bool) -> int:
-    """Of the forward products, two for a multiply-add."""
+    """The forward products take these, two for a multiply-add."""
     H, I, R = sizes["H"], sizes["I"], sizes["R"]
     products = H * (facts.input_gates * I + facts.recurrent_gates * R) + R * H * projected
     return 2 * products * sizes["steps run"]
@@ -374,7 +374,7 @@ def _cpu_reasons(
             f"{number['threads']} of {number['threads_allowed']} threads: the work of one more "
             "would not pay for its start"
         )
-    if number["packs"] and number["row_groups"] * number["unit_groups"] < number["threads"]:
+    if number["leaves_threads"]:
         reasons.append("threads without a part in a step make the input products of the next chunk")
     if not number["packs"] and facts["not_in_lanes"]:
         reasons.append(_PACKED_WHERE_READ)

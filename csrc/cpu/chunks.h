@@ -76,6 +76,7 @@ struct Scan {
   const int64_t c_row = cell.cell_states * h_sums;
   const int64_t c_columns = cell.cell_states * H;
   const int64_t c_dense_row = row_length<A>(c_columns);
+  const Grid full_grid = whole_grid();  // how the whole team shares a step
 
   // Rows of input products and of gate gradients have these lengths.
   int64_t gx_row() const { return row_length<A>(cell.input_gates * round_up_to_vec<A>(H)); }
@@ -103,7 +104,7 @@ struct Scan {
   }
 
   // Tells whether steps leave threads of a full team, which then make input products ahead.
-  bool leaves_threads() const { return packs() && p.x && whole_grid().threads() < team.threads(); }
+  bool leaves_threads() const { return packs() && p.x && full_grid.threads() < team.threads(); }
 
   Grid whole_grid() const {
     const PackedWeights<S> w_hh(cell.recurrent_gates, H, R, {}, false, {},
@@ -114,7 +115,8 @@ struct Scan {
   cpu::Choice choice() const {
     return {.not_in_lanes = {},
             .packs = packs(),
-            .grid = whole_grid(),
+            .leaves_threads = leaves_threads(),
+            .grid = full_grid,
             .forward_chunk = forward_chunk(),
             .backward_chunk = backward_chunk(false)};
   }

@@ -119,6 +119,7 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
     answer.say("row_groups", choice.grid.row_groups);
     answer.say("unit_groups", choice.grid.unit_groups);
     answer.say("packs", int{choice.packs});
+    answer.say("leaves_threads", int{choice.leaves_threads});
     answer.say("forward_chunk", choice.forward_chunk);
     answer.say("backward_chunk", choice.backward_chunk);
     if (lanes) return;  // no cache size and no barrier decides anything there
