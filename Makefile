@@ -35,6 +35,8 @@ FORMATTED = $(shell find csrc simulator tests benchmarks tools -name '*.cpp' -o 
 PYTEST := $(BIN)/python -m pytest
 # An idle worker takes tests from another: tests of one file take from a millisecond to a minute.
 WORKERS = -n $(JOBS) --dist worksteal
+# Tests start Python a hundred times, which would compile the package anew where bytecode is not written.
+export PYTHONDONTWRITEBYTECODE :=
 # Continuous integration adds dev: a second call of pip would link the library again.
 EXTRAS ?= test,ray
 
