@@ -1,8 +1,8 @@
 // exp, log, softplus, sqrt, erf and what else cells call, of every instruction set: at most 2 ulp from the true value
 // for floats and doubles, and derivatives as torch has them.
 //
-// Of every function all floats are tried where they differ in more than their rounding, and one of 61 elsewhere; with
-// an argument k only every k-th of these (emulators are slow).
+// Every function is tried with all floats where they differ in more than their rounding, and with one of 61 elsewhere;
+// with an argument k only with every k-th of these (emulators are slow).
 #include <array>
 #include <bit>
 #include <cmath>

@@ -28,7 +28,7 @@ README, CELLS, FEATURES, GUIDE, INTEGRATIONS = (
     ROOT / "docs" / "guide.md",
     ROOT / "docs" / "integrations.md",
 )
-# Of each block of the page, in order, the package that it needs.
+# The package that each block of the page needs, in order.
 INTEGRATED = ("torch", "sb3_contrib", "torchrl", "opacus", "lightning")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
