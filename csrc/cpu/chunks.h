@@ -76,7 +76,6 @@ struct Scan {
   const int64_t c_row = cell.cell_states * h_sums;
   const int64_t c_columns = cell.cell_states * H;
   const int64_t c_dense_row = row_length<A>(c_columns);
-  const Grid full_grid = whole_grid();  // how the whole team shares a step
 
   // Rows of input products and of gate gradients have these lengths.
   int64_t gx_row() const { return row_length<A>(cell.input_gates * round_up_to_vec<A>(H)); }
@@ -91,8 +90,8 @@ struct Scan {
   }
 
   // Where others make the next chunk's input products meanwhile, short chunks let them begin soon.
-  int64_t forward_chunk() const {
-    return chunk_steps(leaves_threads() ? 0 : cpu::tuning().forward_chunk_bytes(),
+  int64_t forward_chunk(bool leaves_threads) const {
+    return chunk_steps(leaves_threads ? 0 : cpu::tuning().forward_chunk_bytes(),
                        i_row * sizeof(E) + gx_row() * sizeof(A), Tuning::kLeastForwardRows,
                        (N + team.threads() - 1) / team.threads(), schedule.T);
   }
@@ -103,8 +102,8 @@ struct Scan {
                        grouped ? Tuning::kLeastStepsOfAGroup * N : Tuning::kLeastBackwardRows, N, schedule.T);
   }
 
-  // Tells whether steps leave threads of a full team, which then make input products ahead.
-  bool leaves_threads() const { return packs() && p.x && full_grid.threads() < team.threads(); }
+  // Tells whether steps that a full team shares so leave threads, which then make input products ahead.
+  bool leaves_threads(Grid grid) const { return packs() && p.x && grid.threads() < team.threads(); }
 
   Grid whole_grid() const {
     const PackedWeights<S> w_hh(cell.recurrent_gates, H, R, {}, false, {},
@@ -113,11 +112,12 @@ struct Scan {
   }
 
   cpu::Choice choice() const {
+    const Grid grid = whole_grid();
     return {.not_in_lanes = {},
             .packs = packs(),
-            .leaves_threads = leaves_threads(),
-            .grid = full_grid,
-            .forward_chunk = forward_chunk(),
+            .leaves_threads = leaves_threads(grid),
+            .grid = grid,
+            .forward_chunk = forward_chunk(leaves_threads(grid)),
             .backward_chunk = backward_chunk(false)};
   }
 

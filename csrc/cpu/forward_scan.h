@@ -54,9 +54,10 @@ class ForwardScan : Scan<S> {
 
   // The chunk's rows, those of a row group side by side; and those of the next chunk, where it is made ahead.
   const int64_t gx_row_ = this->gx_row();
-  const int64_t chunk_steps_ = this->forward_chunk();
+  const bool leaves_threads_ = this->leaves_threads(this->whole_grid());
+  const int64_t chunk_steps_ = this->forward_chunk(leaves_threads_);
   const int64_t chunk_rows_ = chunk_steps_ * (N + team.threads());
-  const int64_t all_rows_ = this->leaves_threads() ? 2 * chunk_rows_ : chunk_rows_;
+  const int64_t all_rows_ = leaves_threads_ ? 2 * chunk_rows_ : chunk_rows_;
   Buffer<E> x_ = Buffer<E>(all_rows_ * i_row);
   Buffer<A> gx_ = Buffer<A>(all_rows_ * gx_row_);  // in panel order
 
@@ -70,7 +71,7 @@ class ForwardScan : Scan<S> {
       prepare(member);
       member.barrier();
       const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
-      const bool ahead = this->leaves_threads() && grid.threads() < member.count;
+      const bool ahead = leaves_threads_ && grid.threads() < member.count;
       if (member.index < grid.threads())
         walk(member, grid, ahead);
       else if (ahead)

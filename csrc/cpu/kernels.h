@@ -21,7 +21,7 @@ namespace fastrnn::cpu {
 struct Choice {
   std::string_view not_in_lanes;  // why samples do not lie in the lanes; empty: they do
   bool packs = false;             // weights are packed ahead
-  bool leaves_threads = false;    // which make the input products of the next chunk
+  bool leaves_threads = false;    // threads without a part in a step make the next input products
   Grid grid{1, 1};                // of the forward steps
   int64_t forward_chunk = 0;      // steps
   int64_t backward_chunk = 0;
