@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn.library import as_op_states, from_op_states, side_by_side
+from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
 from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat
 
 __all__ = [
-    "PLAIN",
     "has_kernel",
     "is_eager",
     "is_transformed",
@@ -30,8 +29,6 @@ __all__ = [
     "run_packed_layers",
     "run_stack",
 ]
-
-PLAIN = frozenset({Tensor, nn.Parameter})
 
 _stack = torch.ops.fastrnn.stack.default
 _step = torch.ops.fastrnn.step.default

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import eager, modules
+from fastrnn import direct, eager, modules
 from fastrnn.accelerate import (
     OURS,
     SUBCLASS,
@@ -419,9 +419,20 @@ class _FrozenLayers(Frozen):
     def _pack_arguments(self: Any) -> tuple[Any, ...]:
         return self._cell, self._weights(), self.num_layers, 1 + self.bidirectional
 
+    def _pack(self: Any) -> None:
+        super()._pack()
+        is_single = self.num_layers == 1 and not (self.bidirectional or self.proj_size)
+        options = (self._cell, self.hidden_size, 1, self.batch_first, self.reverse)
+        self._packed_direct = direct.layer(*options) if is_single else None
+
     def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
         if not (eager.is_eager() and self._is_current()):
             return None
+        short = self._packed_direct
+        if reset is None and short and short.order == (self.batch_first, self.reverse):
+            results = short(input, hx, (self._packed,))
+            if results is not None:
+                return results
         return eager.run_packed_layers(
             self._packed, input, hx, reset, self._has_cell_state, self.batch_first, self.reverse
         )
@@ -432,6 +443,11 @@ class _FrozenCell(Frozen):
 
     def _pack_arguments(self: Any) -> tuple[Any, ...]:
         return self._cell, self._weights(), 1, 1
+
+    def _step_directly(self: Any, input: Any, hx: Any) -> Any:
+        if not self._is_current():
+            return None
+        return direct.cell(self._cell, self.hidden_size, 1)(input, hx, (self._packed,))
 
     def _step_eagerly(self: Any, input: Any, states: tuple[Tensor, ...]) -> Any:
         if not (eager.is_eager() and self._is_current()):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fastrnn.cells import Cell
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "register_cell"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+PLAIN = frozenset({Tensor, nn.Parameter})  # the types of tensors that are no subclass
 
 
 def _load_library() -> str:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, eager, functional, modules, tracing, user_cells
 from fastrnn.cells import Cell
-from fastrnn.library import register_cell, side_by_side, weight_kinds
+from fastrnn.library import PLAIN, register_cell, side_by_side, weight_kinds
 from fastrnn.modules import Lengths
 from fastrnn.ops import FlatWeights
 
@@ -58,7 +58,7 @@ class UserCellModule(nn.Module):
         that do not start at zero: its kernels are loaded, or can be."""
         if not eager.is_eager() or self.cell.inputs or (hx is None and self.cell.initial):
             return False
-        if type(input) not in eager.PLAIN or not eager.has_kernel(input):
+        if type(input) not in PLAIN or not eager.has_kernel(input):
             return False
         return user_cells.why_step_by_step(self._cell, input.dtype, "cpu") is None
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fastrnn import frozen
 from fastrnn.accelerate import OURS
-from fastrnn.eager import PLAIN, is_transformed
+from fastrnn.eager import is_transformed
 from fastrnn.layers import is_recorded
-from fastrnn.library import PATH, cpu_instruction_set
+from fastrnn.library import PATH, PLAIN, cpu_instruction_set
 from fastrnn.recurrent import UserCellModule
 
 __all__ = ["Stream"]

@@ -94,12 +94,12 @@ class StackWeights {
         header_(packed ? &packed_header(*packed) : nullptr),
         each_(packed ? 0 : check_counts(weights, layers, directions, in.facts)) {
     if (!header_) return;
-    check_packed(*header_, in.cell, *in.input);
+    check_packed(*header_, in.cell, in.input->scalar_type(), in.input->size(-1));
     STD_TORCH_CHECK(header_->layers == layers && header_->directions == directions,
                     "fastrnn: the weights were packed for other layers or directions");
   }
   StackWeights(const PackedHeader& header, const ScanInputs& in) : header_(&header), each_(0) {
-    check_packed(header, in.cell, *in.input);
+    check_packed(header, in.cell, in.input->scalar_type(), in.input->size(-1));
   }
 
   // The sizes of the first layer; `in` has its weights afterwards.
@@ -119,12 +119,7 @@ class StackWeights {
   }
   template <class S>
   void set(int64_t entry, std::string_view cell, ScanParams<S>& p) const {
-    if (!header_) return;
-    p.packed_as = header_->type;
-    STD_TORCH_CHECK(kernels<S>().packed_bytes(cell, p) == header_->bytes(entry),
-                    "fastrnn: the packed weights of layer ", entry / header_->directions,
-                    " have another size than its units need");
-    p.packed = reinterpret_cast<const char*>(header_) + header_->begin(entry);
+    if (header_) set_packed(*header_, entry, cell, p);
   }
 
  private:

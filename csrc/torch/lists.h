@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "arguments.h"
@@ -21,7 +22,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // Tells whether a cell is one of the library's own.
-inline bool is_built_in(const std::string& cell) {
+inline bool is_built_in(std::string_view cell) {
   return Cells::dispatch(cell, []<class Cell>() {});
 }
 

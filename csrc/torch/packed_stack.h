@@ -54,32 +54,44 @@ inline bool is_name(const std::array<char, 16>& text, std::string_view name) {
          std::all_of(text.begin() + name.size(), text.end(), [](char c) { return c == 0; });
 }
 
-// Looks at a tensor as packed weights; throws where it is none. What the header says of each layer's bytes is compared
-// with its sizes where the layer runs.
-inline const PackedHeader& packed_header(const Tensor& packed) {
-  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-                      packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
-                  "fastrnn: packed must be what prepack returned");
-  const void* const data = packed.const_data_ptr();
+// Looks at so many bytes as packed weights; throws where they are none. What the header says of each layer's bytes is
+// compared with its sizes where the layer runs.
+inline const PackedHeader& packed_header(const void* data, int64_t bytes) {
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % alignof(PackedHeader) == 0,
                   "fastrnn: packed must begin at a multiple of ", alignof(PackedHeader), " bytes");
   const auto& header = *static_cast<const PackedHeader*>(data);
-  STD_TORCH_CHECK(header.magic == PackedHeader::kMagic && header.layout == PackedHeader::kLayout && header.is_sane() &&
-                      header.begin(header.entries()) == packed.numel(),
+  STD_TORCH_CHECK(bytes >= static_cast<int64_t>(sizeof(PackedHeader)) && header.magic == PackedHeader::kMagic &&
+                      header.layout == PackedHeader::kLayout && header.is_sane() &&
+                      header.begin(header.entries()) == bytes,
                   "fastrnn: packed must be what this version's prepack returned");
   return header;
 }
 
+inline const PackedHeader& packed_header(const Tensor& packed) {
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous(),
+                  "fastrnn: packed must be what prepack returned");
+  return packed_header(packed.const_data_ptr(), packed.numel());
+}
+
 // Throws where a call is for another cell, type or instruction set than the packed weights. Those of a user's cell are
 // none that prepack made.
-inline void check_packed(const PackedHeader& header, const std::string& cell, const Tensor& input) {
+inline void check_packed(const PackedHeader& header, std::string_view cell, ScalarType dtype, int64_t input_size) {
   STD_TORCH_CHECK(is_name(header.cell, cell) && is_built_in(cell),
-                  "fastrnn: the weights were packed for another cell than ", cell);
+                  "fastrnn: the weights were packed for another cell than ", std::string(cell));
   STD_TORCH_CHECK(is_name(header.set, instruction_set().name), "fastrnn: the weights were packed for ",
                   header.set.data(), ", and the kernels of ", std::string(instruction_set().name), " run now");
-  STD_TORCH_CHECK(header.dtype == static_cast<int32_t>(input.scalar_type()), "fastrnn: input has dtype ",
-                  static_cast<int>(input.scalar_type()), ", expected that of the packed weights, ", header.dtype);
-  STD_TORCH_CHECK(header.I == input.size(-1), "fastrnn: input has ", input.size(-1), " features, expected ", header.I);
+  STD_TORCH_CHECK(header.dtype == static_cast<int32_t>(dtype), "fastrnn: input has dtype ", static_cast<int>(dtype),
+                  ", expected that of the packed weights, ", header.dtype);
+  STD_TORCH_CHECK(header.I == input_size, "fastrnn: input has ", input_size, " features, expected ", header.I);
+}
+
+// Lets a kernel read a layer and direction's packed weights.
+template <class S>
+void set_packed(const PackedHeader& header, int64_t entry, std::string_view cell, ScanParams<S>& p) {
+  p.packed_as = header.type;
+  STD_TORCH_CHECK(kernels<S>().packed_bytes(cell, p) == header.bytes(entry), "fastrnn: the packed weights of layer ",
+                  entry / header.directions, " have another size than its units need");
+  p.packed = reinterpret_cast<const char*>(&header) + header.begin(entry);
 }
 
 }  // namespace fastrnn::cpu

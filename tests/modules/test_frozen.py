@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, rnn
 from torch.utils._pytree import tree_leaves
 
 import fastrnn
-from fastrnn import cells, eager, frozen
+from fastrnn import cells, direct, eager, frozen
 from fastrnn.library import use_cpu_instruction_set
 
 LAYERS = ("RNN", "GRU", "LSTM")
@@ -526,7 +526,11 @@ def test_one_packed_op_a_call(name, monkeypatch):
 
     for op in ("_stack", "_step", "_packed_stack", "_packed_step"):
         monkeypatch.setattr(eager, op, counted(op, getattr(eager, op)))
-    copied(torch.randn((3, 5) if name in CELLS else (2, 3, 5)))
+    x = torch.randn((3, 5) if name in CELLS else (2, 3, 5))
+    copied(x)
+    assert not calls  # a short call goes past the ops
+    monkeypatch.setattr(direct, "_MOST_PRODUCTS", 0)
+    copied(x)
     assert calls == ["_packed_step" if name in CELLS else "_packed_stack"]
 
 
