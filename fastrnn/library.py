@@ -373,7 +373,11 @@ def scan_backward_arguments(
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
     facts = CELLS[call.cell]
     schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(call.present))
-    of_results = chosen(grads, facts.differentiable_at)
+    # torch's dispatcher resolves a view that negates everywhere but in a list that may have a None.
+    of_results = [
+        grad if grad is None else grad.resolve_neg()
+        for grad in chosen(grads, facts.differentiable_at)
+    ]
     if facts.has_cell_state and not call.all_states:
         of_results[-1] = None  # of the cell states, which the caller does not see
     needs = [False] * len(facts.tensors)

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, gradients
+from common import DEVICE, TOLERANCE, OurMasks, assert_all_close, assert_equal, gradients
 from pairs import LAYERS, OURS, H, I, N, T, flatten, make_inputs, make_pair, run
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -519,3 +519,19 @@ def test_unsorted_pack_sequence_keeps_its_order():
         padded = pad_packed_sequence(output)[0]
         assert torch.equal(padded[: len(sequence), n], alone)
         assert torch.equal(h_n[:, n], h_alone)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_gradient_that_negates_is_resolved(name, monkeypatch):
+    """The dispatcher does so in every list but one that may have a None in it."""
+    monkeypatch.setattr(direct, "_IS_AVAILABLE", False)
+    fast = make_pair(name)[1]
+    y = fast(make_inputs(name, {})[0])[0]
+    inputs = list(fast.parameters())
+    grad = torch.ones_like(y)
+    expected = torch.autograd.grad(y, inputs, grad, retain_graph=True)
+    for create_graph in (False, True):
+        got = torch.autograd.grad(
+            y, inputs, torch._neg_view(-grad), retain_graph=True, create_graph=create_graph
+        )
+        assert_equal([g.detach() for g in got], expected)
