@@ -1,4 +1,4 @@
-"""Short calls of one layer or cell, without gradients, past torch's dispatcher.
+"""Short calls of one layer or cell past torch's dispatcher.
 
 The dispatcher takes longer than a step of few units. These calls give Python's tensors as they are
 to csrc/torch/direct.cpp, which asks DLPack's C functions what they are; what does not fit is left
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.library import CELLS, PATH, PLAIN
+from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, weight_kinds
 
-__all__ = ["Cell", "Layer", "cell", "layer"]
+__all__ = ["Cell", "Layer", "Scan", "cell", "layer", "scan"]
 
 # As in csrc/torch/direct.cpp.
-_LAYER, _STATES, _BIAS, _REVERSE, _BATCH_FIRST, _PACKED = 1, 2, 4, 8, 16, 32
+_LAYER, _BATCH_FIRST, _REVERSE, _PACKED, _SAVE, _RECOMPUTE = 1, 2, 4, 8, 16, 32
 
 # Products of inputs and hidden units: 0.2 ms where there are four gates. Beyond that the dispatcher
 # takes a fiftieth of a call.
@@ -44,7 +44,9 @@ _capsule_pointer = _declared(_python.PyCapsule_GetPointer, _Pointer, _Object, _T
 _new_capsule = _declared(_python.PyCapsule_New, _Object, _Pointer, _Text, _Pointer)
 _new_function = _declared(_python.PyCFunction_NewEx, _Object, _Pointer, _Object, _Pointer)
 _begin = _declared(_library.fastrnn_direct_begin, ctypes.c_int, _Pointer)
-_definition = _declared(_library.fastrnn_direct_function, _Pointer, _Text, ctypes.c_int)
+_of_both = (_Text, ctypes.c_int, ctypes.c_uint)
+_forward = _declared(_library.fastrnn_direct_forward, _Pointer, *_of_both)
+_backward = _declared(_library.fastrnn_direct_backward, _Pointer, *_of_both, ctypes.c_uint)
 
 
 class _Python(ctypes.Structure):
@@ -56,6 +58,7 @@ class _Python(ctypes.Structure):
         ("take_reference", _Pointer),
         ("yes", _Object),
         ("no", _Object),
+        ("none", _Object),
     )
 
 
@@ -67,58 +70,108 @@ def _hand_over() -> bool:
     functions = (_python.PyCapsule_GetPointer, _python.Py_IncRef)
     addresses = [ctypes.cast(function, _Pointer) for function in functions]
     tensors = _capsule_pointer(table, b"dlpack_exchange_api")
-    return bool(_begin(ctypes.byref(_Python(tensors, *addresses, True, False))))
+    return bool(_begin(ctypes.byref(_Python(tensors, *addresses, True, False, None))))
 
 
 _IS_AVAILABLE = _hand_over()
 
 
+@functools.cache
+def _present(cell: str, names: tuple[str, ...]) -> int:
+    """A bit for each row of the cell's table of tensors that is there."""
+    return sum(1 << i for i, info in enumerate(CELLS[cell].tensors) if info.name in names)
+
+
+def _function(definition: int) -> Callable[..., bool]:
+    """A function of the library's, which returns whether it ran the call."""
+    return _new_function(definition, _new_capsule(definition, _CAPSULE, None), None)
+
+
+@functools.cache
+def _forward_function(cell: str, options: int, names: tuple[str, ...]) -> Callable[..., bool]:
+    return _function(_forward(cell.encode(), options, _present(cell, names)))
+
+
+@functools.cache
+def _backward_function(
+    cell: str, options: int, names: tuple[str, ...], needs: tuple[str, ...]
+) -> Callable[..., bool]:
+    present = _present(cell, names)
+    return _function(_backward(cell.encode(), options, present, _present(cell, needs)))
+
+
+def _hold_values(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are tensors of torch's own that hold their values: a view may negate them."""
+    return PLAIN.issuperset(map(type, tensors)) and not any(map(_is_neg, tensors))
+
+
+def _may_run(input: Tensor, hidden_size: int) -> bool:
+    """Whether a call is short, and no profiler wants to see an op."""
+    return input.numel() * hidden_size <= _MOST_PRODUCTS and _IS_AVAILABLE and not _is_profiled()
+
+
+def _empty(like: Tensor) -> Tensor:
+    """Dense memory for a tensor of that shape."""
+    return _empty_like(like) if like.is_contiguous() else like.new_empty(like.shape)
+
+
+def _call(function: Callable[..., bool], *tensors: Tensor | None) -> bool:
+    try:
+        return function(*tensors)
+    except (BufferError, RuntimeError):  # DLPack cannot describe a tensor
+        return False
+
+
+# --- without gradients ----------------------------------------------------------------------------
+
+
 class _Short:
-    """The direct way of a layer's or a cell's calls, with weights as torch has them, two or with
-    biases four, or the one tensor that prepack made of them."""
+    """Calls without gradients of a layer or a cell of the library's own.
+
+    Its weights are those of torch, two or with biases four, or the one tensor that prepack made of
+    them.
+    """
 
     def __init__(self, cell: str, hidden_size: int, weights: int, options: int) -> None:
         self._has_cell_state = CELLS[cell].has_cell_state
         self._hidden_size = hidden_size
-        options |= {1: _PACKED, 2: 0, 4: _BIAS}[weights]
-        self._run_from_zero = self._function(cell, options)
-        self._run = self._function(cell, options | _STATES)
+        options |= _PACKED * (weights == 1)
+        states = ("h_0", "c_0")[: 1 + self._has_cell_state]
+        kinds = () if weights == 1 else tuple(weight_kinds(weights == 4, projection=False))
+        self._run = _forward_function(cell, options, ("input", *states, *kinds))
+        self._run_from_zero = _forward_function(cell, options, ("input", *kinds))
 
-    @staticmethod
-    def _function(cell: str, options: int) -> Callable[..., bool]:
-        """The library's function of these options, which returns whether it ran the call."""
-        definition = _definition(cell.encode(), options)
-        return _new_function(definition, _new_capsule(definition, _CAPSULE, None), None)
-
-    def _states(self, input: Any, hx: Any, weights: Sequence[Tensor]) -> tuple[Any, Any] | None:
-        """h and c before a call that may go this way, the input instead of those that are absent;
-        or None."""
-        h = c = input
-        if hx is not None:
-            if not self._has_cell_state:
-                h = hx
-            elif type(hx) in (tuple, list) and len(hx) == 2:
-                h, c = hx
-            else:
-                return None
-        may_run = (
-            type(input) in PLAIN
-            and type(h) in PLAIN
-            and type(c) in PLAIN
-            and input.numel() * self._hidden_size <= _MOST_PRODUCTS
-            and _IS_AVAILABLE
-            and not _is_profiled()  # which wants to see an op
-            # A view that negates does not hold its values.
-            and not (input.is_neg() or h.is_neg() or c.is_neg())
-            and (len(weights) == 1 or _are_plain(weights))
-        )
-        if not may_run or (torch.is_grad_enabled() and _need_grad(input, h, c, *weights)):
+    def _states(self, input: Any, hx: Any, weights: Sequence[Tensor]) -> tuple[Any, ...] | None:
+        """The states before a call that may go this way, or None."""
+        if hx is None:
+            states: tuple[Any, ...] = ()
+        elif not self._has_cell_state:
+            states = (hx,)
+        elif type(hx) in (tuple, list) and len(hx) == 2:
+            states = tuple(hx)
+        else:
             return None
-        return h, c
+        may_run = (
+            _hold_values((input, *states))
+            and _may_run(input, self._hidden_size)
+            and (len(weights) == 1 or _hold_values(weights))
+        )
+        if not may_run or (torch.is_grad_enabled() and _need_grad(input, *states, *weights)):
+            return None
+        return states
 
+    def _final_states(self, input: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Room for them, of the shape of the states before; if that does not fit, the library
+        refuses it."""
+        if states:
+            h_n = _empty(states[0])
+        else:
+            h_n = input.new_empty((*self._leading(input.shape), self._hidden_size))
+        return (h_n, _empty_like(h_n)) if self._has_cell_state else (h_n,)
 
-def _are_plain(weights: Sequence[Tensor]) -> bool:
-    return PLAIN.issuperset(map(type, weights)) and not any(map(_is_neg, weights))
+    def _leading(self, shape: torch.Size) -> tuple[int, ...]:
+        """The sizes of a state before H."""
+        raise NotImplementedError
 
 
 def _need_grad(*tensors: Tensor) -> bool:
@@ -143,27 +196,27 @@ class Layer(_Short):
         states = self._states(input, hx, weights)
         if states is None:
             return None
-        h_0, c_0 = states
-        shape = input.shape
-        if len(shape) not in (2, 3):
+        rank = input.dim()
+        if rank not in (2, 3):
             return None
-        is_batch_first = self.order[0] and len(shape) == 3
-        steps, *batch = shape[1::-1] if is_batch_first else shape[:-1]
-        if hx is not None and h_0.is_contiguous():
-            h_n = _empty_like(h_0)  # the library refuses a state of another shape
+        is_batch_first = self.order[0] and rank == 3
+        finals = self._final_states(input, states)
+        steps = input.size(1 if is_batch_first else 0)
+        if steps == 1:
+            y = _empty_like(finals[0])
         else:
-            h_n = input.new_empty((1, *batch, self._hidden_size))
-        c_n = _empty_like(h_n) if self._has_cell_state else h_n
-        y = _empty_like(h_n) if steps == 1 else input.new_empty((steps, *batch, self._hidden_size))
-        run = self._run_from_zero if hx is None else self._run
-        try:
-            if not run(input, h_0, c_0, y, h_n, c_n, *weights):
-                return None
-        except (BufferError, RuntimeError):  # DLPack cannot describe a tensor
+            y = input.new_empty((steps, *finals[0].shape[1:]))
+        run = self._run if states else self._run_from_zero
+        if not _call(run, input, *states, *weights, y, *finals):
             return None
         if is_batch_first:
             y = y.transpose(0, 1)
-        return y, (h_n, c_n) if self._has_cell_state else h_n
+        return y, finals if self._has_cell_state else finals[0]
+
+    def _leading(self, shape: torch.Size) -> tuple[int, ...]:
+        if len(shape) == 2:
+            return (1,)
+        return 1, shape[0 if self.order[0] else 1]
 
 
 class Cell(_Short):
@@ -177,19 +230,96 @@ class Cell(_Short):
         states = self._states(input, hx, weights)
         if states is None:
             return None
-        h_0, c_0 = states
-        if hx is not None and h_0.is_contiguous():
-            h_n = _empty_like(h_0)
-        else:
-            h_n = input.new_empty((*input.shape[:-1], self._hidden_size))
-        c_n = _empty_like(h_n) if self._has_cell_state else h_n
-        run = self._run_from_zero if hx is None else self._run
-        try:
-            if not run(input, h_0, c_0, h_n, h_n, c_n, *weights):
-                return None
-        except (BufferError, RuntimeError):
+        finals = self._final_states(input, states)
+        run = self._run if states else self._run_from_zero
+        if not _call(run, input, *states, *weights, *finals):
             return None
-        return (h_n, c_n) if self._has_cell_state else h_n
+        return finals if self._has_cell_state else finals[0]
+
+    def _leading(self, shape: torch.Size) -> tuple[int, ...]:
+        return shape[:-1]
 
 
 layer, cell = functools.cache(Layer), functools.cache(Cell)
+
+
+# --- with gradients -------------------------------------------------------------------------------
+
+
+class Scan:
+    """Both passes of a layer in one direction or of a cell, with a batch.
+
+    A layer's sequences are (T, N, columns) and its states (1, N, columns); of a cell both are
+    (N, columns). tensors are the input, the states before it and the weights, as the op takes them.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        kinds: tuple[str, ...],
+        numbers: tuple[float, ...],
+        is_layer: bool,
+        reverse: bool,
+        recompute: bool,
+    ) -> None:
+        """kinds: what the weights are."""
+        self.cell, self.kinds, self.numbers = cell, kinds, numbers
+        self.is_layer, self.reverse, self.recompute = is_layer, reverse, recompute
+        self._facts = facts = CELLS[cell]
+        self.names = ("input", *("h_0", "c_0")[: 1 + facts.has_cell_state], *kinds)
+        self._options = _LAYER * is_layer | _REVERSE * reverse | _RECOMPUTE * recompute
+        self._run = _forward_function(cell, self._options | _SAVE, self.names)
+        self._of_numbers = (torch.tensor(numbers, dtype=torch.float64),) if numbers else ()
+
+    def forward(
+        self, input: Tensor, *others: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+        """The results that a caller sees, of a layer y and of both the final states, and what
+        backward reads of them all; or None: take the op."""
+        facts, h_0, weight_ih = self._facts, others[0], others[1 + self._facts.has_cell_state]
+        hidden_size = weight_ih.size(0) // facts.input_gates
+        if not _may_run(input, hidden_size) or not _hold_values((input, *others)):
+            return None
+        finals = tuple(map(_empty, others[: 1 + facts.has_cell_state]))
+        leading = input.shape[:-1]
+        y = finals[0]
+        if self.is_layer:
+            y = _empty_like(y) if leading[0] == 1 else input.new_empty((*leading, h_0.size(-1)))
+        kept: tuple[Tensor, ...] = ()
+        if facts.saved and not self.recompute:
+            kept = (input.new_empty((*leading, facts.saved * hidden_size)),)
+        if facts.has_cell_state:
+            dtype = accumulate_dtype(input.dtype)
+            kept += (input.new_empty((*leading, finals[1].size(-1)), dtype=dtype),)
+        seen = (y, *finals) if self.is_layer else finals
+        if not _call(self._run, input, *others, *self._of_numbers, *seen, *kept):
+            return None
+        return seen, (y, *kept)
+
+    def backward(
+        self,
+        grads: Sequence[Tensor | None],
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None] | None:
+        """The gradients of tensors that are needed, from those of what forward's caller saw; or
+        None: take the op."""
+        needed = tuple(name for name, need in zip(self.names, needs, strict=True) if need)
+        run = _backward_function(self.cell, self._options, self.names, needed)
+        gradients = [
+            _empty(tensor) if need else None for tensor, need in zip(tensors, needs, strict=True)
+        ]
+        if not self.is_layer:
+            grads = (None, *grads)  # of y
+        if self._facts.has_cell_state:
+            grads = (*grads, None)  # of the cell states
+        given = [grad for grad in grads if grad is not None]
+        if not _hold_values(given):
+            return None
+        out = [gradient for gradient in gradients if gradient is not None]
+        done = _call(run, *grads, *tensors, *self._of_numbers, *saved, *out)
+        return gradients if done else None
+
+
+scan = functools.lru_cache(maxsize=1024)(Scan)  # numbers may be others in every call

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
-from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat
+from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat, short_scan
 
 __all__ = [
     "has_kernel",
@@ -55,7 +55,9 @@ def is_eager() -> bool:
     """Whether no tracer, transform or mode looks at this call."""
     return not (
         _is_compiling()
-        or is_transformed()
+        or _tracing_state() is not None
+        or _peek_transform() is not None
+        or forward_ad._current_level >= 0
         or _count_dispatch_modes()
         or _count_function_modes()
         or torch.is_autocast_enabled("cpu")
@@ -114,7 +116,12 @@ def run_layers(
     try:
         states = as_op_states(states)
         if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
-            output, *finals = _layer_by_layer(
+            if not states:
+                states = _zero_states(cell, input, weights, entries)
+            results = None
+            if entries == 1 and rank == 3:
+                results = short_scan(cell, input, states, weights, True, reverse, recompute, flat)
+            output, *finals = results or _layer_by_layer(
                 cell, input, states, weights, entries, directions, reverse, recompute, flat
             )
         else:
@@ -205,6 +212,16 @@ def _needs_grad(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
 
+def _zero_states(
+    cell: str, input: Tensor, weights: Sequence[Tensor], *leading: int
+) -> tuple[Tensor, ...]:
+    """h and c before a call without states; leading are dimensions before the samples."""
+    facts = CELLS[cell]
+    H, R = weights[0].size(0) // facts.input_gates, weights[1].size(1)
+    sizes = (R, facts.cell_states * H)[: 1 + facts.has_cell_state]
+    return tuple(input.new_zeros(*leading, input.size(-2), size) for size in sizes)
+
+
 def _layer_by_layer(
     cell: str,
     input: Tensor,
@@ -217,12 +234,7 @@ def _layer_by_layer(
     flat: FlatWeights | None,
 ) -> list[Tensor]:
     """What the op `stack` returns, by a node of the graph for each layer and direction."""
-    facts = CELLS[cell]
     each = len(weights) // entries
-    if not states:
-        H, R = weights[0].size(0) // facts.input_gates, weights[1].size(1)
-        sizes = (R, facts.cell_states * H)[: 1 + facts.has_cell_state]
-        states = [input.new_zeros(entries, input.size(1), size) for size in sizes]
 
     def run(index: int, layer_input: Tensor) -> Sequence[Tensor]:
         return scan_flat(
@@ -264,10 +276,10 @@ def run_cell(
         if not batched:
             input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         if not states:
-            hidden_size = weights[1].size(1)
-            sizes = (hidden_size, cell_states * hidden_size)[: 1 + (cell_states > 0)]
-            states = tuple(input.new_zeros(input.size(0), size) for size in sizes)
-        _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False, flat)
+            states = _zero_states(cell, input, weights)
+        finals = short_scan(cell, input, states, weights, False, False, False, flat)
+        if finals is None:
+            _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False, flat)
     except RuntimeError:
         return None
     finals = finals if batched else [final.squeeze(0) for final in finals]

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fastrnn import direct
 from fastrnn.cells import compiler
+from fastrnn.direct import Scan
 from fastrnn.library import (
     CELLS,
     DEVICES,
@@ -373,6 +375,78 @@ class _EagerScan(torch.autograd.Function):
         else:
             gradients = _below_autograd(_scan_backward_op, *arguments)
         return (*(None,) * len(others), *where_needed(chosen(gradients, ctx.call.present), needs))
+
+
+class _ShortScan(torch.autograd.Function):
+    """A short scan whose results are there already: its node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, scan: Scan, results: tuple[Any, Any], *tensors: Tensor) -> Any:
+        ctx.scan = scan
+        ctx.set_materialize_grads(False)
+        seen, saved = results
+        ctx.save_for_backward(*tensors, *saved)
+        return seen
+
+    @staticmethod
+    @_with_batched_grads
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        scan, (_, needs) = ctx.scan, split(ctx.needs_input_grad, 2)
+        tensors, saved = split(ctx.saved_tensors, len(needs))
+        gradients: Sequence[Tensor | None] | None = None
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms()):
+            gradients = scan.backward(grads, tensors, saved, needs)
+        if gradients is None:
+            gradients = _ShortScan.gradients_in_graph(scan, grads, tensors, saved, needs)
+        return (None, None, *gradients)
+
+    @staticmethod
+    def gradients_in_graph(
+        scan: Scan,
+        grads: Sequence[Tensor | None],
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """The gradients as a node of the graph, by the ops, which take all of a cell's sequences
+        with a dimension of time, and a layer's states without one of layers."""
+        facts = CELLS[scan.cell]
+        table = [info for info in facts.tensors if info.name in scan.names]
+        role = "state" if scan.is_layer else "sequence"
+        change, back = (
+            (Tensor.squeeze, Tensor.unsqueeze)
+            if scan.is_layer
+            else (Tensor.unsqueeze, Tensor.squeeze)
+        )
+
+        def changed(infos: Sequence[TensorInfo], values: Sequence[Any], how: Any) -> list[Any]:
+            return [
+                how(value, 0) if info.role == role and value is not None else value
+                for info, value in zip(infos, values, strict=True)
+            ]
+
+        grads = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        grads = grads if scan.is_layer else (None, *grads)
+        grads = (*grads, None) if facts.has_cell_state else grads
+        kept = [info for info in facts.saved_results if info.differentiable or not scan.recompute]
+        of_saved = changed(kept, saved, change)
+        if scan.recompute and facts.saved:
+            of_saved[1:1] = [saved[0].new_empty(0)]  # in place of the gates
+        there = changed(table, tensors, change)
+        call = _plain_call(
+            scan.cell, FlatWeights(scan.kinds, scan.numbers), scan.reverse, scan.recompute
+        )
+        needed = [False] * len(facts.tensors)
+        for index, need in zip(call.present, needs, strict=True):
+            needed[index] = need
+        gradients = _Scan.gradients_in_graph(
+            (
+                scan.cell, changed(facts.differentiable, grads, change), there, call.present,
+                *_NO_SCHEDULE, scan.reverse, of_saved, needed, 0, False, scan.numbers,
+            )
+        )  # fmt: skip
+        of_tensors = where_needed(chosen(gradients, call.present), needs)
+        return changed(table, of_tensors, back)
 
 
 class _ScanBackward(torch.autograd.Function):
@@ -777,6 +851,25 @@ def scan_flat(
     call = _plain_call(cell, flat or _flat_weights(len(weights)), reverse, recompute)
     results = _EagerScan.apply(call, *_NO_SCHEDULE, input, *states, *weights)
     return results[: 2 + CELLS[cell].has_cell_state]
+
+
+def short_scan(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    is_layer: bool,
+    reverse: bool,
+    recompute: bool,
+    flat: FlatWeights | None = None,
+) -> Sequence[Tensor] | None:
+    """As :func:`scan_flat` past torch's dispatcher, or None: the call does not fit. Of a cell,
+    input (N, I) and the final states alone; of a layer, states (1, N, columns)."""
+    kinds, numbers = flat or _flat_weights(len(weights))
+    tensors = (input, *states, *weights)
+    scan = direct.scan(cell, kinds, numbers, is_layer, reverse, recompute)
+    results = scan.forward(*tensors)
+    return None if results is None else _ShortScan.apply(scan, results, *tensors)
 
 
 _NO_SCHEDULE = (None,) * len(SCHEDULE)

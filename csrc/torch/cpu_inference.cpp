@@ -199,7 +199,7 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
         p.c_n = state_of<S>(finals, 1, entry);
         all.set(entry, in.cell, p);
       }
-      const Kernels<S>& kernels = kernels_for<S>(in, set);
+      const Kernels<S>& kernels = kernels_for<S>(in.cell, set);
       if (directions == 2 && suit_a_thread_each(kernels, in.cell, params[0], sizes, host->rows)) {
         torch::stable::parallel_for(0, directions, 1, [&](int64_t begin, int64_t end) {
           for (int64_t direction = begin; direction < end; ++direction)
@@ -293,7 +293,7 @@ Tensors run_step(ScanInputs in, const Tensors& states, const StackWeights& all) 
     if (kinds == 2) p.c_n = rows_of<S>(next[1]);
     all.set(0, in.cell, p);
     p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};  // the only step's h is the last one
-    kernels_for<S>(in, instruction_set()).forward(in.cell, p, present_team_for(sizes, N));
+    kernels_for<S>(in.cell, instruction_set()).forward(in.cell, p, present_team_for(sizes, N));
   });
   return next;
 }

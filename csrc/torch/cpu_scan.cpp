@@ -64,7 +64,7 @@ std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
   dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    const Kernels<S>& kernels = kernels_for<S>(in, instruction_set());
+    const Kernels<S>& kernels = kernels_for<S>(in.cell, instruction_set());
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
       kernels.forward(in.cell, of_samples(p, samples, schedule), team);
@@ -81,7 +81,7 @@ std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) 
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
   dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    const Kernels<S>& kernels = kernels_for<S>(in, instruction_set());
+    const Kernels<S>& kernels = kernels_for<S>(in.cell, instruction_set());
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
       const ScanGradients<S> d = scan_gradients<S>(saved, gradients, starts, group, samples.step > 1 ? 1 : in.groups);
@@ -105,7 +105,7 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
     const InstructionSet& set = instruction_set();
     const ScanParams<S> p =
         of_samples(scan_params<ScanParams<S>>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
-    Choice choice = kernels_for<S>(in, set).choice(in.cell, p, team);
+    Choice choice = kernels_for<S>(in.cell, set).choice(in.cell, p, team);
     const bool lanes = choice.not_in_lanes.empty();
     if (lanes) choice = {.not_in_lanes = {}, .packs = false, .grid = {team.threads(), 1}};
     answer.say("instruction_set", is_built_in(in.cell) && set.provides<S>() ? set.name : cell_instruction_set(set));

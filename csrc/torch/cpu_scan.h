@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -101,8 +102,8 @@ struct HostSchedule {
 
 // The set is asked for once a call: another thread may change it meanwhile.
 template <class S>
-const Kernels<S>& kernels_for(const ScanInputs& in, const InstructionSet& set) {
-  STD_TORCH_CHECK(is_built_in(in.cell) || cell_kernels<S>(in.cell, set), "fastrnn: cell '", in.cell,
+const Kernels<S>& kernels_for(const std::string& cell, const InstructionSet& set) {
+  STD_TORCH_CHECK(is_built_in(cell) || cell_kernels<S>(cell, set), "fastrnn: cell '", cell,
                   "' is not compiled for dtype ", std::string(kTypeName<S>), " and instruction set ",
                   std::string(cell_instruction_set(set)), "; fastrnn.cells.build compiles it");
   return kernels<S>(set);

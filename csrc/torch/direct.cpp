@@ -1,5 +1,5 @@
-// Calls without gradients of one layer or cell on CPU that come straight from Python, past torch's dispatcher, which
-// takes longer than a step of few units. fastrnn/direct.py makes them.
+// Short calls of one layer and direction, or of a cell, on CPU that come straight from Python, past torch's dispatcher,
+// which takes longer than a step of few units. fastrnn/direct.py makes them.
 //
 // The library is built without Python's headers. It fills in a PyMethodDef, whose layout is part of Python's stable
 // ABI, and Python makes a function of it and hands over the few functions of its own that are called here. The
@@ -8,7 +8,9 @@
 #include <array>
 #include <exception>
 #include <initializer_list>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "torch/cpu_scan.h"
 #include "torch/dlpack.h"
@@ -22,7 +24,7 @@ struct Python {
   const dlpack::ExchangeTable* tensors;
   void* (*capsule_pointer)(void* capsule, const char* name);
   void (*take_reference)(void* object);
-  void *yes, *no;
+  void *yes, *no, *none;
 };
 Python python;
 
@@ -35,12 +37,18 @@ struct MethodDef {  // Python's PyMethodDef
 constexpr int kFastCall = 0x80;  // METH_FASTCALL
 
 // What a function of Python's knows beside its arguments; fastrnn/direct.py has the same numbers.
-enum Options : int { kLayer = 1, kStates = 2, kBias = 4, kReverse = 8, kBatchFirst = 16, kPacked = 32 };
+enum Options : int { kLayer = 1, kBatchFirst = 2, kReverse = 4, kPacked = 8, kSave = 16, kRecompute = 32 };
 
 struct Function {
   MethodDef method;
-  std::string cell;  // empty where the packed weights say which
+  std::string cell;
+  CellFacts facts;
   int options;
+  // A bit for each row of the cell's table of tensors: those that are there, and in backward those whose gradient is
+  // computed.
+  unsigned present, needs;
+
+  bool is(Options option) const { return (options & option) != 0; }
 };
 
 constexpr char kCapsule[] = "fastrnn.direct";
@@ -54,180 +62,273 @@ void require(bool fits) {
   if (!fits) throw Misfit();
 }
 
+template <class S>
+constexpr ScalarType kDtype = ScalarType::Undefined;
+template <>
+constexpr ScalarType kDtype<uint8_t> = ScalarType::Byte;
+template <>
+constexpr ScalarType kDtype<float> = ScalarType::Float;
+template <>
+constexpr ScalarType kDtype<double> = ScalarType::Double;
+template <>
+constexpr ScalarType kDtype<BFloat16> = ScalarType::BFloat16;
+template <>
+constexpr ScalarType kDtype<Half> = ScalarType::Half;
+
 // A tensor of Python's on CPU that has data.
 class PythonTensor {
  public:
   explicit PythonTensor(void* object) {
-    if (python.tensors->view(object, &view_) != 0) throw Raised();
-    require(view_.device == dlpack::kCpu && view_.lanes == 1 && view_.data);
+    dlpack::TensorView view;
+    if (python.tensors->view(object, &view) != 0) throw Raised();
+    require(view.device == dlpack::kCpu && view.lanes == 1 && view.data && view.rank <= kMostRank);
+    data_ = static_cast<char*>(view.data) + view.byte_offset;
+    code_ = view.code;
+    bits_ = view.bits;
+    rank_ = view.rank;
+    std::copy_n(view.sizes, rank_, sizes_.begin());
+    std::copy_n(view.strides, rank_, strides_.begin());
   }
 
-  int64_t rank() const { return view_.rank; }
-  // Of the i-th dimension from the last, which is 1.
-  int64_t size(int64_t i) const { return view_.sizes[rank() - i]; }
-  int64_t stride(int64_t i) const { return view_.strides[rank() - i]; }
-  bool has(std::initializer_list<int64_t> sizes) const {
-    return std::equal(sizes.begin(), sizes.end(), view_.sizes, view_.sizes + rank());
+  size_t rank() const { return rank_; }
+  int64_t size(size_t i) const { return sizes_[i]; }
+  int64_t stride(size_t i) const { return strides_[i]; }
+  int64_t columns() const { return sizes_[rank_ - 1]; }
+  int64_t column_stride() const { return strides_[rank_ - 1]; }
+  void swap_first_dimensions() {
+    std::swap(sizes_[0], sizes_[1]);
+    std::swap(strides_[0], strides_[1]);
   }
 
   ScalarType dtype() const {
-    if (view_.code == dlpack::kBFloat && view_.bits == 16) return ScalarType::BFloat16;
-    if (view_.code == dlpack::kUInt && view_.bits == 8) return ScalarType::Byte;
-    require(view_.code == dlpack::kFloat);
-    return view_.bits == 64 ? ScalarType::Double : view_.bits == 32 ? ScalarType::Float : ScalarType::Half;
+    if (code_ == dlpack::kBFloat && bits_ == 16) return ScalarType::BFloat16;
+    if (code_ == dlpack::kUInt && bits_ == 8) return ScalarType::Byte;
+    require(code_ == dlpack::kFloat);
+    return bits_ == 64 ? ScalarType::Double : bits_ == 32 ? ScalarType::Float : ScalarType::Half;
   }
   template <class S>
   S* data() const {
-    return reinterpret_cast<S*>(static_cast<char*>(view_.data) + view_.byte_offset);
+    return reinterpret_cast<S*>(data_);
   }
 
   template <class S>
-  Matrix<S> matrix() const {
-    return {data<S>(), rank() > 1 ? stride(2) : 0, stride(1)};
-  }
-  template <class S>
-  Vector<S> vector() const {
-    return {data<S>(), stride(1)};
+  void check(const Shape& shape) const {
+    require(dtype() == kDtype<std::remove_const_t<S>> && rank_ == shape.rank &&
+            std::equal(sizes_.begin(), sizes_.begin() + rank_, shape.sizes.begin()));
   }
 
  private:
-  dlpack::TensorView view_;
+  static constexpr int32_t kMostRank = 3;
+
+  char* data_;
+  dlpack::TypeCode code_;
+  uint8_t bits_;
+  size_t rank_;
+  std::array<int64_t, kMostRank> sizes_{}, strides_{};
+};
+using OptionalPythonTensor = std::optional<PythonTensor>;
+
+// What a call was given, one after the other.
+class Arguments {
+ public:
+  Arguments(void* const* objects, ssize_t count) : next_(objects), end_(objects + count) {}
+
+  PythonTensor take() { return PythonTensor(take_object()); }
+  OptionalPythonTensor take_or_none() {
+    void* const object = take_object();
+    return object == python.none ? OptionalPythonTensor() : OptionalPythonTensor(PythonTensor(object));
+  }
+  void finish() const { require(next_ == end_); }
+
+ private:
+  void* take_object() {
+    require(next_ != end_);
+    return *next_++;
+  }
+
+  void* const* next_;
+  void* const* end_;
 };
 
-// A call's tensors in Python's hands. There are as many for each function, so those that a call lacks are any.
-struct Arguments {
-  void *input, *h_0, *c_0, *y, *h_n, *c_n;
-  void *weight_ih, *weight_hh, *bias_ih, *bias_hh;  // or packed weights, in place of the first
-};
-constexpr ssize_t kMostArguments = sizeof(Arguments) / sizeof(void*);
-
+// A call of either pass. Its arguments follow the tables in arguments.h: tensors, results, of which backward has the
+// gradients first and the saved ones behind the tensors, and then the gradients that it computes.
+//
+// A layer's sequences are [T, N, columns] and its states [1, N, columns]; of a cell both are [N, columns], and y is
+// h_n. A call without a batch lacks N.
 class Call {
  public:
-  Call(std::string cell, int options, const Arguments& given)
-      : cell_(std::move(cell)), options_(options), facts_(cell_facts(cell_)), given_(given), x_(given.input) {
-    require(is_built_in(cell_));
-    const int64_t batched = has(kLayer) ? 3 : 2, rank = x_.rank();
-    require(rank == batched || rank == batched - 1);
-    is_batched_ = rank == batched;
-    const bool batch_first = is_batched_ && has(kBatchFirst);
-    const int64_t sample = batch_first ? 3 : 2, step = !is_batched_ || batch_first ? 2 : 3;
-    T_ = has(kLayer) ? x_.size(step) : 1;
-    N_ = is_batched_ ? x_.size(sample) : 1;
-    step_stride_ = has(kLayer) ? x_.stride(step) : 0;
-    sample_stride_ = is_batched_ ? x_.stride(sample) : 0;
-    require(std::min({T_, N_, x_.size(1)}) > 0);
+  Call(const Function& function, Arguments& arguments) : f_(function), facts_(f_.facts), arguments_(arguments) {}
+
+  void run_forward() {
+    take_tensors();
+    dispatch_real_dtype(tensors_.input->dtype(), [&]<class S>() {
+      ScanParams<S> p = params<S>();
+      const bool save = f_.is(kSave);
+      const PerResult<bool> wanted{
+          .y = f_.is(kLayer), .h_n = true, .c_n = true, .gates = save && !f_.is(kRecompute), .cells = save};
+      for_each_result(
+          [&](const TensorInfo& info, auto& view, bool is_wanted) {
+            if (is_wanted && info.belongs_to(facts_)) see(info, arguments_.take(), view);
+          },
+          p, wanted);
+      if (!f_.is(kLayer)) p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};
+      arguments_.finish();
+      kernels_for<S>(f_.cell, instruction_set()).forward(f_.cell, p, team());
+    });
   }
 
-  ScalarType dtype() const { return x_.dtype(); }
-  int64_t input_size() const { return x_.size(1); }
-  bool has(Options option) const { return (options_ & option) != 0; }
-
-  // Weights as Python has them.
-  template <class S>
-  void run() const {
-    const PythonTensor ih(given_.weight_ih), hh(given_.weight_hh);
-    require(hh.rank() == 2 && fits(ih, {facts_.input_gates * hh.size(1), x_.size(1)}) &&
-            fits(hh, {facts_.recurrent_gates * hh.size(1), hh.size(1)}));
-    ScanParams<S> p = params<S>(hh.size(1));
-    p.weights.ih = ih.matrix<const S>();
-    p.weights.hh = hh.matrix<const S>();
-    if (has(kBias)) {
-      const PythonTensor bias_ih(given_.bias_ih), bias_hh(given_.bias_hh);
-      require(fits(bias_ih, {ih.size(2)}) && fits(bias_hh, {hh.size(2)}));
-      p.weights.bias_ih = bias_ih.vector<const S>();
-      p.weights.bias_hh = bias_hh.vector<const S>();
-    }
-    run(p);
-  }
-
-  // Weights that prepack made.
-  template <class S>
-  void run(const PackedHeader& header) const {
-    check_packed(header, cell_, dtype(), input_size());
-    require(header.entries() == 1 && header.R == header.H);
-    ScanParams<S> p = params<S>(header.H);
-    set_packed(header, 0, cell_, p);
-    run(p);
+  void run_backward() {
+    PerResult<OptionalPythonTensor> grads;
+    for_each_result(
+        [&](const TensorInfo& info, OptionalPythonTensor& grad) {
+          if (info.differentiable() && info.belongs_to(facts_)) grad = arguments_.take_or_none();
+        },
+        grads);
+    take_tensors();
+    dispatch_real_dtype(tensors_.input->dtype(), [&]<class S>() {
+      ScanParams<S> p = params<S>();
+      const PerResult<bool> kept{.y = true, .h_n = false, .c_n = false, .gates = !f_.is(kRecompute), .cells = true};
+      for_each_result(
+          [&](const TensorInfo& info, auto& view, bool is_kept) {
+            if (is_kept && info.belongs_to(facts_)) see(info, arguments_.take(), view);
+          },
+          p, kept);
+      ScanGradients<S> d;
+      struct {
+        Sequence<const S>& y;
+        Matrix<const S>&h_n, &c_n;
+        Sequence<const S> gates;
+        Sequence<const Accumulate<S>>& cells;
+      } d_results{d.y, d.h_n, d.c_n, {}, d.cells};
+      for_each_result(
+          [&](const TensorInfo& info, const OptionalPythonTensor& grad, auto& view) {
+            if (grad) see(info, *grad, view);
+          },
+          grads, d_results);
+      int row = 0;
+      for_each_tensor(
+          [&](const TensorInfo& info, auto& view) {
+            if (info.belongs_to(facts_) && (f_.needs >> row++ & 1)) see(info, arguments_.take(), view);
+          },
+          ViewPerTensor<S>(static_cast<ScanTensors<S>&>(d)));
+      arguments_.finish();
+      kernels_for<S>(f_.cell, instruction_set()).backward(f_.cell, p, d, team());
+    });
   }
 
  private:
-  bool fits(const PythonTensor& tensor, std::initializer_list<int64_t> sizes) const {
-    return tensor.dtype() == dtype() && tensor.has(sizes);
+  void take_tensors() {
+    int row = 0;
+    for_each_tensor(
+        [&](const TensorInfo& info, OptionalPythonTensor& tensor) {
+          if (info.belongs_to(facts_) && (f_.present >> row++ & 1)) tensor = arguments_.take();
+        },
+        tensors_);
+    if (f_.is(kPacked)) packed_ = arguments_.take();
+    if (facts_.numbers > 0) {
+      numbers_ = arguments_.take();
+      numbers_->check<double>({facts_.numbers});
+      require(numbers_->column_stride() == 1);
+    }
+    require(tensors_.input.has_value());
   }
-  // Checks a state, which has the input's dimensions, and of a layer 1 instead of its steps.
-  template <class S>
-  Matrix<S> state(void* object, int64_t columns) const {
-    const PythonTensor tensor(object);
-    require(has(kLayer)   ? is_batched_ ? fits(tensor, {1, N_, columns}) : fits(tensor, {1, columns})
-            : is_batched_ ? fits(tensor, {N_, columns})
-                          : fits(tensor, {columns}));
-    return tensor.matrix<S>();
+
+  // The sizes that the input has, and then those that the weights have.
+  void take_sizes() {
+    PythonTensor& x = *tensors_.input;
+    const size_t rank = f_.is(kLayer) ? 3 : 2;
+    require(x.rank() == rank || x.rank() == rank - 1);
+    is_batched_ = x.rank() == rank;
+    if (is_batched_ && f_.is(kBatchFirst)) x.swap_first_dimensions();
+    sizes_ = {f_.is(kLayer) ? x.size(0) : 1, is_batched_ ? x.size(rank - 2) : 1, x.columns(), 0, 0, facts_};
+    if (packed_) {
+      packed_->check<uint8_t>({packed_->columns()});
+      require(packed_->column_stride() == 1);
+      header_ = &packed_header(packed_->data<const char>(), packed_->columns());
+      check_packed(*header_, f_.cell, x.dtype(), x.columns());
+      require(header_->entries() == 1);
+      sizes_.H = header_->H;
+      sizes_.R = header_->R;
+    } else {
+      const OptionalPythonTensor &ih = tensors_.weight_ih, &hh = tensors_.weight_hh;
+      require(ih && hh && ih->rank() == 2 && hh->rank() == 2);
+      sizes_.H = ih->size(0) / facts_.input_gates;
+      sizes_.R = hh->size(1);
+      require(tensors_.weight_hr || sizes_.R == sizes_.H);
+    }
+    require(std::min({sizes_.T, sizes_.N, sizes_.I, sizes_.H, sizes_.R}) > 0);
+    check_bounds(sizes_);
   }
 
   template <class S>
-  ScanParams<S> params(int64_t H) const {
+  ScanParams<S> params() {
+    take_sizes();
     ScanParams<S> p;
-    p.input_size = x_.size(1);
-    p.hidden_size = p.output_size = H;
-    p.schedule.T = T_;
-    p.schedule.N = N_;
-    p.schedule.reverse = has(kReverse);
-    p.x = {x_.data<const S>(), nullptr, nullptr, step_stride_, sample_stride_, x_.stride(1)};
-    if (has(kStates)) p.h_0 = state<const S>(given_.h_0, H);
-    p.h_n = state<S>(given_.h_n, H);
-    if (facts_.cell_states > 0) {
-      const int64_t columns = facts_.cell_states * H;
-      if (has(kStates)) p.c_0 = state<const S>(given_.c_0, columns);
-      p.c_n = state<S>(given_.c_n, columns);
-    }
-    if (!has(kLayer)) {  // the only step's h is the last one
-      p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};
-      return p;
-    }
-    const PythonTensor y(given_.y);
-    require(is_batched_ ? fits(y, {T_, N_, H}) : fits(y, {T_, H}));
-    p.y = {y.data<S>(), nullptr, nullptr, y.stride(is_batched_ ? 3 : 2), is_batched_ ? y.stride(2) : 0, y.stride(1)};
+    for_each_tensor(
+        [&](const TensorInfo& info, const OptionalPythonTensor& tensor, auto& view) {
+          if (tensor) see(info, *tensor, view);
+        },
+        tensors_, ViewPerTensor<const S>(static_cast<ScanTensors<const S>&>(p)));
+    p.input_size = sizes_.I;
+    p.hidden_size = sizes_.H;
+    p.output_size = sizes_.R;
+    p.schedule.T = sizes_.T;
+    p.schedule.N = sizes_.N;
+    p.schedule.reverse = f_.is(kReverse);
+    if (numbers_) p.numbers = numbers_->data<const double>();
+    if (header_) set_packed(*header_, 0, f_.cell, p);
     return p;
   }
 
+  // Checks a tensor of the tables and views it.
   template <class S>
-  void run(const ScanParams<S>& p) const {
-    const ScanSizes sizes{T_, N_, p.input_size, p.hidden_size, p.output_size, facts_};
-    check_bounds(sizes);
-    kernels<S>().forward(cell_, p, present_team_for(sizes, T_ * N_));
+  void see(const TensorInfo& info, const PythonTensor& tensor, Sequence<S>& view) const {
+    const int64_t columns = length(info.columns, sizes_);
+    const bool layer = f_.is(kLayer);
+    tensor.check<S>(shape(layer, sizes_.T, columns));
+    const int64_t sample_stride = is_batched_ ? tensor.stride(layer) : 0;
+    view = {tensor.data<S>(), nullptr, nullptr, layer ? tensor.stride(0) : 0, sample_stride, tensor.column_stride()};
+  }
+  template <class S>
+  void see(const TensorInfo& info, const PythonTensor& tensor, Matrix<S>& view) const {
+    const int64_t columns = length(info.columns, sizes_);
+    if (info.role == Role::kMatrix)
+      tensor.check<S>({length(info.rows, sizes_), columns});
+    else
+      tensor.check<S>(shape(f_.is(kLayer), 1, columns));
+    view = {tensor.data<S>(), tensor.rank() > 1 ? tensor.stride(tensor.rank() - 2) : 0, tensor.column_stride()};
+  }
+  template <class S>
+  void see(const TensorInfo& info, const PythonTensor& tensor, Vector<S>& view) const {
+    tensor.check<S>({length(info.columns, sizes_)});
+    view = {tensor.data<S>(), tensor.column_stride()};
+  }
+  Shape shape(bool layer, int64_t first, int64_t columns) const {
+    if (layer) return is_batched_ ? Shape{first, sizes_.N, columns} : Shape{first, columns};
+    return is_batched_ ? Shape{sizes_.N, columns} : Shape{columns};
   }
 
-  std::string cell_;
-  int options_;
-  CellFacts facts_;
-  Arguments given_;
-  PythonTensor x_;
-  bool is_batched_;
-  int64_t T_, N_, step_stride_, sample_stride_;
+  Team team() const { return present_team_for(sizes_, sizes_.T * sizes_.N); }
+
+  const Function& f_;
+  const CellFacts& facts_;
+  Arguments& arguments_;
+  PerTensor<OptionalPythonTensor> tensors_;
+  OptionalPythonTensor packed_, numbers_;
+  const PackedHeader* header_ = nullptr;
+  ScanSizes sizes_{};
+  bool is_batched_ = false;
 };
 
-void run(const Function& function, const Arguments& given) {
-  if (!(function.options & kPacked)) {
-    const Call call(function.cell, function.options, given);
-    return dispatch_real_dtype(call.dtype(), [&]<class S>() { call.run<S>(); });
-  }
-  const PythonTensor packed(given.weight_ih);
-  require(packed.rank() == 1 && packed.stride(1) == 1 && packed.dtype() == ScalarType::Byte);
-  const PackedHeader& header = packed_header(packed.data<const char>(), packed.size(1));
-  const Call call(header.cell.data(), function.options, given);
-  dispatch_real_dtype(call.dtype(), [&]<class S>() { call.run<S>(header); });
-}
-
 // Returns True, False where the call does not fit, or null with an exception set.
-void* call_function(void* self, void* const* arguments, ssize_t count) {
+template <auto kPass>
+void* call_function(void* self, void* const* objects, ssize_t count) {
   void* answer = python.no;
   try {
     const void* const function = python.capsule_pointer(self, kCapsule);
     if (!function) return nullptr;
-    Arguments given{};
-    require(count <= kMostArguments);
-    std::copy_n(arguments, count, reinterpret_cast<void**>(&given));
-    run(*static_cast<const Function*>(function), given);
+    Arguments arguments(objects, count);
+    (Call(*static_cast<const Function*>(function), arguments).*kPass)();
     answer = python.yes;
   } catch (const Raised&) {
     return nullptr;
@@ -235,6 +336,16 @@ void* call_function(void* self, void* const* arguments, ssize_t count) {
   }
   python.take_reference(answer);
   return answer;
+}
+
+void* new_function(decltype(MethodDef::function) function, const char* cell, int options, unsigned present,
+                   unsigned needs) {
+  try {
+    return new Function{
+        {"fastrnn.direct", function, kFastCall, nullptr}, cell, cell_facts(cell), options, present, needs};
+  } catch (const std::exception&) {
+    return nullptr;
+  }
 }
 
 }  // namespace
@@ -251,8 +362,13 @@ FASTRNN_DIRECT int fastrnn_direct_begin(const fastrnn::cpu::Python* python) {
   return 1;
 }
 
-// Returns what Python makes a function of: a PyMethodDef, for a capsule with the same address. It lives forever.
-FASTRNN_DIRECT void* fastrnn_direct_function(const char* cell, int options) {
+// Return what Python makes functions of: a PyMethodDef, for a capsule with the same address, which lives forever; null
+// where the cell is unknown.
+FASTRNN_DIRECT void* fastrnn_direct_forward(const char* cell, int options, unsigned present) {
   using namespace fastrnn::cpu;
-  return new Function{{"direct", call_function, kFastCall, nullptr}, cell, options};
+  return new_function(call_function<&Call::run_forward>, cell, options, present, 0);
+}
+FASTRNN_DIRECT void* fastrnn_direct_backward(const char* cell, int options, unsigned present, unsigned needs) {
+  using namespace fastrnn::cpu;
+  return new_function(call_function<&Call::run_backward>, cell, options, present, needs);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fastrnn
-from fastrnn import direct
+from fastrnn import direct, zoo
 
 pytestmark = pytest.mark.skipif(
     not direct._IS_AVAILABLE, reason="this torch has no table of DLPack's functions"
@@ -93,6 +94,7 @@ def test_options_of_layers(name, options, ran):
         for x in (torch.randn(3, 4, I), torch.randn(4, 1, I), torch.randn(1, 4, I)):
             N = x.size(0 if module.batch_first else 1)
             assert_same(each, x, states_of(name, 1, N), ran)
+            assert_same(each, x, None, ran)
         assert_same(each, torch.randn(6, I), states_of(name, 1), ran)
 
 
@@ -245,3 +247,170 @@ def test_torchs_modules_that_were_accelerated(ran):
     model = fastrnn.accelerate(nn.Sequential(nn.LSTM(I, H)))
     model(torch.randn(1, 4, I))
     assert ran == [True]
+
+
+# --- with gradients -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ran_with_gradients():
+    """What calls with gradients answered: of each pass, whether it went this way."""
+    answers = {"forward": [], "backward": []}
+
+    def watched(name, real):
+        def call(self, *args):
+            results = real(self, *args)
+            answers[name].append(results is not None)
+            return results
+
+        return call
+
+    with (
+        torch.enable_grad(),
+        patch.object(direct.Scan, "forward", watched("forward", direct.Scan.forward)),
+        patch.object(direct.Scan, "backward", watched("backward", direct.Scan.backward)),
+    ):
+        yield answers
+
+
+def results_and_gradients(module, x, hx, wanted=None):
+    """The results of a call, then the gradients of a weighted sum of those that are wanted."""
+    results = tree_leaves(module(x, hx))
+    wanted = range(len(results)) if wanted is None else wanted
+    generator = torch.Generator().manual_seed(1)
+    total = sum(
+        (results[i] * torch.randn(results[i].shape, generator=generator).to(results[i].dtype)).sum()
+        for i in wanted
+    )
+    states = [] if hx is None else tree_leaves(hx)
+    inputs = [t for t in (x, *states, *module.parameters()) if t.requires_grad]
+    return results + list(torch.autograd.grad(total, inputs, allow_unused=True))
+
+
+def leaves(name, x, hx, module):
+    x = x.to(next(module.parameters()).dtype).requires_grad_()
+    return x, tree_map(lambda state: state.to(x.dtype).requires_grad_(), hx)
+
+
+@pytest.mark.parametrize("dtype", fastrnn.ops.DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"reverse": True}, {"recompute": True}], ids=str
+)
+@every_module
+def test_gradients_have_the_bits_of_the_ops(name, options, dtype, ran_with_gradients):
+    if name in CELLS and not {"bias"}.issuperset(options):
+        pytest.skip("an option of layers")
+    projections = [{}, {"proj_size": 7}] if name == "LSTM" else [{}]
+    for projection in projections:
+        module = getattr(fastrnn, name)(I, H, **options, **projection).to(dtype)
+        for N in (1, 4, 33):
+            for steps in (1, 7) if name in LAYERS else (None,):
+                x = torch.randn(N, I) if steps is None else torch.randn(steps, N, I)
+                first = () if steps is None else (1,)
+                h = torch.randn(*first, N, module.__dict__.get("proj_size") or H)
+                hx = (h, torch.randn(*first, N, H)) if "LSTM" in name else h
+                x, hx = leaves(name, x, hx, module)
+                for wanted in (None, [0]):
+                    for seen in ran_with_gradients.values():
+                        seen.clear()
+                    run = partial(results_and_gradients, module, x, hx, wanted)
+                    got = run()
+                    assert ran_with_gradients == {"forward": [True], "backward": [True]}
+                    assert_equal(got, by_ops(run))
+
+
+@every_module
+def test_only_the_gradients_that_are_needed(name, ran_with_gradients):
+    module = getattr(fastrnn, name)(I, H)
+    first, steps = ((1,), (3,)) if name in LAYERS else ((), ())
+    x, hx = torch.randn(*steps, 4, I), states_of(name, *first, 4)
+    for parameter in module.parameters():
+        module.requires_grad_(False)
+        parameter.requires_grad_()
+        got = results_and_gradients(module, x, hx)
+        assert_equal(got, by_ops(lambda: results_and_gradients(module, x, hx)))
+    module.requires_grad_(False)
+    x.requires_grad_()
+    got = results_and_gradients(module, x, None)
+    assert_equal(got, by_ops(lambda: results_and_gradients(module, x, None)))
+    assert ran_with_gradients["backward"] == [True] * 5
+
+
+@pytest.mark.parametrize("options", [{}, {"recompute": True}], ids=str)
+@every_module
+def test_derivatives_beyond_the_first(name, options, ran_with_gradients):
+    """What a short call's node gives in a graph of its own, by the ops."""
+    if options and name in CELLS:
+        pytest.skip("an option of layers")
+    module = getattr(fastrnn, name)(2, 3, dtype=torch.float64, **options)
+    first, steps = ((1,), (3,)) if name in LAYERS else ((), ())
+    x = torch.randn(*steps, 2, 2, dtype=torch.float64, requires_grad=True)
+    states = [torch.randn(*first, 2, 3, dtype=torch.float64, requires_grad=True)]
+    states *= 2 if "LSTM" in name else 1
+    weights = list(module.parameters())
+
+    def results(x, *states):
+        return tree_leaves(module(x, states if "LSTM" in name else states[0]))
+
+    assert torch.autograd.gradgradcheck(results, (x, *states))
+    assert all(ran_with_gradients["forward"])
+    penalty = torch.autograd.grad(results(x, *states)[0].sum(), x, create_graph=True)[0].square()
+    got = torch.autograd.grad(penalty.sum(), weights[:2])
+    with patch.object(direct, "_IS_AVAILABLE", False):
+        penalty = torch.autograd.grad(results(x, *states)[0].sum(), x, create_graph=True)[0]
+        assert_equal(got, torch.autograd.grad(penalty.square().sum(), weights[:2]))
+    y = results(x, *states)[0]
+    batch = torch.stack([torch.ones_like(y), torch.randn_like(y)])
+    got = torch.autograd.grad(y, x, batch, is_grads_batched=True, retain_graph=True)[0]
+    for one, grad in zip(got, batch, strict=True):
+        expected = torch.autograd.grad(y, x, grad, retain_graph=True)[0]
+        torch.testing.assert_close(one, expected)
+
+
+@every_module
+def test_tensors_of_any_strides_have_gradients(name, ran_with_gradients):
+    module = getattr(fastrnn, name)(I, H)
+    for weight in module.parameters():
+        weight.data = weight.data.t().contiguous().t() if weight.dim() == 2 else weight.data
+    steps, first = ((3,), (1,)) if name in LAYERS else ((), ())
+    x = torch.randn(*steps, 4, 2 * I)[..., ::2]
+    hx = tree_map(lambda state: state.mT.contiguous().mT, states_of(name, *first, 4))
+    x, hx = x.requires_grad_(), tree_map(torch.Tensor.requires_grad_, hx)
+
+    def run():
+        y = tree_leaves(module(x, hx))[0]
+        grad = torch.randn(y.size(-1), generator=torch.Generator().manual_seed(0)).expand_as(y)
+        inputs = [x, *tree_leaves(hx), *module.parameters()]
+        return [y, *torch.autograd.grad(y, inputs, grad)]
+
+    got = run()
+    assert ran_with_gradients == {"forward": [True], "backward": [True]}
+    assert_equal(got, by_ops(run))
+
+
+def test_a_gradient_that_fits_no_memory_takes_the_op(ran_with_gradients):
+    module, x = fastrnn.GRUCell(I, H), torch.randn(4, I)
+    h = module(x)
+    expected = torch.autograd.grad(h, module.weight_ih, torch.ones(4, H), retain_graph=True)
+    negative = torch._neg_view(-torch.ones(4, H))
+    got = torch.autograd.grad(h, module.weight_ih, negative)
+    assert_equal(got, expected)
+    assert ran_with_gradients["backward"] == [True, False]
+
+
+def test_what_changes_between_the_passes_is_noticed():
+    module, x = fastrnn.GRUCell(I, H), torch.randn(4, I)
+    with torch.enable_grad():
+        h = module(x, torch.randn(4, H))
+        h.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            h.sum().backward()
+
+
+def test_users_cells_train_this_way(ran_with_gradients):
+    layer = fastrnn.Recurrent(zoo.leaky_rnn, I, H)
+    x = torch.randn(7, 4, I, requires_grad=True)
+    states = torch.randn(1, 4, H, requires_grad=True)
+    got = results_and_gradients(layer, x, states)
+    assert ran_with_gradients == {"forward": [True], "backward": [True]}
+    assert_equal(got, by_ops(lambda: results_and_gradients(layer, x, states)))
