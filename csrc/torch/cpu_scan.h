@@ -20,6 +20,8 @@ namespace fastrnn::cpu {
 
 // Below this a fork and join costs more than it saves: a core does so much in 20 to 50 microseconds.
 constexpr double kMinFlopPerThread = 1e6;
+// A few rows wait for weights instead: a core reads so many from beyond its caches in about 7 microseconds.
+constexpr int64_t kMinWeightsPerThread = int64_t{1} << 17;
 
 inline Team team_of(int64_t threads) {
   return {threads, [](int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
@@ -30,8 +32,9 @@ inline Team team_of(int64_t threads) {
 // `rows` is the number of steps that all samples run together.
 inline Team team_for(const ScanSizes& sizes, int64_t rows) {
   const CellFacts& cell = sizes.cell;
-  const double flop = 2.0 * rows * sizes.H * (cell.input_gates * sizes.I + cell.recurrent_gates * sizes.R);
-  const int64_t useful = std::max<int64_t>(1, static_cast<int64_t>(flop / kMinFlopPerThread));
+  const int64_t weights = sizes.H * (cell.input_gates * sizes.I + cell.recurrent_gates * sizes.R);
+  const auto of_flop = static_cast<int64_t>(2.0 * rows * weights / kMinFlopPerThread);
+  const int64_t useful = std::max({int64_t{1}, of_flop, weights / kMinWeightsPerThread});
   return team_of(std::min(most_threads(), useful));
 }
 
