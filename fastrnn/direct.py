@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, weight_kinds
 
-__all__ = ["Cell", "Layer", "Scan", "cell", "layer", "scan"]
+__all__ = ["Scan", "Short", "scan", "short"]
 
 # As in csrc/torch/direct.cpp.
 _LAYER, _BATCH_FIRST, _REVERSE, _PACKED, _SAVE, _RECOMPUTE = 1, 2, 4, 8, 16, 32
@@ -125,122 +125,87 @@ def _call(function: Callable[..., bool], *tensors: Tensor | None) -> bool:
 # --- without gradients ----------------------------------------------------------------------------
 
 
-class _Short:
-    """Calls without gradients of a layer or a cell of the library's own.
+class Short:
+    """Calls without gradients of a layer in one direction, or of a cell, of the library's own.
 
     Its weights are those of torch, two or with biases four, or the one tensor that prepack made of
     them.
     """
 
-    def __init__(self, cell: str, hidden_size: int, weights: int, options: int) -> None:
+    def __init__(
+        self,
+        cell: str,
+        hidden_size: int,
+        weights: int,
+        is_layer: bool,
+        batch_first: bool = False,
+        reverse: bool = False,
+    ) -> None:
+        self.order = batch_first, reverse
         self._has_cell_state = CELLS[cell].has_cell_state
-        self._hidden_size = hidden_size
+        self._hidden_size, self._is_layer = hidden_size, is_layer
+        options = _LAYER * is_layer | _BATCH_FIRST * batch_first | _REVERSE * reverse
         options |= _PACKED * (weights == 1)
         states = ("h_0", "c_0")[: 1 + self._has_cell_state]
         kinds = () if weights == 1 else tuple(weight_kinds(weights == 4, projection=False))
         self._run = _forward_function(cell, options, ("input", *states, *kinds))
         self._run_from_zero = _forward_function(cell, options, ("input", *kinds))
 
-    def _states(self, input: Any, hx: Any, weights: Sequence[Tensor]) -> tuple[Any, ...] | None:
-        """The states before a call that may go this way, or None."""
-        if hx is None:
-            states: tuple[Any, ...] = ()
-        elif not self._has_cell_state:
+    # It is one function, since each further one of Python takes a tenth of a step of few units.
+    def __call__(self, input: Any, hx: Any, weights: Sequence[Tensor]) -> Any:
+        """What a module returns for these arguments, or None: take another way.
+
+        No tracer, transform or mode may look at the call.
+        """
+        if not (type(input) in PLAIN and _may_run(input, self._hidden_size)) or input.is_neg():
+            return None
+        states: tuple[Any, ...] = ()
+        if hx is not None and not self._has_cell_state:
             states = (hx,)
-        elif type(hx) in (tuple, list) and len(hx) == 2:
+        elif hx is not None:
+            if type(hx) not in (tuple, list) or len(hx) != 2:
+                return None
             states = tuple(hx)
-        else:
+        for state in states:
+            if type(state) not in PLAIN or state.is_neg():
+                return None
+        if len(weights) > 1 and not _hold_values(weights):
             return None
-        may_run = (
-            _hold_values((input, *states))
-            and _may_run(input, self._hidden_size)
-            and (len(weights) == 1 or _hold_values(weights))
-        )
-        if not may_run or (torch.is_grad_enabled() and _need_grad(input, *states, *weights)):
+        if torch.is_grad_enabled() and _need_grad(input, *states, *weights):
             return None
-        return states
+        rank = input.dim()
+        if self._is_layer and rank not in (2, 3):
+            return None
+        is_batch_first = self.order[0] and rank == 3
+        # A state of another shape than its final one the library refuses.
+        h_n = _empty(states[0]) if states else self._empty_state(input)
+        finals = (h_n, _empty_like(h_n)) if self._has_cell_state else (h_n,)
+        results = finals
+        if self._is_layer:
+            steps = input.size(1 if is_batch_first else 0)
+            y = _empty_like(h_n) if steps == 1 else input.new_empty((steps, *h_n.shape[1:]))
+            results = (y, *finals)
+        run = self._run if states else self._run_from_zero
+        if not _call(run, input, *states, *weights, *results):
+            return None
+        state = finals if self._has_cell_state else h_n
+        if not self._is_layer:
+            return state
+        return y.transpose(0, 1) if is_batch_first else y, state
 
-    def _final_states(self, input: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Room for them, of the shape of the states before; if that does not fit, the library
-        refuses it."""
-        if states:
-            h_n = _empty(states[0])
-        else:
-            h_n = input.new_empty((*self._leading(input.shape), self._hidden_size))
-        return (h_n, _empty_like(h_n)) if self._has_cell_state else (h_n,)
-
-    def _leading(self, shape: torch.Size) -> tuple[int, ...]:
-        """The sizes of a state before H."""
-        raise NotImplementedError
+    def _empty_state(self, input: Tensor) -> Tensor:
+        batch: tuple[int, ...] = input.shape[:-1]
+        if self._is_layer:
+            batch = batch[:1] if self.order[0] else batch[1:]
+            batch = (1, *batch) if input.dim() == 3 else (1,)
+        return input.new_empty((*batch, self._hidden_size))
 
 
 def _need_grad(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
 
-class Layer(_Short):
-    """A layer in one direction."""
-
-    def __init__(
-        self, cell: str, hidden_size: int, weights: int, batch_first: bool, reverse: bool
-    ) -> None:
-        options = _LAYER | _BATCH_FIRST * batch_first | _REVERSE * reverse
-        super().__init__(cell, hidden_size, weights, options)
-        self.order = batch_first, reverse
-
-    def __call__(self, input: Any, hx: Any, weights: Sequence[Tensor]) -> tuple[Tensor, Any] | None:
-        """What a module returns for these arguments, or None: take another way.
-
-        No tracer, transform or mode may look at the call.
-        """
-        states = self._states(input, hx, weights)
-        if states is None:
-            return None
-        rank = input.dim()
-        if rank not in (2, 3):
-            return None
-        is_batch_first = self.order[0] and rank == 3
-        finals = self._final_states(input, states)
-        steps = input.size(1 if is_batch_first else 0)
-        if steps == 1:
-            y = _empty_like(finals[0])
-        else:
-            y = input.new_empty((steps, *finals[0].shape[1:]))
-        run = self._run if states else self._run_from_zero
-        if not _call(run, input, *states, *weights, y, *finals):
-            return None
-        if is_batch_first:
-            y = y.transpose(0, 1)
-        return y, finals if self._has_cell_state else finals[0]
-
-    def _leading(self, shape: torch.Size) -> tuple[int, ...]:
-        if len(shape) == 2:
-            return (1,)
-        return 1, shape[0 if self.order[0] else 1]
-
-
-class Cell(_Short):
-    """A cell."""
-
-    def __init__(self, cell: str, hidden_size: int, weights: int) -> None:
-        super().__init__(cell, hidden_size, weights, 0)
-
-    def __call__(self, input: Any, hx: Any, weights: Sequence[Tensor]) -> Any:
-        """As :meth:`Layer.__call__`."""
-        states = self._states(input, hx, weights)
-        if states is None:
-            return None
-        finals = self._final_states(input, states)
-        run = self._run if states else self._run_from_zero
-        if not _call(run, input, *states, *weights, *finals):
-            return None
-        return finals if self._has_cell_state else finals[0]
-
-    def _leading(self, shape: torch.Size) -> tuple[int, ...]:
-        return shape[:-1]
-
-
-layer, cell = functools.cache(Layer), functools.cache(Cell)
+short = functools.cache(Short)
 
 
 # --- with gradients -------------------------------------------------------------------------------

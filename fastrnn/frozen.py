@@ -422,8 +422,8 @@ class _FrozenLayers(Frozen):
     def _pack(self: Any) -> None:
         super()._pack()
         is_single = self.num_layers == 1 and not (self.bidirectional or self.proj_size)
-        options = (self._cell, self.hidden_size, 1, self.batch_first, self.reverse)
-        self._packed_direct = direct.layer(*options) if is_single else None
+        options = (self._cell, self.hidden_size, 1, True, self.batch_first, self.reverse)
+        self._packed_direct = direct.short(*options) if is_single else None
 
     def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
         if not (eager.is_eager() and self._is_current()):
@@ -447,7 +447,7 @@ class _FrozenCell(Frozen):
     def _step_directly(self: Any, input: Any, hx: Any) -> Any:
         if not self._is_current():
             return None
-        return direct.cell(self._cell, self.hidden_size, 1)(input, hx, (self._packed,))
+        return direct.short(self._cell, self.hidden_size, 1, False)(input, hx, (self._packed,))
 
     def _step_eagerly(self: Any, input: Any, states: tuple[Tensor, ...]) -> Any:
         if not (eager.is_eager() and self._is_current()):

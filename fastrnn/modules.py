@@ -263,8 +263,8 @@ class RecurrentModule(nn.Module):
         weights, flat = self._short_weights()
         is_single = self.num_layers == 1 and not (self.bidirectional or self.proj_size)
         if is_single and flat is None and not trains(weights) and eager.is_eager():
-            short = direct.layer(
-                self._cell, self.hidden_size, len(weights), self.batch_first, self.reverse
+            short = direct.short(
+                self._cell, self.hidden_size, len(weights), True, self.batch_first, self.reverse
             )
             results = short(input, hx, weights)
             if results is not None:
@@ -683,7 +683,8 @@ class CellModule(nn.Module):
         weights = self._weights()
         if trains(weights):
             return None
-        return direct.cell(self._cell, self.hidden_size, len(weights))(input, hx, weights)
+        short = direct.short(self._cell, self.hidden_size, len(weights), False)
+        return short(input, hx, weights)
 
     def _step_eagerly(self, input: Any, states: tuple[Tensor, ...]) -> Sequence[Tensor] | None:
         """h' and, of an LSTM, c', or None: take the long way."""
