@@ -2,7 +2,7 @@
 
 The dispatcher takes longer than a step of few units. These calls give Python's tensors as they are
 to csrc/torch/direct.cpp, which asks DLPack's C functions what they are; what does not fit is left
-to the ops. The interpreter's lock is held meanwhile, so long calls do not come here.
+to the ops.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["Scan", "Short", "scan", "short"]
 # As in csrc/torch/direct.cpp.
 _LAYER, _BATCH_FIRST, _REVERSE, _PACKED, _SAVE, _RECOMPUTE = 1, 2, 4, 8, 16, 32
 
-# Products of inputs and hidden units: 0.2 ms where there are four gates. Beyond that the dispatcher
-# takes a fiftieth of a call.
-_MOST_PRODUCTS = 1 << 20
+# Products of inputs and hidden units: some milliseconds where there are four gates, of which the
+# dispatcher would take less than a hundredth.
+_MOST_PRODUCTS = 1 << 24
 
 _empty_like = torch.empty_like
 _is_neg = Tensor.is_neg
@@ -56,6 +56,8 @@ class _Python(ctypes.Structure):
         ("tensors", _Pointer),
         ("capsule_pointer", _Pointer),
         ("take_reference", _Pointer),
+        ("release_lock", _Pointer),
+        ("take_lock", _Pointer),
         ("yes", _Object),
         ("no", _Object),
         ("none", _Object),
@@ -67,7 +69,10 @@ def _hand_over() -> bool:
     table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if table is None:
         return False
-    functions = (_python.PyCapsule_GetPointer, _python.Py_IncRef)
+    functions = (
+        _python.PyCapsule_GetPointer, _python.Py_IncRef, _python.PyEval_SaveThread,
+        _python.PyEval_RestoreThread,
+    )  # fmt: skip
     addresses = [ctypes.cast(function, _Pointer) for function in functions]
     tensors = _capsule_pointer(table, b"dlpack_exchange_api")
     return bool(_begin(ctypes.byref(_Python(tensors, *addresses, True, False, None))))

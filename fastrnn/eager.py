@@ -118,10 +118,7 @@ def run_layers(
         if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
             if not states:
                 states = _zero_states(cell, input, weights, entries)
-            results = None
-            if entries == 1 and rank == 3:
-                results = short_scan(cell, input, states, weights, True, reverse, recompute, flat)
-            output, *finals = results or _layer_by_layer(
+            output, *finals = _layer_by_layer(
                 cell, input, states, weights, entries, directions, reverse, recompute, flat
             )
         else:
@@ -191,8 +188,8 @@ def over_layers(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output of stacked layers and their final states, one below the other.
 
-    run(index of a layer and direction, input) gives its output and final states; between(layer,
-    output of all directions) what the next layer takes.
+    run(index of a layer and direction, input) gives its output and final states (1, N, columns);
+    between(layer, output of all directions) what the next layer takes.
     """
     finals: list[Sequence[Tensor]] = []
     for index in range(entries):
@@ -204,8 +201,8 @@ def over_layers(
         if index % directions == directions - 1:
             input = between(index // directions, side_by_side(outputs))
     if entries == 1:
-        return input, tuple(final.unsqueeze(0) for final in finals[0])
-    return input, tuple(map(torch.stack, zip(*finals, strict=True)))
+        return input, tuple(finals[0])
+    return input, tuple(map(torch.cat, zip(*finals, strict=True)))
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
@@ -237,15 +234,16 @@ def _layer_by_layer(
     each = len(weights) // entries
 
     def run(index: int, layer_input: Tensor) -> Sequence[Tensor]:
-        return scan_flat(
-            cell,
-            layer_input,
-            [state.select(0, index) for state in states],
-            weights[index * each : (index + 1) * each],
-            reverse or index % directions == 1,
-            recompute,
-            flat,
-        )
+        own = weights[index * each : (index + 1) * each]
+        own_states = states
+        if entries > 1:
+            own_states = [state.narrow(0, index, 1) for state in states]
+        others = (own, reverse or index % directions == 1, recompute, flat)
+        results = short_scan(cell, layer_input, own_states, True, *others)
+        if results is not None:
+            return results
+        y, *finals = scan_flat(cell, layer_input, [h.squeeze(0) for h in own_states], *others)
+        return y, *(final.unsqueeze(0) for final in finals)
 
     output, finals = over_layers(input, entries, directions, run)
     return [output, *finals]
@@ -277,7 +275,7 @@ def run_cell(
             input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         if not states:
             states = _zero_states(cell, input, weights)
-        finals = short_scan(cell, input, states, weights, False, False, False, flat)
+        finals = short_scan(cell, input, states, False, weights, False, False, flat)
         if finals is None:
             _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False, flat)
     except RuntimeError:

@@ -104,7 +104,8 @@ def run_stack(
         )
         if c is not None:
             cells.append(apart(c.to(y.dtype), CELLS[cell].cell_states))
-        return (y, h_n) if c_n is None else (y, h_n, c_n)
+        finals = (h_n,) if c_n is None else (h_n, c_n)
+        return y, *(final.unsqueeze(0) for final in finals)
 
     def between(layer: int, output: Tensor) -> Tensor:
         if all_states:

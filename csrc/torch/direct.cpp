@@ -2,8 +2,7 @@
 // which takes longer than a step of few units. fastrnn/direct.py makes them.
 //
 // The library is built without Python's headers. It fills in a PyMethodDef, whose layout is part of Python's stable
-// ABI, and Python makes a function of it and hands over the few functions of its own that are called here. The
-// interpreter's lock is held all the time: no other thread of Python changes a tensor meanwhile.
+// ABI, and Python makes a function of it and hands over the few functions of its own that are called here.
 #include <algorithm>
 #include <array>
 #include <exception>
@@ -24,6 +23,8 @@ struct Python {
   const dlpack::ExchangeTable* tensors;
   void* (*capsule_pointer)(void* capsule, const char* name);
   void (*take_reference)(void* object);
+  void* (*release_lock)();  // the interpreter's
+  void (*take_lock)(void* state);
   void *yes, *no, *none;
 };
 Python python;
@@ -62,6 +63,19 @@ void require(bool fits) {
   if (!fits) throw Misfit();
 }
 
+// Other threads of Python may run as long as this lives.
+class Unlocked {
+ public:
+  explicit Unlocked(bool wanted) : state_(wanted ? python.release_lock() : nullptr) {}
+  Unlocked(const Unlocked&) = delete;
+  ~Unlocked() {
+    if (state_) python.take_lock(state_);
+  }
+
+ private:
+  void* const state_;
+};
+
 template <class S>
 constexpr ScalarType kDtype = ScalarType::Undefined;
 template <>
@@ -95,6 +109,11 @@ class PythonTensor {
   int64_t stride(size_t i) const { return strides_[i]; }
   int64_t columns() const { return sizes_[rank_ - 1]; }
   int64_t column_stride() const { return strides_[rank_ - 1]; }
+  size_t bytes() const {
+    int64_t elements = 1;
+    for (size_t i = 0; i < rank_; ++i) elements *= sizes_[i];
+    return elements * (bits_ / 8);
+  }
   void swap_first_dimensions() {
     std::swap(sizes_[0], sizes_[1]);
     std::swap(strides_[0], strides_[1]);
@@ -168,11 +187,12 @@ class Call {
           .y = f_.is(kLayer), .h_n = true, .c_n = true, .gates = save && !f_.is(kRecompute), .cells = save};
       for_each_result(
           [&](const TensorInfo& info, auto& view, bool is_wanted) {
-            if (is_wanted && info.belongs_to(facts_)) see(info, arguments_.take(), view);
+            if (is_wanted && info.belongs_to(facts_)) write(info, view);
           },
           p, wanted);
       if (!f_.is(kLayer)) p.y = {p.h_n.data, nullptr, nullptr, 0, p.h_n.row_stride, p.h_n.col_stride};
       arguments_.finish();
+      const Unlocked others_run(is_long());
       kernels_for<S>(f_.cell, instruction_set()).forward(f_.cell, p, team());
     });
   }
@@ -208,10 +228,11 @@ class Call {
       int row = 0;
       for_each_tensor(
           [&](const TensorInfo& info, auto& view) {
-            if (info.belongs_to(facts_) && (f_.needs >> row++ & 1)) see(info, arguments_.take(), view);
+            if (info.belongs_to(facts_) && (f_.needs >> row++ & 1)) write(info, view);
           },
           ViewPerTensor<S>(static_cast<ScanTensors<S>&>(d)));
       arguments_.finish();
+      const Unlocked others_run(is_long());
       kernels_for<S>(f_.cell, instruction_set()).backward(f_.cell, p, d, team());
     });
   }
@@ -280,6 +301,14 @@ class Call {
     return p;
   }
 
+  // Takes a result, whose memory is fresh.
+  template <class View>
+  void write(const TensorInfo& info, View& view) const {
+    const PythonTensor tensor = arguments_.take();
+    see(info, tensor, view);
+    prefer_huge_pages(view.data, tensor.bytes());
+  }
+
   // Checks a tensor of the tables and views it.
   template <class S>
   void see(const TensorInfo& info, const PythonTensor& tensor, Sequence<S>& view) const {
@@ -307,6 +336,9 @@ class Call {
     if (layer) return is_batched_ ? Shape{first, sizes_.N, columns} : Shape{first, columns};
     return is_batched_ ? Shape{sizes_.N, columns} : Shape{columns};
   }
+
+  // To release the interpreter's lock and to take it again pays only for some 20 microseconds.
+  bool is_long() const { return sizes_.T * sizes_.N * sizes_.I * sizes_.H > int64_t{1} << 17; }
 
   Team team() const { return present_team_for(sizes_, sizes_.T * sizes_.N); }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Thread
 from unittest.mock import patch
 
 import pytest
@@ -238,6 +240,37 @@ def test_threads_of_python():
         for results, right in zip(pool.map(run, range(8)), expected, strict=True):
             for result in results:
                 assert_equal(tree_leaves(result), tree_leaves(right))
+
+
+def test_a_long_call_lets_other_threads_run(ran):
+    layer, x = fastrnn.freeze(fastrnn.LSTM(64, 64)), torch.randn(2000, 1, 64)
+    count, stop, threads = 0, False, torch.get_num_threads()
+
+    def work():
+        nonlocal count
+        while not stop:
+            count += 1
+            time.sleep(0)  # gives the lock back, for which nobody asks
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    torch.set_num_threads(1)
+    worker = Thread(target=work)
+    worker.start()
+    try:
+        run = layer._packed_direct._run_from_zero
+        y, h, c = (torch.empty(n, 1, 64) for n in (2000, 1, 1))
+        progress = 0
+        for _ in range(20):
+            before = count
+            assert run(x, layer._packed, y, h, c)
+            progress += count - before
+    finally:
+        stop = True
+        sys.setswitchinterval(interval)
+        worker.join()
+        torch.set_num_threads(threads)
+    assert progress > 100
 
 
 def test_torchs_modules_that_were_accelerated(ran):

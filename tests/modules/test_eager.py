@@ -60,7 +60,7 @@ def taken(function, monkeypatch):
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("_stack", "_step", "scan_flat"):
+        for name in ("_stack", "_step", "short_scan"):
             patch.setattr(eager, name, counted(getattr(eager, name)))
         function()
     return count
