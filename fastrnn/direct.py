@@ -239,6 +239,7 @@ class Scan:
         self.names = ("input", *("h_0", "c_0")[: 1 + facts.has_cell_state], *kinds)
         self._options = _LAYER * is_layer | _REVERSE * reverse | _RECOMPUTE * recompute
         self._run = _forward_function(cell, self._options | _SAVE, self.names)
+        self._run_backward: dict[tuple[bool, ...], Callable[..., bool]] = {}  # by what is needed
         self._of_numbers = (torch.tensor(numbers, dtype=torch.float64),) if numbers else ()
 
     def forward(
@@ -271,12 +272,15 @@ class Scan:
         grads: Sequence[Tensor | None],
         tensors: Sequence[Tensor],
         saved: Sequence[Tensor],
-        needs: Sequence[bool],
+        needs: tuple[bool, ...],
     ) -> list[Tensor | None] | None:
         """The gradients of tensors that are needed, from those of what forward's caller saw; or
         None: take the op."""
-        needed = tuple(name for name, need in zip(self.names, needs, strict=True) if need)
-        run = _backward_function(self.cell, self._options, self.names, needed)
+        run = self._run_backward.get(needs)
+        if run is None:
+            needed = tuple(name for name, need in zip(self.names, needs, strict=True) if need)
+            run = _backward_function(self.cell, self._options, self.names, needed)
+            self._run_backward[needs] = run
         gradients = [
             _empty(tensor) if need else None for tensor, need in zip(tensors, needs, strict=True)
         ]

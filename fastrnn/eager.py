@@ -256,9 +256,9 @@ def run_cell(
     weights: Sequence[Tensor],
     flat: FlatWeights | None = None,
 ) -> Sequence[Tensor] | None:
-    """h' and the other states after one step, or None: take the long way. flat is as of
-    :func:`run_layers`."""
-    if not (is_eager() and PLAIN.issuperset(map(type, (input, *states, *weights)))):
+    """h' and the other states after one step, where :func:`is_eager` says so, or None: take the
+    long way. flat is as of :func:`run_layers`."""
+    if not PLAIN.issuperset(map(type, (input, *states, *weights))):
         return None
     if not has_kernel(input):
         return None

@@ -444,15 +444,18 @@ class _FrozenCell(Frozen):
     def _pack_arguments(self: Any) -> tuple[Any, ...]:
         return self._cell, self._weights(), 1, 1
 
-    def _step_directly(self: Any, input: Any, hx: Any) -> Any:
+    def _step_eagerly(self: Any, input: Any, hx: Any) -> Any:
         if not self._is_current():
             return None
-        return direct.short(self._cell, self.hidden_size, 1, False)(input, hx, (self._packed,))
-
-    def _step_eagerly(self: Any, input: Any, states: tuple[Tensor, ...]) -> Any:
-        if not (eager.is_eager() and self._is_current()):
+        short = direct.short(self._cell, self.hidden_size, 1, False)
+        results = short(input, hx, (self._packed,))
+        if results is not None:
+            return results
+        states = eager.plain_states(hx, self._has_cell_state)
+        if states is None:
             return None
-        return eager.run_packed_cell(self._packed, input, states)
+        finals = eager.run_packed_cell(self._packed, input, states)
+        return finals and self._as_hx(finals[: 1 + self._has_cell_state])
 
 
 class FrozenRNN(_FrozenLayers, modules.RNN):

@@ -678,33 +678,33 @@ class CellModule(nn.Module):
         """For a call with these inputs, the weights that fastrnn.freeze packed."""
         return None
 
-    def _step_directly(self, input: Any, hx: Any) -> Any:
-        """The results of a short call without gradients, or None: take another way."""
-        weights = self._weights()
-        if trains(weights):
+    def _step_eagerly(self, input: Any, hx: Any) -> Any:
+        """The results of a call that nothing looks at, or None: take the long way."""
+        cell, weights = self._cell, self._weights()
+        if not trains(weights):
+            results = direct.short(cell, self.hidden_size, len(weights), False)(input, hx, weights)
+            if results is not None:
+                return results
+        facts = ops.CELLS[cell]
+        states = eager.plain_states(hx, facts.cell_states)
+        if states is None or not isinstance(input, Tensor):
             return None
-        short = direct.short(self._cell, self.hidden_size, len(weights), False)
-        return short(input, hx, weights)
+        finals = eager.run_cell(cell, input, states, weights)
+        return finals and self._as_hx(finals)
 
-    def _step_eagerly(self, input: Any, states: tuple[Tensor, ...]) -> Sequence[Tensor] | None:
-        """h' and, of an LSTM, c', or None: take the long way."""
-        return eager.run_cell(self._cell, input, states, self._weights())
+    def _as_hx(self, states: Sequence[Tensor]) -> Any:
+        """h, of an LSTM (h, c)."""
+        return states[0] if len(states) == 1 else tuple(states)
 
     def _step(self, input: Any, hx: Any) -> Any:
         """The results of a call: h', of an LSTM (h', c')."""
-        results = self._step_directly(input, hx) if eager.is_eager() else None
+        results = self._step_eagerly(input, hx) if eager.is_eager() else None
         if results is not None:
             return results
-        facts = ops.CELLS[self._cell]
-        states = eager.plain_states(hx, facts.cell_states)
-        if states is not None and isinstance(input, Tensor):
-            results = self._step_eagerly(input, states)
-        if results is None:
-            leaf = tracing.fx_leaf(self, (input, hx), {})
-            if leaf is not None:
-                return leaf
-            results = self._step_with_checks(input, hx)
-        return tuple(results) if facts.has_cell_state else results[0]
+        leaf = tracing.fx_leaf(self, (input, hx), {})
+        if leaf is not None:
+            return leaf
+        return self._as_hx(self._step_with_checks(input, hx))
 
     def _step_with_checks(self, input: Tensor, hx: Any) -> Sequence[Tensor]:
         cell, name = self._cell, type(self).__name__
