@@ -32,6 +32,7 @@ _is_profiled = torch._C._autograd._profiler_enabled  # torch exports it as no na
 
 _Pointer, _Object, _Text = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
 _CAPSULE = b"fastrnn.direct"  # a capsule keeps the address of its name
+_TABLE = b"dlpack_exchange_api"
 _library, _python = ctypes.PyDLL(PATH), ctypes.PyDLL(None)
 
 
@@ -40,6 +41,7 @@ def _declared(function: Any, result: Any, *arguments: Any) -> Any:
     return function
 
 
+_is_capsule = _declared(_python.PyCapsule_IsValid, ctypes.c_int, _Object, _Text)
 _capsule_pointer = _declared(_python.PyCapsule_GetPointer, _Pointer, _Object, _Text)
 _new_capsule = _declared(_python.PyCapsule_New, _Object, _Pointer, _Text, _Pointer)
 _new_function = _declared(_python.PyCFunction_NewEx, _Object, _Pointer, _Object, _Pointer)
@@ -67,14 +69,14 @@ class _Python(ctypes.Structure):
 def _hand_over() -> bool:
     """Whether torch has DLPack's table of C functions, in a version that the library knows."""
     table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if table is None:
+    if not _is_capsule(table, _TABLE):
         return False
     functions = (
         _python.PyCapsule_GetPointer, _python.Py_IncRef, _python.PyEval_SaveThread,
         _python.PyEval_RestoreThread,
     )  # fmt: skip
     addresses = [ctypes.cast(function, _Pointer) for function in functions]
-    tensors = _capsule_pointer(table, b"dlpack_exchange_api")
+    tensors = _capsule_pointer(table, _TABLE)
     return bool(_begin(ctypes.byref(_Python(tensors, *addresses, True, False, None))))
 
 
