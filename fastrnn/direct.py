@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, weight_kinds
 
-__all__ = ["Scan", "Short", "scan", "short"]
+__all__ = ["Scan", "Short", "need_grad", "scan", "short"]
 
 # As in csrc/torch/direct.cpp.
 _LAYER, _BATCH_FIRST, _REVERSE, _PACKED, _SAVE, _RECOMPUTE = 1, 2, 4, 8, 16, 32
@@ -178,7 +178,7 @@ class Short:
                 return None
         if len(weights) > 1 and not _hold_values(weights):
             return None
-        if torch.is_grad_enabled() and _need_grad(input, *states, *weights):
+        if torch.is_grad_enabled() and need_grad(input, *states, *weights):
             return None
         rank = input.dim()
         if self._is_layer and rank not in (2, 3):
@@ -208,7 +208,7 @@ class Short:
         return input.new_empty((*batch, self._hidden_size))
 
 
-def _need_grad(*tensors: Tensor) -> bool:
+def need_grad(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
 

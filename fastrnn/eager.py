@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastrnn.direct import need_grad
 from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
 from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat, short_scan
 
@@ -55,9 +56,7 @@ def is_eager() -> bool:
     """Whether no tracer, transform or mode looks at this call."""
     return not (
         _is_compiling()
-        or _tracing_state() is not None
-        or _peek_transform() is not None
-        or forward_ad._current_level >= 0
+        or is_transformed()
         or _count_dispatch_modes()
         or _count_function_modes()
         or torch.is_autocast_enabled("cpu")
@@ -115,7 +114,7 @@ def run_layers(
         input, states, _ = _time_first(rank, input, states, None)
     try:
         states = as_op_states(states)
-        if torch.is_grad_enabled() and _needs_grad(input, *states, *weights):
+        if torch.is_grad_enabled() and need_grad(input, *states, *weights):
             if not states:
                 states = _zero_states(cell, input, weights, entries)
             output, *finals = _layer_by_layer(
@@ -170,7 +169,7 @@ def run_stack(
     tensors = (input, *states, *reset_states, *flat)
     if not (is_eager() and PLAIN.issuperset(map(type, tensors)) and has_kernel(input)):
         return None
-    if torch.is_grad_enabled() and _needs_grad(*tensors):
+    if torch.is_grad_enabled() and need_grad(*tensors):
         return None
     output, *finals = _stack(
         cell, input, states, reset_states, flat, len(weights) // directions, directions, *schedule,
@@ -203,10 +202,6 @@ def over_layers(
     if entries == 1:
         return input, tuple(finals[0])
     return input, tuple(map(torch.cat, zip(*finals, strict=True)))
-
-
-def _needs_grad(*tensors: Tensor) -> bool:
-    return any(tensor.requires_grad for tensor in tensors)
 
 
 def _zero_states(
@@ -265,7 +260,7 @@ def run_cell(
     cell_states = CELLS[cell].cell_states
     try:
         states = as_op_states(states)
-        if not (torch.is_grad_enabled() and _needs_grad(input, *states, *weights)):
+        if not (torch.is_grad_enabled() and need_grad(input, *states, *weights)):
             numbers = (None, flat.numbers) if flat else ()
             return from_op_states(_step(cell, input, states, weights, *numbers), cell_states)
         batched = input.dim() == 2
@@ -297,7 +292,7 @@ def run_packed_layers(
     if type(input) not in PLAIN or input.is_nested:
         return None
     states = plain_states(hx, has_cell_state)
-    if states is None or (torch.is_grad_enabled() and _needs_grad(input, *states)):
+    if states is None or (torch.is_grad_enabled() and need_grad(input, *states)):
         return None
     rank = input.dim()
     if rank not in (2, 3):
@@ -324,7 +319,7 @@ def run_packed_cell(
     """As :func:`run_cell`, of a frozen cell, where :func:`is_eager` says so."""
     if type(input) not in PLAIN or not PLAIN.issuperset(map(type, states)):
         return None
-    if torch.is_grad_enabled() and _needs_grad(input, *states):
+    if torch.is_grad_enabled() and need_grad(input, *states):
         return None
     h, c = (*states, None, None)[:2]
     try:

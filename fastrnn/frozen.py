@@ -421,9 +421,8 @@ class _FrozenLayers(Frozen):
 
     def _pack(self: Any) -> None:
         super()._pack()
-        is_single = self.num_layers == 1 and not (self.bidirectional or self.proj_size)
         options = (self._cell, self.hidden_size, 1, True, self.batch_first, self.reverse)
-        self._packed_direct = direct.short(*options) if is_single else None
+        self._packed_direct = direct.short(*options) if self._is_single else None
 
     def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
         if not (eager.is_eager() and self._is_current()):
@@ -455,7 +454,7 @@ class _FrozenCell(Frozen):
         if states is None:
             return None
         finals = eager.run_packed_cell(self._packed, input, states)
-        return finals and self._as_hx(finals[: 1 + self._has_cell_state])
+        return finals and modules.as_hx(finals[: 1 + self._has_cell_state])
 
 
 class FrozenRNN(_FrozenLayers, modules.RNN):

@@ -380,9 +380,7 @@ def scan_backward_arguments(
     ]
     if facts.has_cell_state and not call.all_states:
         of_results[-1] = None  # of the cell states, which the caller does not see
-    needs = [False] * len(facts.tensors)
-    for index, need in zip(call.present, of_tensors, strict=True):
-        needs[index] = need
+    needs = [bool(need) for need in with_absent(facts.tensors, of_tensors, call.present)]
     return (
         call.cell, of_results, tensors, call.present, *schedule, call.reverse, saved, needs,
         call.groups, call.tf32, call.numbers,

@@ -87,6 +87,13 @@ def trains(weights: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and weights[0].requires_grad
 
 
+def as_hx(states: Sequence[Tensor] | None) -> Tensor | tuple[Tensor, ...] | None:
+    """States as modules take and return them: one alone, several in a tuple, None of none."""
+    if not states:
+        return None
+    return states[0] if len(states) == 1 else tuple(states)
+
+
 class RecurrentModule(nn.Module):
     """The base of RNN, GRU and LSTM: arguments, parameters and their names."""
 
@@ -163,6 +170,11 @@ class RecurrentModule(nn.Module):
     @property
     def _cell(self) -> str:
         return self.mode.lower()
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether this is one layer in one direction, without a projection."""
+        return self.num_layers == 1 and not (self.bidirectional or self.proj_size)
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -261,8 +273,7 @@ class RecurrentModule(nn.Module):
         if reset is not None or (self.training and self.dropout):
             return None
         weights, flat = self._short_weights()
-        is_single = self.num_layers == 1 and not (self.bidirectional or self.proj_size)
-        if is_single and flat is None and not trains(weights) and eager.is_eager():
+        if self._is_single and flat is None and not trains(weights) and eager.is_eager():
             short = direct.short(
                 self._cell, self.hidden_size, len(weights), True, self.batch_first, self.reverse
             )
@@ -690,11 +701,7 @@ class CellModule(nn.Module):
         if states is None or not isinstance(input, Tensor):
             return None
         finals = eager.run_cell(cell, input, states, weights)
-        return finals and self._as_hx(finals)
-
-    def _as_hx(self, states: Sequence[Tensor]) -> Any:
-        """h, of an LSTM (h, c)."""
-        return states[0] if len(states) == 1 else tuple(states)
+        return as_hx(finals)
 
     def _step(self, input: Any, hx: Any) -> Any:
         """The results of a call: h', of an LSTM (h', c')."""
@@ -704,7 +711,7 @@ class CellModule(nn.Module):
         leaf = tracing.fx_leaf(self, (input, hx), {})
         if leaf is not None:
             return leaf
-        return self._as_hx(self._step_with_checks(input, hx))
+        return as_hx(self._step_with_checks(input, hx))
 
     def _step_with_checks(self, input: Tensor, hx: Any) -> Sequence[Tensor]:
         cell, name = self._cell, type(self).__name__

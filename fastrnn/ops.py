@@ -436,9 +436,7 @@ class _ShortScan(torch.autograd.Function):
         call = _plain_call(
             scan.cell, FlatWeights(scan.kinds, scan.numbers), scan.reverse, scan.recompute
         )
-        needed = [False] * len(facts.tensors)
-        for index, need in zip(call.present, needs, strict=True):
-            needed[index] = need
+        needed = [bool(need) for need in with_absent(facts.tensors, needs, call.present)]
         gradients = _Scan.gradients_in_graph(
             (
                 scan.cell, changed(facts.differentiable, grads, change), there, call.present,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import checks, eager, functional, modules, tracing, user_cells
 from fastrnn.cells import Cell
 from fastrnn.library import PLAIN, register_cell, side_by_side, weight_kinds
-from fastrnn.modules import Lengths
+from fastrnn.modules import Lengths, as_hx
 from fastrnn.ops import FlatWeights
 
 __all__ = ["Recurrent", "RecurrentCell", "UserCellModule"]
@@ -295,7 +295,7 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
                 self._cell, input, states, *self._op_weights(self._weights(), 1, 1, False)
             )
             if finals is not None:
-                return _as_hx(finals)
+                return as_hx(finals)
         leaf = tracing.fx_leaf(self, (input, hx), {"extra": extra})
         if leaf is not None:
             return leaf
@@ -308,7 +308,7 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
             name,
             self._cell,
             input.unsqueeze(0),
-            _as_hx([state.unsqueeze(0) for state in states]),
+            as_hx([state.unsqueeze(0) for state in states]),
             self._weights(),
             num_layers=1,
             bias=self.bias,
@@ -324,7 +324,7 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
             user=self._user_call({key: _first_step(value, input) for key, value in given.items()}),
         )
         last = last if isinstance(last, tuple) else (last,)
-        return _as_hx([final.squeeze(0) for final in last])
+        return as_hx([final.squeeze(0) for final in last])
 
     def _kinds_by_name(self) -> dict[str, str]:
         return {kind: kind for kind in modules.weight_kinds(self)}
@@ -337,13 +337,6 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
 def _op_kinds(bias: bool, projection: bool, vectors: bool) -> tuple[str, ...]:
     """What a layer's weights are as the ops take them."""
     return tuple(weight_kinds(bias, projection, vectors=["vectors"] * vectors))
-
-
-def _as_hx(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:
-    """States as modules take them: one alone, several in a tuple, None where there are none."""
-    if not states:
-        return None
-    return states[0] if len(states) == 1 else tuple(states)
 
 
 def _first_step(extra: Any, input: Tensor) -> Any:
