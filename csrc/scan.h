@@ -185,6 +185,8 @@ struct ScanGradients : ScanTensors<S> {
   // Samples share the weights but may be split into groups with gradients of their own (per-sample gradients). Sample n
   // is in group n % groups; every group's gradients have the rows of a weight, one group's after the other's.
   int64_t groups = 1;
+  // The weight gradients are added to what their tensors hold, which one group has.
+  bool adds_to_weights = false;
 };
 
 namespace cpu {

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, weight_kinds
+from fastrnn.weight_sums import SharedWeights
 
 __all__ = ["Scan", "Short", "need_grad", "scan", "short"]
 
 # As in csrc/torch/direct.cpp.
-_LAYER, _BATCH_FIRST, _REVERSE, _PACKED, _SAVE, _RECOMPUTE = 1, 2, 4, 8, 16, 32
+_LAYER, _BATCH_FIRST, _REVERSE, _PACKED, _SAVE, _RECOMPUTE, _ADD = 1, 2, 4, 8, 16, 32, 64
 
 # Products of inputs and hidden units: some milliseconds where there are four gates, of which the
 # dispatcher would take less than a hundredth.
@@ -241,7 +242,8 @@ class Scan:
         self.names = ("input", *("h_0", "c_0")[: 1 + facts.has_cell_state], *kinds)
         self._options = _LAYER * is_layer | _REVERSE * reverse | _RECOMPUTE * recompute
         self._run = _forward_function(cell, self._options | _SAVE, self.names)
-        self._run_backward: dict[tuple[bool, ...], Callable[..., bool]] = {}  # by what is needed
+        # By what is needed, and whether weight gradients are added.
+        self._run_backward: dict[tuple[tuple[bool, ...], bool], Callable[..., bool]] = {}
         self._of_numbers = (torch.tensor(numbers, dtype=torch.float64),) if numbers else ()
 
     def forward(
@@ -275,17 +277,21 @@ class Scan:
         tensors: Sequence[Tensor],
         saved: Sequence[Tensor],
         needs: tuple[bool, ...],
+        shared: SharedWeights | None,
     ) -> list[Tensor | None] | None:
         """The gradients of tensors that are needed, from those of what forward's caller saw; or
-        None: take the op."""
-        run = self._run_backward.get(needs)
-        if run is None:
-            needed = tuple(name for name, need in zip(self.names, needs, strict=True) if need)
-            run = _backward_function(self.cell, self._options, self.names, needed)
-            self._run_backward[needs] = run
+        None: take the op. Those of shared weights go to their sums."""
+        weights = len(self.kinds)
+        sums = None if shared is None else shared.sums()
+        if shared is not None and sums is None:
+            needs = (*needs[:-weights], *(False,) * weights)
+        adds = bool(sums)
         gradients = [
-            _empty(tensor) if need else None for tensor, need in zip(tensors, needs, strict=True)
+            _empty(tensor) if need else None
+            for tensor, need in zip(tensors[: -weights if adds else None], needs, strict=False)
         ]
+        gradients += sums or ()
+        run = self._run_backward.get((needs, adds)) or self._make_backward(needs, adds)
         if not self.is_layer:
             grads = (None, *grads)  # of y
         if self._facts.has_cell_state:
@@ -294,8 +300,19 @@ class Scan:
         if not _hold_values(given):
             return None
         out = [gradient for gradient in gradients if gradient is not None]
-        done = _call(run, *grads, *tensors, *self._of_numbers, *saved, *out)
-        return gradients if done else None
+        if not _call(run, *grads, *tensors, *self._of_numbers, *saved, *out):
+            return None
+        if sums is not None:
+            sums[:] = out[-weights:]
+            gradients[-weights:] = [None] * weights
+        return gradients
+
+    def _make_backward(self, needs: tuple[bool, ...], adds: bool) -> Callable[..., bool]:
+        needed = tuple(name for name, need in zip(self.names, needs, strict=True) if need)
+        options = self._options | _ADD * adds
+        run = _backward_function(self.cell, options, self.names, needed)
+        self._run_backward[needs, adds] = run
+        return run
 
 
 scan = functools.lru_cache(maxsize=1024)(Scan)  # numbers may be others in every call

@@ -52,6 +52,7 @@ from fastrnn.library import (
     without_absent,
 )
 from fastrnn.tracing import scan_in_jit_trace, untraced
+from fastrnn.weight_sums import SharedWeights, same
 
 __all__ = ["CELLS", "DTYPES", "CellFacts", "ScanWeights", "cpu_instruction_sets", "scan"]
 
@@ -377,39 +378,51 @@ class _EagerScan(torch.autograd.Function):
         return (*(None,) * len(others), *where_needed(chosen(gradients, ctx.call.present), needs))
 
 
+class _ShortCall(NamedTuple):
+    """A short scan that was run."""
+
+    scan: Scan
+    weights: Sequence[Tensor]
+    shared: SharedWeights | None  # that the weights were taken from
+
+    def shared_with_next(self, weights: Sequence[Tensor]) -> SharedWeights | None:
+        """What a step takes these weights from that begins with this call's final state."""
+        if self.shared is not None and self.shared.are(weights):
+            return self.shared
+        if same(self.weights, weights) and all(weight.requires_grad for weight in weights):
+            return SharedWeights(weights)
+        return None
+
+
 class _ShortScan(torch.autograd.Function):
     """A short scan whose results are there already: its node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, scan: Scan, results: tuple[Any, Any], *tensors: Tensor) -> Any:
-        ctx.scan = scan
+    def forward(ctx: Any, call: _ShortCall, results: tuple[Any, Any], *tensors: Tensor) -> Any:
+        ctx.call = call
         ctx.set_materialize_grads(False)
         seen, saved = results
         ctx.save_for_backward(*tensors, *saved)
         return seen
 
     @staticmethod
-    @_with_batched_grads
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        scan, (_, needs) = ctx.scan, split(ctx.needs_input_grad, 2)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
+            return _ShortScan.backward_in_graph(ctx, *grads)
+        scan, needs = ctx.call.scan, ctx.needs_input_grad[2:]
         tensors, saved = split(ctx.saved_tensors, len(needs))
-        gradients: Sequence[Tensor | None] | None = None
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms()):
-            gradients = scan.backward(grads, tensors, saved, needs)
+        gradients = scan.backward(grads, tensors, saved, needs, ctx.call.shared)
         if gradients is None:
-            gradients = _ShortScan.gradients_in_graph(scan, grads, tensors, saved, needs)
+            return _ShortScan.backward_in_graph(ctx, *grads)
         return (None, None, *gradients)
 
     @staticmethod
-    def gradients_in_graph(
-        scan: Scan,
-        grads: Sequence[Tensor | None],
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        needs: Sequence[bool],
-    ) -> list[Tensor | None]:
+    @_with_batched_grads
+    def backward_in_graph(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """The gradients as a node of the graph, by the ops, which take all of a cell's sequences
         with a dimension of time, and a layer's states without one of layers."""
+        scan, needs = ctx.call.scan, ctx.needs_input_grad[2:]
+        tensors, saved = split(ctx.saved_tensors, len(needs))
         facts = CELLS[scan.cell]
         table = [info for info in facts.tensors if info.name in scan.names]
         role = "state" if scan.is_layer else "sequence"
@@ -425,9 +438,9 @@ class _ShortScan(torch.autograd.Function):
                 for info, value in zip(infos, values, strict=True)
             ]
 
-        grads = [grad if grad is None else grad.resolve_neg() for grad in grads]
-        grads = grads if scan.is_layer else (None, *grads)
-        grads = (*grads, None) if facts.has_cell_state else grads
+        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        resolved = resolved if scan.is_layer else [None, *resolved]
+        resolved = [*resolved, None] if facts.has_cell_state else resolved
         kept = [info for info in facts.saved_results if info.differentiable or not scan.recompute]
         of_saved = changed(kept, saved, change)
         if scan.recompute and facts.saved:
@@ -439,12 +452,12 @@ class _ShortScan(torch.autograd.Function):
         needed = [bool(need) for need in with_absent(facts.tensors, needs, call.present)]
         gradients = _Scan.gradients_in_graph(
             (
-                scan.cell, changed(facts.differentiable, grads, change), there, call.present,
+                scan.cell, changed(facts.differentiable, resolved, change), there, call.present,
                 *_NO_SCHEDULE, scan.reverse, of_saved, needed, 0, False, scan.numbers,
             )
         )  # fmt: skip
         of_tensors = where_needed(chosen(gradients, call.present), needs)
-        return changed(table, of_tensors, back)
+        return (None, None, *changed(table, of_tensors, back))
 
 
 class _ScanBackward(torch.autograd.Function):
@@ -864,10 +877,21 @@ def short_scan(
     """As :func:`scan_flat` past torch's dispatcher, or None: the call does not fit. Of a cell,
     input (N, I) and the final states alone; of a layer, states (1, N, columns)."""
     kinds, numbers = flat or _flat_weights(len(weights))
-    tensors = (input, *states, *weights)
     scan = direct.scan(cell, kinds, numbers, is_layer, reverse, recompute)
-    results = scan.forward(*tensors)
-    return None if results is None else _ShortScan.apply(scan, results, *tensors)
+    results = scan.forward(input, *states, *weights)
+    if results is None:
+        return None
+    before: Any = states[0].grad_fn
+    goes_on = type(before) is _SHORT_NODE
+    shared = before.call.shared_with_next(weights) if goes_on else None
+    taken = weights if shared is None else shared.tensors
+    call = _ShortCall(scan, tuple(weights), shared)
+    return _apply_short_scan(call, results, input, *states, *taken)
+
+
+_SHORT_NODE = _ShortScan._backward_cls  # the type of its nodes
+# What Function.apply calls where no transform is active, past 2 µs of its looking for one.
+_apply_short_scan = super(torch.autograd.Function, _ShortScan).apply
 
 
 _NO_SCHEDULE = (None,) * len(SCHEDULE)

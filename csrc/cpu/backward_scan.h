@@ -115,8 +115,8 @@ class BackwardScan : Scan<S> {
       const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
       const Part part(member, grid, w_hh_.panels());
       const int64_t last_begin = (schedule.T - 1) / chunk_steps_ * chunk_steps_;
-      bool fresh = !grouped;  // the weight gradients hold nothing yet; those of groups start at zero
-      if (grouped) clear_weights(member);
+      bool fresh = !grouped && !d.adds_to_weights;  // the sums of matrices hold nothing yet; those of groups are zeros
+      if (!fresh) begin_matrices(member);
       for (int64_t begin = last_begin; begin >= 0 && schedule.T > 0 && N > 0; begin -= chunk_steps_) {
         const Range steps{begin, std::min(begin + chunk_steps_, schedule.T)};
         int64_t rows = 0;
@@ -141,7 +141,7 @@ class BackwardScan : Scan<S> {
         fresh = fresh && rows == 0;
         member.barrier();
       }
-      if (fresh) clear_weights(member);
+      if (fresh) begin_matrices(member);
       store_results(member);
     });
   }
@@ -174,14 +174,31 @@ class BackwardScan : Scan<S> {
     return {buffer.get(), row_length<A>(columns)};
   }
 
-  // Clears this member's share of the weight gradients.
-  void clear_weights(const Team::Member& member) {
-    const auto clear = [](Sums sums, Range range) {
-      if (sums.data) std::fill(sums.data + range.begin * sums.row, sums.data + range.end * sums.row, A(0));
+  // Sets this member's share of the weight gradients to what sums over rows are added to: zeros, or what they hold.
+  void begin_matrices(const Team::Member& member) {
+    const auto begin = [this](const Buffer<A>& buffer, Matrix<S> result, Range range, int64_t columns) {
+      const Sums sums = sums_of(buffer, result, columns);
+      if (!sums.data || (d.adds_to_weights && in_place(result, columns))) return;
+      std::fill(sums.data + range.begin * sums.row, sums.data + range.end * sums.row, A(0));
+      for (int64_t i = range.begin; d.adds_to_weights && i < range.end; ++i)
+        gather(result.row(i), result.col_stride, sums.data + i * sums.row, columns);
     };
-    clear(sums_of(dw_ih_, d.weights.ih, I), member.share(dw_ih_rows_));
-    clear(sums_of(dw_hh_, d.weights.hh, R), member.share(dw_hh_rows_));
-    clear(sums_of(dw_hr_, d.weights.hr, H), member.share(d.groups * R));
+    begin(dw_ih_, d.weights.ih, member.share(dw_ih_rows_), I);
+    begin(dw_hh_, d.weights.hh, member.share(dw_hh_rows_), R);
+    begin(dw_hr_, d.weights.hr, member.share(d.groups * R), H);
+  }
+
+  void begin_vectors(const Team::Member& member) {
+    const auto begin = [this](const Buffer<A>& sums, Vector<S> result, Range range) {
+      if (!sums.get()) return;
+      if (d.adds_to_weights)
+        gather(&result[range.begin], result.stride, sums.get() + range.begin, range.size());
+      else
+        std::fill_n(sums.get() + range.begin, range.size(), A(0));
+    };
+    begin(db_ih_, d.weights.bias_ih, member.share(dw_ih_rows_));
+    begin(db_hh_, d.weights.bias_hh, member.share(dw_hh_rows_));
+    begin(d_vectors_sum_, d.weights.vectors, member.share(d_vectors_size_));
   }
 
   // Nobody asks for what the first step of the walk leaves of dh, unless it is the gradient of a state.
@@ -218,9 +235,7 @@ class BackwardScan : Scan<S> {
     const auto clear = [](A* sums, Range range, int64_t row) {
       if (sums) std::fill(sums + range.begin * row, sums + range.end * row, A(0));
     };
-    clear(db_ih_.get(), member.share(dw_ih_rows_), 1);
-    clear(db_hh_.get(), member.share(dw_hh_rows_), 1);
-    clear(d_vectors_sum_.get(), member.share(d_vectors_size_), 1);
+    begin_vectors(member);
     clear(d_reset_h_.get(), rows, r_sums);
     clear(d_reset_c_.get(), rows, c_row);
   }

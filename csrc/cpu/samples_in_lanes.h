@@ -156,12 +156,15 @@ class LaneBackward : LaneScan<S> {
         sum.value.store(lanes);
         for (int width = V::kWidth / 2; width > 0; width /= 2)
           for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-        return Storage<S>::from(lanes[0]);
+        return lanes[0];
       };
-      for (int64_t k = 0; d.weights.ih && k < I; ++k) d.weights.ih(j, k) = total(k);
-      if (d.weights.bias_ih) d.weights.bias_ih[j] = total(I);
-      for (int64_t k = 0; d.weights.hh && k < H; ++k) d.weights.hh(j, k) = total(I + 1 + k);
-      if (d.weights.bias_hh) d.weights.bias_hh[j] = total(I + 1 + H);
+      const auto store = [&](S& to, int64_t term) {
+        to = Storage<S>::from(total(term) + (d.adds_to_weights ? Storage<S>::to(to) : A(0)));
+      };
+      for (int64_t k = 0; d.weights.ih && k < I; ++k) store(d.weights.ih(j, k), k);
+      if (d.weights.bias_ih) store(d.weights.bias_ih[j], I);
+      for (int64_t k = 0; d.weights.hh && k < H; ++k) store(d.weights.hh(j, k), I + 1 + k);
+      if (d.weights.bias_hh) store(d.weights.bias_hh[j], I + 1 + H);
     }
   }
 };

@@ -38,7 +38,7 @@ struct MethodDef {  // Python's PyMethodDef
 constexpr int kFastCall = 0x80;  // METH_FASTCALL
 
 // What a function of Python's knows beside its arguments; fastrnn/direct.py has the same numbers.
-enum Options : int { kLayer = 1, kBatchFirst = 2, kReverse = 4, kPacked = 8, kSave = 16, kRecompute = 32 };
+enum Options : int { kLayer = 1, kBatchFirst = 2, kReverse = 4, kPacked = 8, kSave = 16, kRecompute = 32, kAdd = 64 };
 
 struct Function {
   MethodDef method;
@@ -214,6 +214,7 @@ class Call {
           },
           p, kept);
       ScanGradients<S> d;
+      d.adds_to_weights = f_.is(kAdd);
       struct {
         Sequence<const S>& y;
         Matrix<const S>&h_n, &c_n;
