@@ -258,8 +258,10 @@ def check_extra_shape(
     name: str, key: str, given: Tensor, wide: Tensor, full: tuple[int, ...], forms: str
 ) -> None:
     """Check an extra input by what is expanded to its full shape."""
+    # torch.compile takes a size and a symbol of its value for equal, but does not find one by `in`.
     fits = wide.dim() == len(full) and all(
-        size in (1, expected) for size, expected in zip(wide.shape, full, strict=True)
+        size == 1 or size == expected
+        for size, expected in zip(wide.shape, full, strict=True)
     )
     if not fits:
         raise ValueError(f"{name}: extra[{key!r}] has shape {list(given.shape)}, expected {forms}")

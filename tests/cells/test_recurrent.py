@@ -645,8 +645,16 @@ def test_vmap(path, cell):
             assert_all_close(actual, expected, torch.float64)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """torch.compile counts what it compiled of a function, and knows which sizes changed."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @ALL_CELLS
-def test_compile(path, cell):
+def test_compile(path, cell, fresh_compiler):
     layer = make(cell, num_layers=2)
     x, hx, extra = normal(T, N, I), make_hx(cell, 2), make_extra(cell)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -655,7 +663,14 @@ def test_compile(path, cell):
     assert_all_close(run(compiled, x, hx, extra, **keywords), expected, torch.float64)
 
 
-def test_compiled_numbers_may_change(path):
+def test_compiled_sizes_may_be_known_of_one_input_alone(path, fresh_compiler):
+    for cell, steps in ((next(cell for cell in CELLS if not cell.inputs), T - 1), (leaky, T)):
+        layer, x, extra = make(cell), normal(steps, N, I), make_extra(cell)
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        assert_all_close(run(compiled, x, None, extra), run(layer, x, None, extra), torch.float64)
+
+
+def test_compiled_numbers_may_change(path, fresh_compiler):
     layer, x, extra = make(leaky), normal(T, N, I), make_extra(leaky)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for alpha in (0.2, 0.6, 0.9):
