@@ -201,7 +201,8 @@ def check_state_shapes(
 ) -> None:
     for index, (state, shape) in enumerate(zip(states, shapes, strict=False)):
         shared = (shape[0], 1, shape[2])  # one state for all samples
-        if tuple(state.shape) not in (shape, shared):
+        given = tuple(state.shape)
+        if given != shape and given != shared:  # not by `in`, as of check_extra_shape
             label = f"{argument}[{index}]" if len(states) > 1 else argument
             raise RuntimeError(
                 f"Expected {label} size {shape}, got {list(state.shape)}: "
@@ -258,7 +259,7 @@ def check_extra_shape(
     name: str, key: str, given: Tensor, wide: Tensor, full: tuple[int, ...], forms: str
 ) -> None:
     """Check an extra input by what is expanded to its full shape."""
-    # torch.compile takes a size and a symbol of its value for equal, but does not find one by `in`.
+    # torch.compile takes a size and a symbol of its value for equal, but finds none by `in`.
     fits = wide.dim() == len(full) and all(
         size == 1 or size == expected
         for size, expected in zip(wide.shape, full, strict=True)

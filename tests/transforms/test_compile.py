@@ -100,6 +100,16 @@ def test_no_second_recompilation_by_default(name):
     assert count_graphs(counter) == 2
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_state_that_comes_after_the_batch_has_changed(name):
+    """torch then takes the input's sizes as symbols, and the state's as they are."""
+    fast = make_pair(name)[1]
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    compiled(make_call(name, {}, (3, 2), with_lengths=False)[0][0])
+    call = make_call(name, {}, (5, 4), with_lengths=False)
+    assert_all_close(run(compiled, call), run(fast, call), torch.float64)
+
+
 GRAD_MODES = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
