@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SharedWeights"]
+__all__ = ["SharedWeights", "same"]
 
 _engine_will_execute = torch._C._will_engine_execute_node
 _run_of_engine = torch._C._current_graph_task_id
@@ -47,6 +47,7 @@ class SharedWeights:
 
 
 def same(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether they are the same objects."""
     return len(weights) == len(others) and all(map(operator.is_, weights, others))
 
 

@@ -12,8 +12,10 @@ import torch
 
 pytest.importorskip("rich")  # the benchmarks draw their tables with it
 
+import fastrnn
 from benchmarks import compare, plots, report
 from benchmarks.__main__ import GPU_DTYPES, QUICK_GPU_MINUTES, chosen_cases, main, parser
+from benchmarks.c_stream import seconds_of_steps
 from benchmarks.cases import (
     DOUBLE,
     GATES,
@@ -379,6 +381,25 @@ def test_limit_says_when_it_is_none():
     assert "too high" in str(Check(3e9, 16, 1.8)) and "too high" not in str(Check(3e9, 16, 1.97))
 
 
+def test_compare_beside_a_peer(tmp_path, capsys):
+    """Of a row that torch.nn took twice the time for, too, only the limit says that it changed."""
+    a, b = Run({}, [], [row("rnn", 1.0), row("gru", 1.0)]), Run({}, [], [row("rnn", 2.0)])
+    for run, seconds in ((a, 3.0), (b, 6.0)):
+        run.rows[0].seconds["torch.nn"] = Times.of([seconds] * 4)
+    assert [change.verdict for change in compare.changes(a, b)] == ["slower"]
+    assert [change.ratio for change in compare.changes(a, b, "torch.nn")] == [1.0]
+    a.rows[0].seconds["torch.nn"] = Times(3.0, 2.0, 4.0, 4)
+    assert compare.changes(a, b, "torch.nn")[0].noise == pytest.approx(1 / 3, rel=0.1)
+    for name, run in (("a", a), ("b", b)):
+        run.save(tmp_path / name)
+    files = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert compare.main([*files, "--beside", "torch.nn"]) == 0
+    assert "0 faster, 0 slower, 1 within noise" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        compare.main([*files, "--beside", "JAX"])
+    assert "no row in common with JAX" in capsys.readouterr().err
+
+
 def test_compare(tmp_path, capsys):
     a = Run({}, [], [row("rnn", 1.0), row("gru", 1.0), row("lstm", 1.0), row("rnn", 1.0, T=7)])
     # The machine was half as free in the second run: twice the time is the same speed.
@@ -575,6 +596,17 @@ def test_shapes_are_drawn_within_bounds_and_again():
     assert all(a >= b for a, b in zip(least, (10, 1, 4, 10), strict=True))
     assert all(a <= b for a, b in zip(most, (1000, 300, 700, 800), strict=True))
     assert all(Case("", "lstm", *shape).flop(training=False) <= 1e11 for shape in shapes)
+
+
+def test_steps_of_a_stream_are_timed_in_c():
+    module = fastrnn.LSTM(5, 7)
+    stream, other = fastrnn.Stream(module, 2), fastrnn.Stream(module, 2)
+    x = torch.randn(2, 5)
+    seconds = seconds_of_steps(stream, x, 50)
+    assert len(seconds) == 50 and seconds.min() > 0
+    for _ in range(50):
+        other(x[None])
+    assert all(map(torch.equal, stream.state, other.state))
 
 
 def test_a_crowd_is_told_by_each_of_its_processes():
