@@ -261,8 +261,7 @@ def check_extra_shape(
     """Check an extra input by what is expanded to its full shape."""
     # torch.compile takes a size and a symbol of its value for equal, but finds none by `in`.
     fits = wide.dim() == len(full) and all(
-        size == 1 or size == expected
-        for size, expected in zip(wide.shape, full, strict=True)
+        size == 1 or size == expected for size, expected in zip(wide.shape, full, strict=True)
     )
     if not fits:
         raise ValueError(f"{name}: extra[{key!r}] has shape {list(given.shape)}, expected {forms}")
