@@ -283,8 +283,6 @@ class Scan:
         None: take the op. Those of shared weights go to their sums."""
         weights = len(self.kinds)
         sums = None if shared is None else shared.sums()
-        if shared is not None and sums is None:
-            needs = (*needs[:-weights], *(False,) * weights)
         adds = bool(sums)
         gradients = [
             _empty(tensor) if need else None

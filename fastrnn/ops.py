@@ -387,11 +387,11 @@ class _ShortCall(NamedTuple):
 
     def shared_with_next(self, weights: Sequence[Tensor]) -> SharedWeights | None:
         """What a step takes these weights from that begins with this call's final state."""
+        if not all(weight.requires_grad for weight in weights):
+            return None
         if self.shared is not None and self.shared.are(weights):
             return self.shared
-        if same(self.weights, weights) and all(weight.requires_grad for weight in weights):
-            return SharedWeights(weights)
-        return None
+        return SharedWeights(weights) if same(self.weights, weights) else None
 
 
 class _ShortScan(torch.autograd.Function):
@@ -409,9 +409,12 @@ class _ShortScan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
             return _ShortScan.backward_in_graph(ctx, *grads)
-        scan, needs = ctx.call.scan, ctx.needs_input_grad[2:]
+        call, needs = ctx.call, ctx.needs_input_grad[2:]
         tensors, saved = split(ctx.saved_tensors, len(needs))
-        gradients = scan.backward(grads, tensors, saved, needs, ctx.call.shared)
+        # Compiled autograd comes with a node of its own, and adds up what nodes return.
+        is_own = type(ctx) is _SHORT_NODE
+        shared = call.shared if is_own else None
+        gradients = call.scan.backward(grads, tensors, saved, needs, shared)
         if gradients is None:
             return _ShortScan.backward_in_graph(ctx, *grads)
         return (None, None, *gradients)

@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["SharedWeights", "same"]
 
 _engine_will_execute = torch._C._will_engine_execute_node
-_run_of_engine = torch._C._current_graph_task_id
+_run_of_engine = torch._C._current_graph_task_id  # -1 outside a run
 # Sums by the run of the engine that they belong to: a graph may be walked twice, also at a time.
 _SumsByRun = dict[int, list[Tensor]]
 
@@ -28,22 +28,28 @@ class SharedWeights:
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self.weights = tuple(weights)
-        self._versions = [weight._version for weight in weights]
+        self._state = _state(weights)
         self._sums: _SumsByRun = {}
         #: What the steps take instead of the weights.
         self.tensors: tuple[Tensor, ...] = _Shared.apply(self._sums, *weights)
         self._node = self.tensors[0].grad_fn
 
     def are(self, weights: Sequence[Tensor]) -> bool:
-        """Whether it is these weights, unchanged: what is changed in place has another history."""
-        return same(self.weights, weights) and self._versions == [w._version for w in weights]
+        """Whether it is these weights, unchanged."""
+        return same(self.weights, weights) and self._state == _state(weights)
 
     def sums(self) -> list[Tensor] | None:
         """What a step's backward adds its weight gradients to, or fills if it is empty; None where
-        nobody asks for them."""
-        if not _engine_will_execute(self._node):
+        it returns them: where nobody asks for them, or another engine than autograd's runs it."""
+        run = _run_of_engine()
+        if run < 0 or not _engine_will_execute(self._node):
             return None
-        return self._sums.setdefault(_run_of_engine(), [])
+        return self._sums.setdefault(run, [])
+
+
+def _state(weights: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """What differs once weights were changed in place, given other memory or another history."""
+    return [(weight._version, weight.data_ptr(), weight.grad_fn) for weight in weights]
 
 
 def same(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 from common import assert_equal
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -207,6 +208,47 @@ def test_a_frozen_weight_has_no_gradient(chains):
         lambda: torch.autograd.grad(torch.stack(unroll(cell, x)).square().sum(), cell.weight_hh)
     )
     torch.testing.assert_close([cell.weight_hh.grad], list(expected))
+
+
+def test_weights_that_are_frozen_for_a_step(chains):
+    def run():
+        cell, x = problem("GRUCell")
+        h = unroll(cell, x[:2])[-1]
+        cell.requires_grad_(False)
+        h = cell(x[2], h)
+        cell.requires_grad_(True)
+        return torch.autograd.grad(cell(x[3], h).square().sum(), [x, *cell.parameters()])
+
+    got = run()
+    assert len(chains) == 2
+    torch.testing.assert_close(got, by_ops(run))
+
+
+def test_weights_whose_memory_is_replaced_between_steps(chains):
+    cell, x = problem("GRUCell")
+    h = unroll(cell, x[:2])[-1]
+    for weight in cell.parameters():
+        weight.data = 0.5 * weight.data
+    end = h.detach().requires_grad_()
+    expected = by_ops(lambda: torch.autograd.grad(cell(x[2], end).sum(), end))
+    h.retain_grad()
+    cell(x[2], h).sum().backward()
+    torch.testing.assert_close([h.grad], list(expected))
+    assert len(chains) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("backend", ["as it is", "eager"])
+def test_compiled_autograd(backend):
+    def run():
+        cell, x = problem("GRUCell")
+        loss = torch.stack(unroll(cell, x)).square().sum()
+        how = torch.compile(backend=backend) if backend == "eager" else lambda graph: graph
+        with torch._dynamo.compiled_autograd._enable(how):
+            loss.backward()
+        return [x.grad, *(weight.grad for weight in cell.parameters())]
+
+    torch.testing.assert_close(run(), by_ops(run))
 
 
 def test_hooks_see_one_gradient(chains):
