@@ -382,13 +382,11 @@ class _ShortCall(NamedTuple):
     """A short scan that was run."""
 
     scan: Scan
-    weights: Sequence[Tensor]
+    weights: Sequence[Tensor]  # if they can be shared; others would live as long as a result
     shared: SharedWeights | None  # that the weights were taken from
 
     def shared_with_next(self, weights: Sequence[Tensor]) -> SharedWeights | None:
         """What a step takes these weights from that begins with this call's final state."""
-        if not all(weight.requires_grad for weight in weights):
-            return None
         if self.shared is not None and self.shared.are(weights):
             return self.shared
         return SharedWeights(weights) if same(self.weights, weights) else None
@@ -886,9 +884,12 @@ def short_scan(
         return None
     before: Any = states[0].grad_fn
     goes_on = type(before) is _SHORT_NODE
-    shared = before.call.shared_with_next(weights) if goes_on else None
+    can_share = all(weight.requires_grad and weight.is_leaf for weight in weights)
+    shared: SharedWeights | None = None
+    if can_share and goes_on:
+        shared = before.call.shared_with_next(weights)
     taken = weights if shared is None else shared.tensors
-    call = _ShortCall(scan, tuple(weights), shared)
+    call = _ShortCall(scan, tuple(weights) if can_share else (), shared)
     return _apply_short_scan(call, results, input, *states, *taken)
 
 

@@ -24,7 +24,7 @@ _SumsByRun = dict[int, list[Tensor]]
 
 
 class SharedWeights:
-    """The weights of steps that follow one another, all of which need gradients."""
+    """The weights of steps that follow one another, all of which are leaves that need gradients."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self.weights = tuple(weights)
@@ -47,9 +47,9 @@ class SharedWeights:
         return self._sums.setdefault(run, [])
 
 
-def _state(weights: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """What differs once weights were changed in place, given other memory or another history."""
-    return [(weight._version, weight.data_ptr(), weight.grad_fn) for weight in weights]
+def _state(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """What differs once weights were changed in place or given other memory."""
+    return [(weight._version, weight.data_ptr()) for weight in weights]
 
 
 def same(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
