@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from fastrnn import dropin, modules
 from fastrnn.library import DEVICES, DTYPES
 from fastrnn.recurrent import UserCellModule
+from fastrnn.torch_internals import inject_parametrizations
 
 __all__ = [
     "OURS",
@@ -354,9 +355,7 @@ def _change_class(module: nn.Module, target: _Kind) -> None:
         module._all_weights = modules.weight_names(module)
         module._flat_weights_names = modules.flat_weight_names(module)
     if parametrized:
-        parametrize._inject_new_class(module)
-        for name in parametrized:
-            parametrize._inject_property(module, name)
+        inject_parametrizations(module, parametrized)
     if not isinstance(module, nn.RNNBase):
         return
     if parametrized or not has_caches:

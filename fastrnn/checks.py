@@ -14,10 +14,10 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.ops import DTYPES, CellFacts, ScanWeights
+from fastrnn.torch_internals import asserts_later, values_are_known
 
 
 def check_module_arguments(
@@ -272,7 +272,7 @@ def check_same_rows(
 ) -> None:
     """Check that an extra input has its rows where the input has them."""
     for a, b in zip(own, other, strict=True):
-        known = all(t is None or _values_are_known(t) for t in (a, b))
+        known = all(t is None or values_are_known(t) for t in (a, b))
         if a is not b and known and (a is None or b is None or not torch.equal(a, b)):
             raise ValueError(
                 f"{name}: extra[{key!r}] has samples of other lengths, or in another order, than "
@@ -302,23 +302,6 @@ def check_reset(reset: object, input: Tensor, shape: tuple[int, ...], name: str)
             f"{name}: reset must have shape {list(shape)}, a mark for each step of each sample, "
             f"got {list(reset.shape)}"
         )
-
-
-def _values_are_known(tensor: Tensor) -> bool:
-    """Whether a check may read a tensor's values.
-
-    A traced or vmapped tensor has none, and reading from a GPU would wait for it.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or isinstance(tensor, FakeTensor)
-        or tensor.device.type != "cpu"
-    ):
-        return False
-    functorch = torch._C._functorch
-    while functorch.is_gradtrackingtensor(tensor):  # grad wraps what a vmap around it has batched
-        tensor = functorch.get_unwrapped(tensor)
-    return not functorch.is_batchedtensor(tensor)
 
 
 def lengths_tensor(lengths: object) -> Tensor:
@@ -356,11 +339,11 @@ def lengths_of_mask(
         f"{name}: mask marks a step after one that it leaves out; it can say lengths alone, the "
         "first steps of each sample: give lengths=, and reset= where an episode starts inside"
     )
-    if _values_are_known(valid):
+    if values_are_known(valid):
         if starts_again:
             raise ValueError(words)
     elif torch.compiler.is_compiling() or valid.device.type == "cuda":
-        torch._assert_async(~starts_again, words)  # a GPU tells later, and is not waited for
+        asserts_later(~starts_again, words)  # a GPU tells later, and is not waited for
     return valid.sum(dim=time)
 
 
@@ -378,7 +361,7 @@ def check_lengths(lengths: Tensor, input: Tensor, batched: bool) -> None:
         raise ValueError(
             f"lengths must have shape ({batch},), one per sample, got {list(lengths.shape)}"
         )
-    if _values_are_known(lengths):
+    if values_are_known(lengths):
         outside = ((lengths < 0) | (lengths > steps)).reshape(-1).nonzero()
         if outside.numel():
             n = int(outside[0])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, weight_kinds
+from fastrnn.torch_internals import is_profiled
 from fastrnn.weight_sums import SharedWeights
 
 __all__ = ["Scan", "Short", "need_grad", "scan", "short"]
@@ -29,7 +30,6 @@ _MOST_PRODUCTS = 1 << 24
 
 _empty_like = torch.empty_like
 _is_neg = Tensor.is_neg
-_is_profiled = torch._C._autograd._profiler_enabled  # torch exports it as no name of its own
 
 _Pointer, _Object, _Text = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
 _CAPSULE = b"fastrnn.direct"  # a capsule keeps the address of its name
@@ -115,7 +115,7 @@ def _hold_values(tensors: Sequence[Tensor]) -> bool:
 
 def _may_run(input: Tensor, hidden_size: int) -> bool:
     """Whether a call is short, and no profiler wants to see an op."""
-    return input.numel() * hidden_size <= _MOST_PRODUCTS and _IS_AVAILABLE and not _is_profiled()
+    return input.numel() * hidden_size <= _MOST_PRODUCTS and _IS_AVAILABLE and not is_profiled()
 
 
 def _empty(like: Tensor) -> Tensor:

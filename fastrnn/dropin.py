@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastrnn import modules, tracing
+from fastrnn import modules
+from fastrnn.torch_internals import allow_in_compile
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "subclass_over"]
 
@@ -101,4 +102,4 @@ def _new_over(kind: type[nn.Module], layer: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-tracing.allow_in_compile(modules.RecurrentModule)
+allow_in_compile(modules.RecurrentModule)

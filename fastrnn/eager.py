@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastrnn.direct import need_grad
 from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
 from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat, short_scan
+from fastrnn.torch_internals import is_eager
 
 __all__ = [
     "has_kernel",
-    "is_eager",
-    "is_transformed",
     "over_layers",
     "plain_states",
     "run_cell",
@@ -35,32 +33,6 @@ _stack = torch.ops.fastrnn.stack.default
 _step = torch.ops.fastrnn.step.default
 _packed_stack = torch.ops.fastrnn.packed_stack.default
 _packed_step = torch.ops.fastrnn.packed_step.default
-
-_is_compiling = torch.compiler.is_compiling
-_tracing_state = torch._C._get_tracing_state
-_peek_transform = torch._C._functorch.peek_interpreter_stack
-_count_dispatch_modes = torch._C._len_torch_dispatch_stack
-_count_function_modes = torch._C._len_torch_function_stack
-
-
-def is_transformed() -> bool:
-    """Whether torch.jit, a transform or forward mode looks at this call."""
-    return (
-        _tracing_state() is not None
-        or _peek_transform() is not None
-        or forward_ad._current_level >= 0
-    )
-
-
-def is_eager() -> bool:
-    """Whether no tracer, transform or mode looks at this call."""
-    return not (
-        _is_compiling()
-        or is_transformed()
-        or _count_dispatch_modes()
-        or _count_function_modes()
-        or torch.is_autocast_enabled("cpu")
-    )
 
 
 def has_kernel(input: Tensor) -> bool:

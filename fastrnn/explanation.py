@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrnn import functional, reference, user_cells
 from fastrnn.layers import run_stack
@@ -22,6 +21,7 @@ from fastrnn.library import (
     weight_kinds,
     with_absent,
 )
+from fastrnn.torch_internals import TorchDispatchMode, op_argument_names
 
 __all__ = ["Explanation", "ScanExplanation", "explain"]
 
@@ -284,7 +284,7 @@ def _flop(facts: CellFacts, sizes: dict[str, int], projected: bool) -> int:
 
 
 def _describe(args: Sequence[Any], results: Sequence[Tensor]) -> ScanExplanation:
-    names = [argument.name for argument in torch.ops.fastrnn.scan.default._schema.arguments]
+    names = op_argument_names(torch.ops.fastrnn.scan.default)
     arguments = dict(zip(names, args, strict=False))
     table = CELLS[arguments["cell"]]
     arguments |= named(

@@ -32,6 +32,12 @@ from fastrnn.layers import is_recorded
 from fastrnn.library import CELLS, cpu_instruction_set
 from fastrnn.modules import all_weight_names
 from fastrnn.recurrent import UserCellModule
+from fastrnn.torch_internals import (
+    constant_in_compile,
+    current_transform,
+    in_forward_mode,
+    is_eager,
+)
 
 __all__ = ["freeze", "refresh"]
 
@@ -385,17 +391,15 @@ def refuse_derivatives(name: str, *values: Any) -> None:
             raise NotImplementedError(f"{name} has no tangents: use the original")
 
 
-def _in_transform() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _in_forward_mode() -> bool:
-    return forward_ad._current_level >= 0
-
-
 # torch.compile asks these as it traces, when it has entered the transforms of what it traces.
-_in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_in_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
+@constant_in_compile
+def _in_transform() -> bool:
+    return current_transform() is not None
+
+
+@constant_in_compile
+def _in_forward_mode() -> bool:
+    return in_forward_mode()
 
 
 def _check_finite(weights: Iterable[Tensor]) -> None:
@@ -425,7 +429,7 @@ class _FrozenLayers(Frozen):
         self._packed_direct = direct.short(*options) if self._is_single else None
 
     def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
-        if not (eager.is_eager() and self._is_current()):
+        if not (is_eager() and self._is_current()):
             return None
         short = self._packed_direct
         if reset is None and short and short.order == (self.batch_first, self.reverse):

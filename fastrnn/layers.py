@@ -12,6 +12,7 @@ from fastrnn import eager
 from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.library import USER_CELLS, apart, side_by_side
 from fastrnn.ops import CELLS, ScanWeights
+from fastrnn.torch_internals import is_jit_traced
 from fastrnn.user_cells import scan_function
 
 __all__ = ["is_recorded", "run_stack"]
@@ -123,7 +124,7 @@ def run_stack(
 
 def is_recorded() -> bool:
     """Whether torch.export or torch.jit makes a graph that other machines may run."""
-    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_exporting() or is_jit_traced()
 
 
 def _of_layer(states: Sequence[Tensor], index: int) -> tuple[Any, Tensor | None]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastrnn.torch_internals import op_has_kernel
+
 if TYPE_CHECKING:
     from fastrnn.cells import Cell
 
@@ -197,9 +199,7 @@ def from_op_states(states: Sequence[Tensor], cell_states: int) -> tuple[Tensor, 
 
 
 # The types of devices the ops run on; on meta they compute shapes.
-DEVICES = ("cpu", "meta") + ("cuda",) * torch._C._dispatch_has_kernel_for_dispatch_key(
-    "fastrnn::scan", "CUDA"
-)
+DEVICES = ("cpu", "meta") + ("cuda",) * op_has_kernel("fastrnn::scan", "CUDA")
 
 
 def cpu_instruction_sets() -> list[str]:

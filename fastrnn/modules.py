@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import checks, direct, eager, functional, library, ops, tracing
 from fastrnn.layers import is_recorded
 from fastrnn.ops import FlatWeights, ScanWeights
+from fastrnn.torch_internals import is_eager
 
 Lengths: TypeAlias = Tensor | Sequence[int]
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
@@ -273,7 +274,7 @@ class RecurrentModule(nn.Module):
         if reset is not None or (self.training and self.dropout):
             return None
         weights, flat = self._short_weights()
-        if self._is_single and flat is None and not trains(weights) and eager.is_eager():
+        if self._is_single and flat is None and not trains(weights) and is_eager():
             short = direct.short(
                 self._cell, self.hidden_size, len(weights), True, self.batch_first, self.reverse
             )
@@ -705,7 +706,7 @@ class CellModule(nn.Module):
 
     def _step(self, input: Any, hx: Any) -> Any:
         """The results of a call: h', of an LSTM (h', c')."""
-        results = self._step_eagerly(input, hx) if eager.is_eager() else None
+        results = self._step_eagerly(input, hx) if is_eager() else None
         if results is not None:
             return results
         leaf = tracing.fx_leaf(self, (input, hx), {})

@@ -15,14 +15,12 @@ derivatives, and forward mode within forward mode, which torch gets wrong for an
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fastrnn import direct
 from fastrnn.cells import compiler
@@ -50,6 +48,16 @@ from fastrnn.library import (
     where_needed,
     with_absent,
     without_absent,
+)
+from fastrnn.torch_internals import (
+    TransformType,
+    below_autograd,
+    constant_in_compile,
+    in_forward_mode,
+    in_old_batches,
+    is_old_batch,
+    transforms,
+    without_modes,
 )
 from fastrnn.tracing import scan_in_jit_trace, untraced
 from fastrnn.weight_sums import SharedWeights, same
@@ -168,11 +176,9 @@ def _with_batched_grads(
     def taking_batches(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.compiler.is_compiling():
             return backward(ctx, *grads)
-        batched = [i for i, grad in enumerate(grads) if _is_old_batch(grad)]
+        batched = [i for i, grad in enumerate(grads) if is_old_batch(grad)]
         if not batched:
             return backward(ctx, *grads)
-        level = torch._C._vmapmode_increment_nesting() - 1
-        torch._C._vmapmode_decrement_nesting()
 
         def of_one(*some: Tensor) -> dict[int, Tensor]:
             every = list(grads)
@@ -180,19 +186,10 @@ def _with_batched_grads(
                 every[index] = grad
             return {i: g for i, g in enumerate(backward(ctx, *every)) if g is not None}
 
-        # The size, the third argument, is for tensors without this batch.
-        some = [torch._remove_batch_dim(grads[i], level, 0, 0) for i in batched]  # type: ignore[arg-type]
-        gradients = torch.func.vmap(of_one)(*some)
-        return tuple(
-            torch._add_batch_dim(gradients[i], 0, level) if i in gradients else None
-            for i in range(len(ctx.needs_input_grad))
-        )
+        gradients = in_old_batches(of_one, [grads[i] for i in batched])  # type: ignore[misc]
+        return tuple(gradients.get(i) for i in range(len(ctx.needs_input_grad)))
 
     return taking_batches
-
-
-def _is_old_batch(grad: Tensor | None) -> bool:
-    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 # --- dual numbers ---------------------------------------------------------------------------------
@@ -228,12 +225,8 @@ def load_kernels(cell: str, dtype: torch.dtype, *, second_order: bool = False) -
     """
     if cell not in USER_CELLS:
         return
-    modes = (
-        torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
-    )
-    # Else torch.export and torch.jit.trace write into a graph what is asked here. To leave no mode
-    # takes 30 µs.
-    with untraced(), _disable_current_modes() if modes else contextlib.nullcontext():
+    # Else torch.export and torch.jit.trace write into a graph what is asked here.
+    with untraced(), without_modes():
         compiler.ensure(USER_CELLS[cell], dtype, second_order=second_order)
 
 
@@ -269,13 +262,6 @@ _scan_op = torch.ops.fastrnn.scan.default
 _scan_backward_op = torch.ops.fastrnn.scan_backward.default
 
 
-def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
-    """Call an op whose gradient is not the op's affair: the way through its own formulas takes as
-    long as a short scan."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
-
-
 # --- the Functions --------------------------------------------------------------------------------
 #
 # Autograd ignores tensors inside lists, so the lists of the ops lie flat in the Functions'
@@ -295,7 +281,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(_below_autograd(torch.ops.fastrnn.scan, *_Scan.op_arguments(args)))
+        return tuple(below_autograd(torch.ops.fastrnn.scan, *_Scan.op_arguments(args)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -360,7 +346,7 @@ class _EagerScan(torch.autograd.Function):
     def forward(ctx: Any, call: ScanCall, *tensors: Any) -> tuple[Tensor, ...]:
         cell, present, *flags = call
         schedule, there = split(tensors, len(SCHEDULE))
-        results = _below_autograd(_scan_op, cell, there, present, *schedule, *flags)
+        results = below_autograd(_scan_op, cell, there, present, *schedule, *flags)
         keep_for_backward(ctx, call, tensors, results)
         _Scan.mark_constants(ctx, results)
         return tuple(results)
@@ -371,10 +357,10 @@ class _EagerScan(torch.autograd.Function):
         # With create_graph the gradient is a node of the graph.
         others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
         arguments = scan_backward_arguments(ctx, grads, needs)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms():
             gradients = _Scan.gradients_in_graph(arguments)
         else:
-            gradients = _below_autograd(_scan_backward_op, *arguments)
+            gradients = below_autograd(_scan_backward_op, *arguments)
         return (*(None,) * len(others), *where_needed(chosen(gradients, ctx.call.present), needs))
 
 
@@ -405,7 +391,7 @@ class _ShortScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms():
             return _ShortScan.backward_in_graph(ctx, *grads)
         call, needs = ctx.call, ctx.needs_input_grad[2:]
         tensors, saved = split(ctx.saved_tensors, len(needs))
@@ -473,7 +459,7 @@ class _ScanBackward(torch.autograd.Function):
             len(facts.saved_results),
         )  # fmt: skip
         return tuple(
-            _below_autograd(
+            below_autograd(
                 torch.ops.fastrnn.scan_backward,
                 *(cell, list(grads), *without_absent(tensors), *schedule, reverse),
                 *(list(saved), list(needs), *others),
@@ -701,23 +687,16 @@ def _refuse_nested_forward_mode() -> None:
 # --- the way in -----------------------------------------------------------------------------------
 
 
-def _transforms() -> list[Any]:
-    """The torch.func transforms around this call, outermost first."""
-    return [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-
-
 def _in_graph(*args: Any) -> tuple[Tensor, ...]:
     """What torch.compile takes as one node, without looking inside."""
     return _Scan.apply(*args)
 
 
+# To ask for it as late as this keeps `import fastrnn` from importing torch._dynamo, which takes
+# longer than torch itself.
+@constant_in_compile
 def _allow_in_graph() -> None:
-    torch._dynamo.allow_in_graph(_in_graph)
-
-
-# torch.compile calls such a function while it traces. Asking for it that late keeps
-# `import fastrnn` from importing torch._dynamo, which takes longer than torch itself.
-_allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    torch.compiler.allow_in_graph(_in_graph)
 
 
 def _savable(tensor: Tensor | None) -> Tensor | None:
@@ -725,13 +704,11 @@ def _savable(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or not tensor.is_inference() else tensor.clone()
 
 
+# torch.compile, too, takes the setting as it is when it traces.
+@constant_in_compile
 def _tf32_allowed() -> bool:
     """What nn.RNN, nn.GRU and nn.LSTM follow on a GPU. (``allow_tf32`` raises after mixed use.)"""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
-
-
-# torch.compile, too, takes the setting as it is when it traces.
-_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def scan(
@@ -822,19 +799,18 @@ def scan(
     elif torch.compiler.is_compiling():
         _allow_in_graph()
         results = _in_graph(*function_arguments(grad))
-    elif transforms := _transforms():
-        kind = torch._C._functorch.TransformType
-        if transforms.count(kind.Jvp) > 1:
+    elif around := transforms():
+        if around.count(TransformType.Jvp) > 1:
             _refuse_nested_forward_mode()
-        results = _Scan.apply(*function_arguments(grad or kind.Grad in transforms))
-    elif torch.autograd.forward_ad._current_level >= 0:
+        results = _Scan.apply(*function_arguments(grad or TransformType.Grad in around))
+    elif in_forward_mode():
         results = _Scan.apply(*function_arguments(grad))
     elif grad and any(t is not None and t.requires_grad for t in tensors):
         there, present = without_absent(tensors)
         call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32, numbers)
         results = _EagerScan.apply(call, *map(_savable, (*schedule, *there)))
     else:
-        results = _below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
+        results = below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
     of = named(facts.results, results)
     return of["y"], of["h_n"], of.get("c_n"), of["cells"] if all_states else None
 

@@ -16,6 +16,7 @@ from fastrnn.cells import Cell
 from fastrnn.library import PLAIN, register_cell, side_by_side, weight_kinds
 from fastrnn.modules import Lengths, as_hx
 from fastrnn.ops import FlatWeights
+from fastrnn.torch_internals import is_eager
 
 __all__ = ["Recurrent", "RecurrentCell", "UserCellModule"]
 
@@ -56,7 +57,7 @@ class UserCellModule(nn.Module):
     def _is_short(self, input: Any, hx: Any) -> bool:
         """Whether a call may take the short way, which knows neither inputs beside x nor states
         that do not start at zero: its kernels are loaded, or can be."""
-        if not eager.is_eager() or self.cell.inputs or (hx is None and self.cell.initial):
+        if not is_eager() or self.cell.inputs or (hx is None and self.cell.initial):
             return False
         if type(input) not in PLAIN or not eager.has_kernel(input):
             return False

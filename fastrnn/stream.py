@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fastrnn import frozen
 from fastrnn.accelerate import OURS
-from fastrnn.eager import is_transformed
 from fastrnn.layers import is_recorded
 from fastrnn.library import PATH, PLAIN, cpu_instruction_set
 from fastrnn.recurrent import UserCellModule
+from fastrnn.torch_internals import increment_version, is_transformed
 
 __all__ = ["Stream"]
 
@@ -39,7 +39,6 @@ for _name, _result, *_arguments in (
     _function = getattr(_library, f"fastrnn_stream_{_name}")
     _function.restype, _function.argtypes = _result, _arguments
 _step = _library.fastrnn_stream_step
-_increment_version = torch._C._increment_version  # torch.autograd.graph's, less 0.1 µs
 
 _MAGIC, _VERSION = b"fastrstr", 1
 _TYPES = {"": 0, "bfloat16": 1, "int8": 2}
@@ -170,7 +169,7 @@ class Stream:
         status = _step(self._handle, values, steps, place.data_ptr())
         if status:
             _fail(status)
-        _increment_version((output,))  # so autograd knows if a kept one was saved
+        increment_version((output,))  # so autograd knows if a kept one was saved
         return output.clone() if copy else output
 
     def _prepare(self, shape: tuple[int, ...]) -> _Chunk:

@@ -1,20 +1,18 @@
-"""What torch's tracers must be told of the layers: torch.fx, torch.jit and torch.compile."""
+"""What torch.fx and torch.jit must be told of the layers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.abc
-import importlib.machinery
-import sys
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["allow_in_compile", "fx_leaf", "refuse_script", "scan_in_jit_trace", "untraced"]
+from fastrnn.torch_internals import without_jit_trace
+
+__all__ = ["fx_leaf", "refuse_script", "scan_in_jit_trace", "untraced"]
 
 
 # --- torch.fx -------------------------------------------------------------------------------------
@@ -90,71 +88,4 @@ def scan_in_jit_trace() -> Callable[..., list[Tensor]]:
 def untraced() -> contextlib.AbstractContextManager[None]:
     """Within it torch.jit.trace, which takes no op that returns a string, sees no op."""
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return _no_jit_trace() if is_tracing else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _no_jit_trace() -> Iterator[None]:
-    trace, set_trace = torch._C._get_tracing_state(), torch._C._set_tracing_state  # type: ignore[attr-defined]
-    set_trace(None)
-    try:
-        yield
-    finally:
-        set_trace(trace)
-
-
-# --- torch.compile --------------------------------------------------------------------------------
-
-
-def allow_in_compile(kind: type[nn.Module]) -> None:
-    """Let torch.compile take modules of a class that torch.nn's recurrent layers are a base of.
-
-    It refuses all of those, unless ``torch._dynamo.config.allow_rnn`` is set; which stays as it is
-    for torch.nn's own, as torch cannot train them compiled. torch.compile is not loaded for this,
-    which takes longer than to load torch.
-    """
-
-    def patch(builder: Any) -> None:
-        # Another torch may lack the name; every optimizer loads this module, and must go on.
-        wrap = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
-        if wrap is None:
-            return
-
-        @functools.wraps(wrap)
-        def wrap_module(self: Any, value: nn.Module) -> Any:
-            if not isinstance(value, kind):
-                return wrap(self, value)
-            with torch._dynamo.config.patch(allow_rnn=True):
-                return wrap(self, value)
-
-        builder.VariableBuilder.wrap_module = wrap_module
-
-    name = "torch._dynamo.variables.builder"
-    if name in sys.modules:
-        patch(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _WhenLoaded(name, patch))
-
-
-class _WhenLoaded(importlib.abc.MetaPathFinder):
-    """Calls a function with a module once somebody loads that."""
-
-    def __init__(self, name: str, call: Callable[[types.ModuleType], None]) -> None:
-        self.name, self.call = name, call
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_call(module: types.ModuleType) -> None:
-                load(module)
-                self.call(module)
-
-            spec.loader.exec_module = load_and_call  # type: ignore[method-assign]
-        return spec
+    return without_jit_trace() if is_tracing else contextlib.nullcontext()

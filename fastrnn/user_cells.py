@@ -14,6 +14,7 @@ from torch import Tensor
 from fastrnn import ops, reference
 from fastrnn.cells.compiler import CannotCompile
 from fastrnn.library import USER_CELLS, has_loaded_kernels
+from fastrnn.torch_internals import constant_in_compile
 
 __all__ = ["observed_by", "scan_function", "why_step_by_step"]
 
@@ -44,6 +45,8 @@ def observed_by(scan: Callable[..., Any]) -> Iterator[None]:
         _observer = before
 
 
+# torch.compile, too, takes what there is when it traces.
+@constant_in_compile
 def why_step_by_step(cell: str, dtype: torch.dtype, device_type: str) -> str | None:
     """Why a user's cell has no kernels here, or None: they are loaded.
 
@@ -65,10 +68,6 @@ def why_step_by_step(cell: str, dtype: torch.dtype, device_type: str) -> str | N
             return None
     _warn_once(cell, reason + advice)
     return reason
-
-
-# torch.compile, too, takes what there is when it traces.
-why_step_by_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn.torch_internals import engine_will_execute, run_of_engine
+
 __all__ = ["SharedWeights", "same"]
 
-_engine_will_execute = torch._C._will_engine_execute_node
-_run_of_engine = torch._C._current_graph_task_id  # -1 outside a run
 # Sums by the run of the engine that they belong to: a graph may be walked twice, also at a time.
 _SumsByRun = dict[int, list[Tensor]]
 
@@ -41,8 +41,8 @@ class SharedWeights:
     def sums(self) -> list[Tensor] | None:
         """What a step's backward adds its weight gradients to, or fills if it is empty; None where
         it returns them: where nobody asks for them, or another engine than autograd's runs it."""
-        run = _run_of_engine()
-        if run < 0 or not _engine_will_execute(self._node):
+        run = run_of_engine()
+        if run < 0 or not engine_will_execute(self._node):
             return None
         return self._sums.setdefault(run, [])
 
@@ -70,7 +70,7 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """grads come from steps that did not add to the sums."""
-        sums = ctx.sums.pop(_run_of_engine(), None) if ctx.sums else None
+        sums = ctx.sums.pop(run_of_engine(), None) if ctx.sums else None
         if not sums:
             return (None, *grads)
         added = (

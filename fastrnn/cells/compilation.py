@@ -25,6 +25,7 @@ import torch
 
 from fastrnn.cells import cache, toolchain
 from fastrnn.cells.toolchain import CannotCompile, Compiler
+from fastrnn.torch_internals import torch_compiler
 
 # Names in C++ (csrc/dtypes.h) of the types that kernels are compiled for. Dual numbers travel in
 # complex tensors.
@@ -156,13 +157,7 @@ def _compiler_of_torch() -> str | None:
     asked = "torch._inductor.config" in sys.modules or "TORCH_INDUCTOR_INSTALL_GXX" in os.environ
     if "CXX" in os.environ or not asked:
         return None
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        return get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return None
+    return torch_compiler()
 
 
 def in_cache(unit: Unit) -> Path:
