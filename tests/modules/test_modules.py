@@ -454,6 +454,21 @@ def test_meta_device(name, ours):
     assert fast.weight_hh_l0.grad.shape == fast.weight_hh_l0.shape
 
 
+@pytest.mark.parametrize("name", [*LAYERS, *(f"{name}Cell" for name in LAYERS)])
+def test_initial_values_may_be_skipped(name):
+    """torch.nn's own layers cannot be made by skip_init, which keeps their weights on meta."""
+    generator = torch.get_rng_state()
+    fast = torch.nn.utils.skip_init(getattr(fastrnn, name), I, H)
+    assert torch.equal(torch.get_rng_state(), generator)  # nothing was drawn
+    weights = getattr(torch.nn, name)(I, H).state_dict()
+    fast.load_state_dict(weights)
+    assert all(torch.equal(fast.state_dict()[key], value) for key, value in weights.items())
+    x = torch.zeros(N, I)
+    expected = getattr(fastrnn, name)(I, H)
+    expected.load_state_dict(weights)
+    assert all(map(torch.equal, flatten(fast(x)), flatten(expected(x))))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_autocast_casts_inputs_and_weights(name, dtype):

@@ -117,6 +117,21 @@ GRAD_MODES = {
 }
 
 
+# These are all the modes that torch.compile has.
+@pytest.mark.parametrize("mode", torch._inductor.list_mode_options())
+def test_modes(mode):
+    """Inductor's modes give the numbers of eager mode, of an accelerated layer among others."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(I, I), torch.nn.LSTM(I, H))
+    fastrnn.accelerate(model)
+
+    inputs = [torch.randn(5, 3, I, requires_grad=True), *model.parameters()]
+    expected, _ = model(inputs[0])
+    actual, _ = torch.compile(model, mode=mode, fullgraph=True)(inputs[0])
+    assert_all_close([actual], [expected], torch.float32)
+    assert_all_close(*(gradients([y], inputs) for y in (actual, expected)), torch.float32)
+
+
 @pytest.mark.parametrize("mode", GRAD_MODES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_inference(name, mode):
