@@ -138,8 +138,18 @@ def accelerate(
 def decelerate(model: nn.Module, *, report: Report | None = None) -> nn.Module:
     """Undo :func:`accelerate`: replace every fastrnn module inside a model by torch.nn's.
 
-    Arguments and results are those of :func:`accelerate`. What torch.nn's forward does not take
-    (``lengths=``) fails at the next call; a layer with ``reverse=True`` is left.
+    What torch.nn's forward does not take (``lengths=``) fails at the next call; a layer with
+    ``reverse=True`` is left.
+
+    Args:
+        model: changed in place; may itself be a recurrent module.
+        report: filled with what was replaced and what was left, with reasons; print it.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: the model is no module.
     """
     return _swap("decelerate", model, _torchs, report)
 

@@ -21,10 +21,16 @@ Targets = Literal["sample", "step"]
 
 
 class Batch(NamedTuple):
-    """What :func:`collate` returns."""
+    """What :func:`collate` returns.
+
+    Attributes:
+        input: the sequences, in the layout that was asked for.
+        lengths: (N,), int64, on the CPU.
+        target: the targets; None for samples without.
+    """
 
     input: Tensor | PackedSequence
-    lengths: Tensor  # (N,), int64, on the CPU
+    lengths: Tensor
     target: Any = None
 
 
@@ -246,7 +252,16 @@ class LengthGroupedSampler(Sampler[list[int]]):
 
 
 def length_mask(lengths: Tensor, size: int, *, batch_first: bool = False) -> Tensor:
-    """A bool mask, True at valid steps: (size, N), or (N, size) if batch_first; lengths (N,)."""
+    """A bool mask, True at valid steps.
+
+    Args:
+        lengths: (N,), integers, on any device.
+        size: steps of the mask, T.
+        batch_first: the mask is (N, T).
+
+    Returns:
+        (T, N), or (N, T) if batch_first, on the device of ``lengths``.
+    """
     mask = torch.arange(size, device=lengths.device) < lengths[:, None]  # (N, T)
     return mask if batch_first else mask.T
 
@@ -257,6 +272,7 @@ def masked_mean(input: Tensor, lengths: Tensor, *, batch_first: bool = False) ->
     Args:
         input: (T, N, ...), or (N, T, ...) if batch_first; a floating point dtype.
         lengths: (N,), integers from 0 to T, on any device.
+        batch_first: the input has the batch first.
 
     Returns:
         (N, ...); zeros for a sample of length 0.
@@ -287,6 +303,7 @@ def masked_loss(
         input: (T, N, ...), or (N, T, ...) if batch_first: predictions, classes last.
         target: (T, N, ...) or (N, T, ...) likewise.
         lengths: (N,), integers from 0 to T, on any device.
+        batch_first: input and target have the batch first.
         arguments: handed on to the loss, such as ``reduction="sum"``.
 
     Returns:

@@ -54,6 +54,15 @@ def detach_state(state: Any) -> Any:
 
     For truncated backpropagation: what one call returned starts the next, and gradients stop there.
 
+    Args:
+        state: a tensor, a tuple or list of states, or None, which stays None.
+
+    Returns:
+        The same, without a graph; tensors share their memory with those given.
+
+    Raises:
+        TypeError: the state, or a part of it, is of another type.
+
     Example::
 
         >>> state = None
@@ -170,11 +179,57 @@ def gru(
     recompute: bool = False,
     reverse: bool = False,
 ) -> Any:
-    r"""Gated recurrent unit on given weights; arguments and results as :func:`rnn`.
+    r"""Gated recurrent unit on given weights.
 
     :math:`r, z = \sigma(W_i x + b_i + W_h h + b_h)`, each with rows of its own,
     :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`
-    (the formulas of ``torch.nn.GRU``). ``weight_ih`` is (3 * H, I), gates r, z, n; others likewise.
+    (the formulas of ``torch.nn.GRU``).
+
+    L is ``num_layers``, D is 2 if ``bidirectional``, else 1. All tensors share one dtype (float32,
+    float64, bfloat16 or float16) and device.
+
+    Args:
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
+            a jagged nested tensor (N, *, I).
+        hx: initial hidden state (L * D, N, H), (L * D, 1, H) for one that all samples share, or
+            (L * D, H) without a batch; None is zero.
+        weights: for each layer and direction in turn ``weight_ih`` (3 * H, I or D * H),
+            ``weight_hh`` (3 * H, H) and, if ``bias``, ``bias_ih`` and ``bias_hh`` (3 * H,), the
+            rows of gates r, z, n in turn: the order of ``torch.nn.GRU.all_weights``, flattened.
+        num_layers: stacked layers.
+        bias: whether ``weights`` holds biases.
+        batch_first: input and output have the batch first; states never do.
+        dropout: probability of zeroing an element between layers, in training, by a mask that
+            depends on a seed from torch's generator, the layer and the element alone.
+        training: whether dropout applies.
+        bidirectional: run each layer in both directions, outputs side by side.
+        lengths: (N,), integers from 0 to T on CPU, in a tensor, list or array. Outputs at steps
+            past a sample's length are 0, its final state is that of its last step (of length 0:
+            its initial state), and the reverse direction starts there. With CUDA input they may lie
+            there, too: then nothing waits to check them, and values outside of [0, T] count as the
+            nearest of those.
+        reset: bool tensor (T, N), (N, T) if ``batch_first`` or jagged, (T,) without a batch. True
+            at the first step of a segment: the forward direction replaces the state before that
+            step, the reverse direction the state with which it would leave it for the step before.
+            No gradient passes.
+        reset_state: what ``reset`` replaces the states of all layers by, in the shapes of ``hx``;
+            gradients flow into it. None is zero.
+        return_all_states: also return :class:`AllStates`.
+        recompute: save no gates for backward, which computes them again: less memory in training
+            for a third more arithmetic in it.
+        reverse: run the layers' one direction from the last step to the first.
+
+    Returns:
+        output (T, N, D * H), laid out as ``input``, and h_n (L * D, N, H); with
+        ``return_all_states`` also the states after every step.
+
+    Raises:
+        ValueError: input of another rank than 2 or 3 or of another dtype than the weights; a dtype
+            without a kernel; lengths outside [0, T], or beside a packed or jagged input; a reset of
+            another shape; a reset_state without reset; both ``reverse`` and ``bidirectional``.
+        TypeError: input, hx, lengths or reset of another type than said above.
+        RuntimeError: sizes, dtypes or devices of hx, reset or weights that do not fit the input.
+        NotImplementedError: a device without a kernel.
     """
     return run(
         "GRU", "gru", input, hx, weights, num_layers=num_layers, bias=bias,
@@ -203,19 +258,58 @@ def lstm(
     recompute: bool = False,
     reverse: bool = False,
 ) -> Any:
-    r"""Long short-term memory on given weights; arguments as :func:`rnn`.
+    r"""Long short-term memory on given weights.
 
     :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`, or :math:`W_{hr} (o \tanh(c'))` with a
-    projection (the formulas of ``torch.nn.LSTM``). ``weight_ih`` is (4 * H, I), gates i, f, g, o;
-    others likewise.
+    projection (the formulas of ``torch.nn.LSTM``).
+
+    L is ``num_layers``, D is 2 if ``bidirectional``, else 1, R is the projected size, or H.
+    All tensors share one dtype (float32, float64, bfloat16 or float16) and device.
 
     Args:
-        hx: (h_0, c_0), of shapes (L * D, N, R) and (L * D, N, H); R is the projected size, or H.
-        projection: each layer and direction ends with a ``weight_hr`` (R, H).
+        input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
+            a jagged nested tensor (N, *, I).
+        hx: initial states h (L * D, N, R) and c (L * D, N, H), with 1 for N if all samples share
+            them, without N if the input has none; None is zero.
+        weights: for each layer and direction in turn ``weight_ih`` (4 * H, I or D * R),
+            ``weight_hh`` (4 * H, R), if ``bias``, ``bias_ih`` and ``bias_hh`` (4 * H,), the rows of
+            gates i, f, g, o in turn, and, if ``projection``, ``weight_hr`` (R, H): the order of
+            ``torch.nn.LSTM.all_weights``, flattened.
+        num_layers: stacked layers.
+        bias: whether ``weights`` holds biases.
+        batch_first: input and output have the batch first; states never do.
+        dropout: probability of zeroing an element between layers, in training, by a mask that
+            depends on a seed from torch's generator, the layer and the element alone.
+        training: whether dropout applies.
+        bidirectional: run each layer in both directions, outputs side by side.
+        projection: whether each layer and direction ends with a ``weight_hr``.
+        lengths: (N,), integers from 0 to T on CPU, in a tensor, list or array. Outputs at steps
+            past a sample's length are 0, its final state is that of its last step (of length 0:
+            its initial state), and the reverse direction starts there. With CUDA input they may lie
+            there, too: then nothing waits to check them, and values outside of [0, T] count as the
+            nearest of those.
+        reset: bool tensor (T, N), (N, T) if ``batch_first`` or jagged, (T,) without a batch. True
+            at the first step of a segment: the forward direction replaces the state before that
+            step, the reverse direction the state with which it would leave it for the step before.
+            No gradient passes.
+        reset_state: what ``reset`` replaces the states of all layers by, in the shapes of ``hx``;
+            gradients flow into it. None is zero.
+        return_all_states: also return :class:`AllStates`.
+        recompute: save no gates for backward, which computes them again: less memory in training
+            for a third more arithmetic in it.
+        reverse: run the layers' one direction from the last step to the first.
 
     Returns:
-        output (T, N, D * R), and (h_n, c_n) in the shapes of ``hx``; with ``return_all_states``
-        also the states after every step.
+        output (T, N, D * R), laid out as ``input``, and (h_n, c_n), (L * D, N, R) and
+        (L * D, N, H); with ``return_all_states`` also the states after every step.
+
+    Raises:
+        ValueError: input of another rank than 2 or 3 or of another dtype than the weights; a dtype
+            without a kernel; lengths outside [0, T], or beside a packed or jagged input; a reset of
+            another shape; a reset_state without reset; both ``reverse`` and ``bidirectional``.
+        TypeError: input, hx, lengths or reset of another type than said above.
+        RuntimeError: sizes, dtypes or devices of hx, reset or weights that do not fit the input.
+        NotImplementedError: a device without a kernel.
     """
     return run(
         "LSTM", "lstm", input, hx, weights, num_layers=num_layers, bias=bias,

@@ -376,7 +376,20 @@ class _HiddenStateModule(RecurrentModule):
         reset_state: Tensor | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; as :mod:`fastrnn.functional`'s functions, with a mask."""
+        """Run the layers over a sequence; shapes are told by the class.
+
+        Args:
+            input: the sequence.
+            hx: the state before the first step; None is zero.
+            lengths: how many steps each sample has.
+            mask: lengths said by nonzero entries, instead of ``lengths``.
+            reset: True where a segment starts, and the state is replaced.
+            reset_state: what ``reset`` replaces the state by; None is zero.
+            return_all_states: also return the states after every step.
+
+        Returns:
+            output and h_n, with ``return_all_states`` also a :class:`fastrnn.AllStates`.
+        """
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states)
 
 
@@ -394,7 +407,8 @@ class RNN(_HiddenStateModule):
         batch_first: input and output are (N, T, ...) instead of (T, N, ...); states never are.
         dropout: probability of zeroing an element between layers, in training, by a mask that
             depends on a seed from torch's generator, the layer and the element alone.
-        bidirectional: a second direction in each layer, D = 2.
+        bidirectional: a second direction in each layer: D is 2, and 1 without.
+        proj_size: taken only to be refused, unless 0, as by torch.nn: an RNN has no projection.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
         recompute: save no gates for backward, which computes them again: less memory in training
             (of GRU and LSTM) for a third more arithmetic in it.
@@ -404,7 +418,7 @@ class RNN(_HiddenStateModule):
     and ``bias_hh_l{k}`` (H,), with ``_reverse`` appended in the second direction: a state dict
     loads from and into torch.nn's module.
 
-    Shapes (D is 2 if ``bidirectional``, else 1):
+    Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor (N, *, I).
         hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
@@ -417,7 +431,8 @@ class RNN(_HiddenStateModule):
         reset_state: as hx; what the state is replaced by, instead of zeros.
         output: (T, N, D * H), laid out as the input.
         h_n: (L * D, N, H).
-        With ``return_all_states``, third: :class:`fastrnn.AllStates`, h of every layer and step.
+        all_states: third with ``return_all_states``: :class:`fastrnn.AllStates`, h of every layer
+            and step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -465,10 +480,27 @@ class GRU(_HiddenStateModule):
     :math:`r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr})`, z likewise,
     :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`.
 
-    Arguments as :class:`RNN`, without ``nonlinearity``. Parameters have its names, with 3 * H rows:
-    gates r, z, n. (``proj_size`` is taken only to be refused, as by torch.nn.)
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the hidden state, H.
+        num_layers: stacked layers, L.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are (N, T, ...) instead of (T, N, ...); states never are.
+        dropout: probability of zeroing an element between layers, in training, by a mask that
+            depends on a seed from torch's generator, the layer and the element alone.
+        bidirectional: a second direction in each layer: D is 2, and 1 without.
+        proj_size: taken only to be refused, unless 0, as by torch.nn: a GRU has no projection.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+        recompute: save no gates for backward, which computes them again: less memory in training
+            for a third more arithmetic in it.
+        reverse: run the layers' one direction from the last step to the first.
 
-    Shapes (D is 2 if ``bidirectional``, else 1):
+    Parameters are ``weight_ih_l{k}`` (3 * H, I or D * H), ``weight_hh_l{k}`` (3 * H, H),
+    ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3 * H,), the rows of gates r, z, n in turn, with
+    ``_reverse`` appended in the second direction: a state dict loads from and into torch.nn's
+    module.
+
+    Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor (N, *, I).
         hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
@@ -481,7 +513,8 @@ class GRU(_HiddenStateModule):
         reset_state: as hx; what the state is replaced by, instead of zeros.
         output: (T, N, D * H), laid out as the input.
         h_n: (L * D, N, H).
-        With ``return_all_states``, third: :class:`fastrnn.AllStates`, h of every layer and step.
+        all_states: third with ``return_all_states``: :class:`fastrnn.AllStates`, h of every layer
+            and step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -527,15 +560,28 @@ class LSTM(RecurrentModule):
     The gates :math:`i, f, o = \sigma(\cdot)` and :math:`g = \tanh(\cdot)` are of
     :math:`W_{ih} x + b_{ih} + W_{hh} h + b_{hh}`; :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`.
 
-    Arguments as :class:`RNN`, without ``nonlinearity``, and
-
     Args:
+        input_size: features of the input, I.
+        hidden_size: features of the cell state, H, and of the hidden state without a projection.
+        num_layers: stacked layers, L.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are (N, T, ...) instead of (T, N, ...); states never are.
+        dropout: probability of zeroing an element between layers, in training, by a mask that
+            depends on a seed from torch's generator, the layer and the element alone.
+        bidirectional: a second direction in each layer: D is 2, and 1 without.
         proj_size: if positive, :math:`h' = W_{hr} (o \tanh(c'))` has this size, smaller than H.
+            R is ``proj_size`` or H.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+        recompute: save no gates for backward, which computes them again: less memory in training
+            for a third more arithmetic in it.
+        reverse: run the layers' one direction from the last step to the first.
 
-    Parameters have the names of :class:`RNN`'s, with 4 * H rows (gates i, f, g, o), and
-    ``weight_hr_l{k}`` (proj_size, H). R is ``proj_size`` or H.
+    Parameters are ``weight_ih_l{k}`` (4 * H, I or D * R), ``weight_hh_l{k}`` (4 * H, R),
+    ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (4 * H,), the rows of gates i, f, g, o in turn, and
+    ``weight_hr_l{k}`` (R, H) with a projection, with ``_reverse`` appended in the second direction:
+    a state dict loads from and into torch.nn's module.
 
-    Shapes (D is 2 if ``bidirectional``, else 1):
+    Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor (N, *, I).
         hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), with 1 for N if all samples share them, without
@@ -549,8 +595,8 @@ class LSTM(RecurrentModule):
         reset_state: as hx; what the state is replaced by, instead of zeros.
         output: (T, N, D * R), laid out as the input.
         h_n, c_n: (L * D, N, R) and (L * D, N, H), without N if the input has none.
-        With ``return_all_states``, third: :class:`fastrnn.AllStates`, h and c of every layer and
-        step.
+        all_states: third with ``return_all_states``: :class:`fastrnn.AllStates`, h and c of every
+            layer and step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -630,7 +676,20 @@ class LSTM(RecurrentModule):
         reset_state: tuple[Tensor, Tensor] | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`, with a mask."""
+        """Run the layers over a sequence; shapes are told by the class.
+
+        Args:
+            input: the sequence.
+            hx: the states h and c before the first step; None is zero.
+            lengths: how many steps each sample has.
+            mask: lengths said by nonzero entries, instead of ``lengths``.
+            reset: True where a segment starts, and the state is replaced.
+            reset_state: what ``reset`` replaces the state by; None is zero.
+            return_all_states: also return the states after every step.
+
+        Returns:
+            output and (h_n, c_n), with ``return_all_states`` also a :class:`fastrnn.AllStates`.
+        """
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states)
 
 
@@ -748,12 +807,38 @@ class CellModule(nn.Module):
 class RNNCell(CellModule):
     r"""One step of an Elman network, a drop-in for :class:`torch.nn.RNNCell`.
 
+    :math:`h' = \phi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`, :math:`\phi` tanh or relu.
+
     Args:
         input_size: features of the input, I.
         hidden_size: features of the hidden state, H.
-        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        bias: whether there are ``bias_ih`` and ``bias_hh``; else they are None.
         nonlinearity: ``'tanh'`` or ``'relu'``.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+
+    Parameters are ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh``
+    (H,): a state dict loads from and into torch.nn's module.
+
+    Shapes:
+        input: (N, I), or (I,) without a batch.
+        hx: (N, H), without N if the input has none; None is zero.
+        result: h' (N, H), without N if the input has none.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
+            with torch.nn's type and words, naming the argument.
+        NotImplementedError: on a device without a kernel.
+
+    Source: J. L. Elman, Finding structure in time, Cognitive Science 14 (1990).
+
+    Example::
+
+        >>> cell = fastrnn.RNNCell(10, 20)
+        >>> x, h = torch.randn(5, 3, 10), torch.zeros(3, 20)
+        >>> for step in x:
+        ...     h = cell(step, h)
+        >>> h.shape
+        torch.Size([3, 20])
     """
 
     def __init__(
@@ -783,9 +868,41 @@ class RNNCell(CellModule):
 
 
 class GRUCell(CellModule):
-    """One step of a gated recurrent unit, a drop-in for :class:`torch.nn.GRUCell`.
+    r"""One step of a gated recurrent unit, a drop-in for :class:`torch.nn.GRUCell`.
 
-    Arguments as :class:`RNNCell`, without ``nonlinearity``.
+    :math:`r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr})`, z likewise,
+    :math:`n = \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn}))`, :math:`h' = (1 - z) n + z h`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the hidden state, H.
+        bias: whether there are ``bias_ih`` and ``bias_hh``; else they are None.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+
+    Parameters are ``weight_ih`` (3 * H, I), ``weight_hh`` (3 * H, H), ``bias_ih`` and ``bias_hh``
+    (3 * H,), the rows of gates r, z, n in turn: a state dict loads from and into torch.nn's module.
+
+    Shapes:
+        input: (N, I), or (I,) without a batch.
+        hx: (N, H), without N if the input has none; None is zero.
+        result: h' (N, H), without N if the input has none.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
+            with torch.nn's type and words, naming the argument.
+        NotImplementedError: on a device without a kernel.
+
+    Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder, EMNLP 2014,
+    with the reset gate after the product.
+
+    Example::
+
+        >>> cell = fastrnn.GRUCell(10, 20)
+        >>> x, h = torch.randn(5, 3, 10), torch.zeros(3, 20)
+        >>> for step in x:
+        ...     h = cell(step, h)
+        >>> h.shape
+        torch.Size([3, 20])
     """
 
     _cell = "gru"
@@ -806,9 +923,42 @@ class GRUCell(CellModule):
 
 
 class LSTMCell(CellModule):
-    """One step of a long short-term memory, a drop-in for :class:`torch.nn.LSTMCell`.
+    r"""One step of a long short-term memory, a drop-in for :class:`torch.nn.LSTMCell`.
 
-    Arguments as :class:`RNNCell`, without ``nonlinearity``.
+    The gates :math:`i, f, o = \sigma(\cdot)` and :math:`g = \tanh(\cdot)` are of
+    :math:`W_{ih} x + b_{ih} + W_{hh} h + b_{hh}`; :math:`c' = f c + i g`, :math:`h' = o \tanh(c')`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of h and c, H.
+        bias: whether there are ``bias_ih`` and ``bias_hh``; else they are None.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+
+    Parameters are ``weight_ih`` (4 * H, I), ``weight_hh`` (4 * H, H), ``bias_ih`` and ``bias_hh``
+    (4 * H,), the rows of gates i, f, g, o in turn: a state dict loads from and into torch.nn's
+    module.
+
+    Shapes:
+        input: (N, I), or (I,) without a batch.
+        hx: a tuple of h and c, (N, H) each, without N if the input has none; None is zero.
+        results: a tuple of h' and c', (N, H) each, without N if the input has none.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
+            with torch.nn's type and words, naming the argument.
+        NotImplementedError: on a device without a kernel.
+
+    Source: S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997), with
+    forget gates.
+
+    Example::
+
+        >>> cell = fastrnn.LSTMCell(10, 20)
+        >>> x, states = torch.randn(5, 3, 10), None
+        >>> for step in x:
+        ...     states = cell(step, states)
+        >>> states[0].shape, states[1].shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
     """
 
     _cell = "lstm"

@@ -133,9 +133,9 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
         batch_first: input, extra inputs and output are (N, T, ...) instead of (T, N, ...); states
             never are.
         dropout: probability of zeroing an element between layers, in training.
-        bidirectional: a second direction in each layer, D = 2.
-        proj_size: if positive, h is projected to this size, smaller than H, as in
-            :class:`fastrnn.LSTM`; for cells that do not read ``s.h``. R is ``proj_size`` or H.
+        bidirectional: a second direction in each layer: D is 2, and 1 without.
+        proj_size: if positive, what the cell returns as h is multiplied by ``weight_hr``, to this
+            size, smaller than H; for cells that do not read ``s.h``. R is ``proj_size`` or H.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
         recompute: save less for backward, which computes it again; the loop of torch operations
             takes no heed of it.
@@ -167,13 +167,18 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
             batch N is left out. Beside a PackedSequence it is one, too, of (rows, H) or (rows,), or
             its data (rows, H); beside a jagged tensor it is one, (N, *, H) or (N, *), or its values
             (rows, H); for samples (N,) or (1, N, H) beside both.
-        lengths, mask, reset: as of :class:`fastrnn.RNN`.
+        lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
+            each sample's last.
+        mask: (T, N), (N, T) if ``batch_first``, (T,) without a batch: lengths said by nonzero
+            entries, which must be the first steps of each sample.
+        reset: (T, N), bool, (N, T) if ``batch_first`` or jagged, (T,) without a batch: True at the
+            first step of a segment, before which (in reverse: after which) the states are replaced.
         reset_state: as hx; what the states are replaced by. None is what they start with where hx
             is None.
         output: (T, N, D * R), laid out as the input.
-        Second: the last states, as hx.
-        With ``return_all_states``, third: :class:`fastrnn.AllStates`, the states of every layer and
-        step.
+        last: second, the last states, as hx.
+        all_states: third with ``return_all_states``: :class:`fastrnn.AllStates`, the states of
+            every layer and step.
 
     Raises:
         ValueError, TypeError, RuntimeError: where sizes, dtypes, devices or options do not fit,
@@ -228,7 +233,24 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
         reset_state: Tensor | tuple[Tensor, ...] | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; as :func:`fastrnn.functional.lstm`, with a mask."""
+        """Run the layers over a sequence; shapes are told by the class.
+
+        Args:
+            input: the sequence.
+            hx: h, or a tuple of h and the cell's states, before the first step; None is what the
+                cell declares as ``initial``, else zero.
+            extra: a tensor for each input that the cell declares, by name.
+            lengths: how many steps each sample has.
+            mask: lengths said by nonzero entries, instead of ``lengths``.
+            reset: True where a segment starts, and the states are replaced.
+            reset_state: what ``reset`` replaces the states by; None is what they start with where
+                hx is None.
+            return_all_states: also return the states after every step.
+
+        Returns:
+            output and the last states, as hx; with ``return_all_states`` also a
+            :class:`fastrnn.AllStates`.
+        """
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states, extra)
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
@@ -252,14 +274,39 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
     """One step of a cell that the user wrote with :func:`fastrnn.cells.cell`.
 
     Args:
-        cell: what the decorator made of a function.
+        cell: what the decorator :func:`fastrnn.cells.cell` made of a function.
         input_size: features of the input, I.
         hidden_size: units, H.
         bias: whether there are ``bias_ih`` and ``bias_hh``.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
 
-    Parameters are those of a layer of :class:`Recurrent`, without ``_l{k}``; numbers are
-    attributes.
+    Parameters are ``weight_ih`` (Gx * H, I), ``weight_hh`` (Gh * H, H), ``bias_ih`` (Gx * H,) and
+    ``bias_hh`` (Gh * H,), Gx gates of the input product and Gh of the recurrent one in the order
+    that the cell declares them (without recurrent gates, there is no ``weight_hh`` and no
+    ``bias_hh``), and a vector (H,) by its name for each vector of the cell. The cell's numbers are
+    attributes, which may be set between calls.
+
+    Shapes:
+        input: (N, I), or (I,) without a batch.
+        hx: h, or a tuple of h and each state in the order that the cell declares them, (N, H) each,
+            without N if the input has none. None is what the cell declares as ``initial``, else
+            zero.
+        extra: a tensor for each input that the cell declares, by name: (N, H), with 1 for a size
+            that shares one value, or (N,); without N if the input has none.
+        results: as hx, after the step.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: where sizes, dtypes or devices do not fit, naming the
+            argument.
+
+    Example::
+
+        >>> cell = fastrnn.RecurrentCell(zoo.peephole_lstm, 10, 20)
+        >>> x, states = torch.randn(5, 3, 10), None
+        >>> for step in x:
+        ...     states = cell(step, states)
+        >>> states[0].shape, states[1].shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
     """
 
     def __init__(
@@ -286,7 +333,8 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
 
         Args:
             input: (N, I), or (I,) without a batch.
-            hx: h, or a tuple of h and the states, (N, H) each; None is as in :class:`Recurrent`.
+            hx: h, or a tuple of h and the states, (N, H) each; None is what the cell declares as
+                ``initial``, else zero.
             extra: a tensor for each input that the cell declares, by name: (N, H), with 1 for a
                 size that shares one value, or (N,); without N if the input has none.
         """

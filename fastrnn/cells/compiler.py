@@ -82,6 +82,7 @@ def build(
     """Compile a cell ahead of its first use.
 
     Args:
+        cell: what the decorator :func:`fastrnn.cells.cell` made of a function.
         dtypes: float32, float64, bfloat16 or float16.
         folder: where to put the libraries, for instance beside a model; :func:`load` takes them
             from there. None: the cache, where layers find them.
@@ -142,6 +143,9 @@ def load(folder: str | os.PathLike[str]) -> list[str]:
     """Load the compiled cells that :func:`build` has put into a folder.
 
     They are machine code: call this only for a folder from which you would start a program.
+
+    Args:
+        folder: the one that :func:`build` was given.
 
     Returns:
         The names of the files that fit this machine, this fastrnn and the instruction set that runs

@@ -39,7 +39,7 @@ def prepare(model: nn.Module, *, report: fastrnn.Report | None = None) -> nn.Mod
 
     Args:
         model: changed in place; may itself be a layer.
-        report: as for :func:`fastrnn.accelerate`.
+        report: filled with what was replaced and what was left, with reasons; print it.
 
     Returns:
         The model.

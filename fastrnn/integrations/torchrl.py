@@ -29,7 +29,7 @@ def accelerate_policy(policy: nn.Module, *, report: fastrnn.Report | None = None
 
     Args:
         policy: changed in place; may itself be a TorchRL LSTMModule or GRUModule.
-        report: as for :func:`fastrnn.accelerate`.
+        report: filled with what was replaced and what was left, with reasons; print it.
 
     Returns:
         The policy.

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import re
 import sys
 import typing
 import warnings
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import direct, eager, library, ops
+from fastrnn import data, direct, eager, functional, library, onnx, ops
 
 CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 
@@ -219,6 +220,28 @@ def test_signatures_are_torchs(name):
     assert {"device", "dtype"} <= set(arguments)
     expected = list(inspect.signature(getattr(nn, name).forward).parameters)
     assert list(inspect.signature(kind.forward).parameters)[: len(expected)] == expected
+
+
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (fastrnn, functional, data, onnx)
+    for name in module.__all__
+    if callable(getattr(module, name))
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_help_names_every_argument(name):
+    """An entry "name: ..." of the docstring is meant, alone or with others before the colon."""
+    thing = PUBLIC[name]
+    documented = [thing]
+    if isinstance(thing, type) and issubclass(thing, nn.Module):
+        documented.append(thing.forward)
+    text = "\n".join(inspect.getdoc(each) for each in documented)
+    entries = re.findall(r"^ +(\w+(?:, \w+)*): ", text, re.MULTILINE)
+    named = {word for entry in entries for word in entry.split(", ")}
+    arguments = {word for each in documented for word in inspect.signature(each).parameters}
+    assert not arguments - {"self"} - named
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads")
