@@ -26,6 +26,7 @@ DEV := $(VENV)/.dev-$(TORCH)
 BENCH := $(VENV)/.bench-$(TORCH)
 INTEGRATIONS := .venv-integrations/.ready-$(TORCH)
 PROGRAMS := .venv-programs/.ready-$(TORCH)
+DOCS := .venv-docs/.ready-$(TORCH)
 DISASSEMBLER := $(VENV)/disassembler
 LIBRARY := fastrnn/_C.abi3.so
 SANITIZED := build/sanitize/$(LIBRARY)
@@ -52,7 +53,7 @@ NATIVE_HEADERS := $(wildcard tests/native/*.h)
 # The thread sanitizer needs fixed addresses, so its tests run without address space randomization.
 TSAN_RUN = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-full test-native test-clang test-tsan test-neon test-abi test-integrations bench bench-programs wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
+.PHONY: help install setup demo test quick stream test-sanitize test-simulator-full test-full test-native test-clang test-tsan test-neon test-abi test-integrations bench bench-programs reference wheel wheel-cuda resources test-gpu abi3audit lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -135,6 +136,10 @@ bench-programs: $(LIBRARY) $(PROGRAMS) ## models of darts, Stanza, TorchRL and o
 	  rm -f .venv-programs/lib/python*/site-packages/torchaudio/lib/*.so
 	.venv-programs/bin/python -m benchmarks.programs $(ARGS)
 
+# Sphinx warns of a page when it reads it: without -E a second call would pass.
+reference: $(LIBRARY) $(DOCS) ## every public name, and the pages of docs/: build/docs/index.html; a warning fails (downloads Sphinx)
+	.venv-docs/bin/python -m sphinx -W --keep-going -E -q -b html docs build/docs
+
 wheel: $(DEV) ## dist/: the sources packed, and the wheel built from them
 	rm -rf dist
 	$(BIN)/pyproject-build --no-isolation
@@ -203,7 +208,7 @@ $(BENCH): $(READY)
 	@touch $@
 
 # An extra's packages alone: an installation of fastrnn would compile the library anew, for other paths.
-$(INTEGRATIONS) $(PROGRAMS): .venv-%/.ready-$(TORCH): pyproject.toml | $(READY)
+$(INTEGRATIONS) $(PROGRAMS) $(DOCS): .venv-%/.ready-$(TORCH): pyproject.toml | $(READY)
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install -q torch==$(TORCH) pytest $$($(BIN)/python -c \
 	  'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("fastrnn") if "$*" in r))')

@@ -48,7 +48,7 @@ def collate(
         samples: N sequences, each a tensor (T_i, ...) of one dtype, or N pairs (sequence, target).
         layout: of the batch's input. ``"padded"``: a tensor (T, N, ...), T the longest length, for
             ``layer(input, lengths=lengths)``. ``"packed"``: a PackedSequence, not sorted by the
-            caller. ``"jagged"``: a nested tensor (N, *, ...).
+            caller. ``"jagged"``: a nested tensor ``(N, *, ...)``.
         batch_first: padded tensors are (N, T, ...).
         padding_value: what padded tensors hold past each length.
         targets: what targets are of. ``"step"``: each has an entry a step, (T_i, ...), and they are

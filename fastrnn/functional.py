@@ -110,7 +110,7 @@ def rnn(
 
     Args:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: initial hidden state (L * D, N, H), (L * D, 1, H) for one that all samples share, or
             (L * D, H) without a batch; None is zero.
         weights: for each layer and direction in turn ``weight_ih`` (H, I or D * H), ``weight_hh``
@@ -190,7 +190,7 @@ def gru(
 
     Args:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: initial hidden state (L * D, N, H), (L * D, 1, H) for one that all samples share, or
             (L * D, H) without a batch; None is zero.
         weights: for each layer and direction in turn ``weight_ih`` (3 * H, I or D * H),
@@ -268,7 +268,7 @@ def lstm(
 
     Args:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: initial states h (L * D, N, R) and c (L * D, N, H), with 1 for N if all samples share
             them, without N if the input has none; None is zero.
         weights: for each layer and direction in turn ``weight_ih`` (4 * H, I or D * R),

@@ -206,7 +206,7 @@ def cpu_instruction_sets() -> list[str]:
     """Instruction sets the CPU kernels can use on this machine, best first.
 
     The first is used unless the environment variable ``FASTRNN_CPU_ISA`` names another before the
-    first call, or :func:`use_cpu_instruction_set` does later.
+    first call, or :func:`fastrnn.library.use_cpu_instruction_set` does later.
     """
     return torch.ops.fastrnn.cpu_instruction_sets().split(",")
 

@@ -420,7 +420,7 @@ class RNN(_HiddenStateModule):
 
     Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
         lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
             each sample's last.
@@ -502,7 +502,7 @@ class GRU(_HiddenStateModule):
 
     Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: (L * D, N, H), with 1 for N if all samples share it, without N if the input has none.
         lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
             each sample's last.
@@ -583,7 +583,7 @@ class LSTM(RecurrentModule):
 
     Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), with 1 for N if all samples share them, without
             N if the input has none.
         lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are

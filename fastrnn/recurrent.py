@@ -156,7 +156,7 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
 
     Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
-            a jagged nested tensor (N, *, I).
+            a jagged nested tensor ``(N, *, I)``.
         hx: h (L * D, N, R), of a cell with states a tuple of h and each state (L * D, N, H) in the
             order that it declares them; with 1 for N if all samples share it, without N if the
             input has none. None is what the cell declares as ``initial``, else zero.
@@ -165,8 +165,8 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
             value; (T, N), one for all units; (N,), one for all steps and units. So one for each
             sample and unit is (1, N, H). With ``batch_first`` T and N change places; without a
             batch N is left out. Beside a PackedSequence it is one, too, of (rows, H) or (rows,), or
-            its data (rows, H); beside a jagged tensor it is one, (N, *, H) or (N, *), or its values
-            (rows, H); for samples (N,) or (1, N, H) beside both.
+            its data (rows, H); beside a jagged tensor it is one, ``(N, *, H)`` or ``(N, *)``, or
+            its values (rows, H); for samples (N,) or (1, N, H) beside both.
         lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
             each sample's last.
         mask: (T, N), (N, T) if ``batch_first``, (T,) without a batch: lengths said by nonzero

@@ -204,7 +204,7 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """A copy of the state, in a module's shapes: h, or (h, c). It can be set, too."""
+        """A copy of h, or of (h, c), in a module's shapes. It can be set, too."""
         h = _buffer(self.num_layers, self.batch, self.output_size)
         c = _buffer(self.num_layers, self.batch, self.hidden_size)
         self._exchange(_library.fastrnn_stream_get_state, h, c)

@@ -46,15 +46,25 @@ _OF_CPP = {
 
 
 class CellShape(NamedTuple):
-    """How many of each kind a cell has: all that the operators know of it."""
+    """How many of each kind a cell has: all that the operators know of it.
 
-    input_gates: int  # rows of weight_ih a unit
-    recurrent_gates: int  # rows of weight_hh a unit; 0 without a recurrent product
-    cell_states: int  # states beside h
+    Attributes:
+        input_gates: rows of weight_ih a unit.
+        recurrent_gates: rows of weight_hh a unit; 0 without a recurrent product.
+        cell_states: states beside h.
+        vectors: parameters of one number a unit.
+        extra_inputs: inputs beside x.
+        numbers: numbers that a module can change.
+        saved: values a unit and step that backward needs, beside the states.
+    """
+
+    input_gates: int
+    recurrent_gates: int
+    cell_states: int
     vectors: int
     extra_inputs: int
     numbers: int
-    saved: int  # values a unit and step that backward needs, beside the states
+    saved: int
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ README, CELLS, FEATURES, GUIDE, INTEGRATIONS = (
 )
 # The package that each block of the page needs, in order.
 INTEGRATED = ("torch", "sb3_contrib", "torchrl", "opacus", "lightning")
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_README_LINES = 150
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -99,6 +99,14 @@ def test_the_cells_page_lists_the_language_and_the_zoo():
     assert sorted(re.findall(r"`(\w+)`", " ".join(listed))) == zoo.__all__
     for name in LATER:
         assert f"`{name}`" in of_zoo, name
+
+
+def test_the_reference_has_every_public_name():
+    """By its last part: what fastrnn and fastrnn.functional share is on one page."""
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = set(re.findall(r"^\.\. auto\w+:: [\w.]*?(\w+)(?:\(\))?$", text, re.MULTILINE))
+    for module in (fastrnn, fastrnn.cells, fastrnn.data, fastrnn.functional, zoo):
+        assert set(module.__all__) <= listed, set(module.__all__) - listed
 
 
 @pytest.mark.slow
