@@ -174,6 +174,10 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_citation_has_the_version():
+    assert f"version: {fastrnn.__version__}" in (ROOT / "CITATION.cff").read_text().splitlines()
+
+
 @every_page
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
