@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import os
 import re
 import subprocess
@@ -49,6 +51,56 @@ def ea_lstm(w, x, h, c, static_gate):
     o = sigmoid(x @ w.W_o + h @ w.U_o + w.b_o)
     c = f * c + static_gate * g
     return o * tanh(c), c
+
+
+def lstm(w, x, h, c):
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
+    i = sigmoid(x @ w.W_i + h @ w.U_i + w.b_i)
+    o = sigmoid(x @ w.W_o + h @ w.U_o + w.b_o)
+    c = f * c + i * tanh(x @ w.W_g + h @ w.U_g + w.b_g)
+    return o * tanh(c), c
+
+
+def gru(w, x, h):
+    r = sigmoid(x @ w.W_r + h @ w.U_r + w.b_r)
+    z = sigmoid(x @ w.W_z + h @ w.U_z + w.b_z)
+    n = tanh(x @ w.W_n + r * (h @ w.U_n) + w.b_n)
+    return z * h + (1 - z) * n
+
+
+def clipped_gru(w, x, h):
+    return (torch.clamp(gru(w, x, h), -5, 5),)
+
+
+def zoneout_lstm(w, x, h, c, zoned_h, zoned_c):
+    new_h, new_c = lstm(w, x, h, c)
+    return torch.lerp(new_h, h, zoned_h), torch.lerp(new_c, c, zoned_c)
+
+
+def zoneout_gru(w, x, h, zoned):
+    return (torch.lerp(gru(w, x, h), h, zoned),)
+
+
+def variational_lstm(w, x, masked, c, y, mask):
+    """y is an output: masked is what the step before has left of it."""
+    y, c = lstm(w, x, masked, c)
+    return y * mask, c, y
+
+
+def gru_d(w, x, decayed, y, decay):
+    """y is an output: decayed is what the step before has left of it."""
+    r = sigmoid(x @ w.W_r + decayed @ w.U_r + w.b_r)
+    z = sigmoid(x @ w.W_z + decayed @ w.U_z + w.b_z)
+    candidate = tanh(x @ w.W_n + r * (decayed @ w.U_n) + w.b_n)
+    y = (1 - z) * decayed + z * candidate
+    return decay * y, y
+
+
+def ltc(w, x, h, dt):
+    """The equation that the paper's solver solves: h' = h + dt (f A - (1/τ + f) h')."""
+    f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
+    of_h = torch.diag_embed(1 + dt * (1 / w.tau + f))  # (N, H, H)
+    return (torch.linalg.solve(of_h, h + dt * f * w.A),)
 
 
 def janet(w, x, h):
@@ -156,13 +208,16 @@ class Published(NamedTuple):
 
 PUBLISHED = {
     "cfc": Published(cfc),
+    "clipped_gru": Published(clipped_gru, of_input=1),
     "coupled_lstm": Published(coupled_lstm),
     "ctrnn": Published(ctrnn),
     "ea_lstm": Published(ea_lstm),
+    "gru_d": Published(gru_d, of_input=1),
     "indrnn": Published(indrnn, of_input=1),
     "janet": Published(janet),
     "leaky_rnn": Published(leaky_rnn),
     "ligru": Published(ligru),
+    "ltc": Published(ltc),
     "mgu": Published(mgu, of_input=1),
     "mingru": Published(mingru, of_input=1),
     "minlstm": Published(minlstm, of_input=1),
@@ -171,6 +226,9 @@ PUBLISHED = {
     "slstm": Published(slstm, comparable=lambda h, c, n, m: (h, c * m.exp(), n * m.exp())),
     "sru": Published(sru, of_input=1),
     "ugrnn": Published(ugrnn),
+    "variational_lstm": Published(variational_lstm),
+    "zoneout_gru": Published(zoneout_gru, of_input=1),
+    "zoneout_lstm": Published(zoneout_lstm),
 }
 
 
@@ -189,12 +247,13 @@ class Case:
         weights = {f"W_{gate}": leaf(I, H) for gate in self.cell.gates + self.cell.input_gates}
         weights |= {f"U_{gate}": leaf(H, H) for gate in self.cell.gates + self.cell.recurrent_gates}
         weights |= {f"b_{gate}": leaf(H) for gate in gates}
-        weights |= {vector: leaf(H) for vector in self.cell.vectors}
+        # A time constant and a time are positive.
+        weights |= {vector: leaf(H, positive=vector == "tau") for vector in self.cell.vectors}
         self.w = SimpleNamespace(**weights)
         self.x = leaf(T, N, I)
         # slstm's n is a sum of exponentials.
         self.hx = [leaf(N, H, positive=state == "n") for state in ("h", *self.cell.states)]
-        self.extra = [leaf(T, N, H) for _ in self.cell.inputs]
+        self.extra = [leaf(T, N, H, positive=each == "dt") for each in self.cell.inputs]
         self.leaves = [self.x, *self.hx, *self.extra, *weights.values()]
 
     def layer_parameters(self) -> dict[str, Tensor]:
@@ -294,6 +353,137 @@ def test_slstm_neither_overflows_nor_divides_zero_by_zero(drive):
     torch.testing.assert_close(h, sigmoid(o) * tanh(z))
     h, states = cell.step(gx, zeros, h, states)
     assert all(state.isfinite().all() for state in (h, *states))
+
+
+# --- whole sequences, where a layer is used in a way of its own ---
+
+
+def every_output(layer: fastrnn.Recurrent, x: Tensor, hx=None, **extra: Tensor) -> Tensor:
+    """The state y after every step, the last that the cell declares."""
+    with step_by_step():
+        states = layer(x, hx, extra=extra, return_all_states=True)[2].c[0]
+    return states[-1] if isinstance(states, tuple) else states
+
+
+def with_gradient_of_input(output: Tensor, x: Tensor) -> list[Tensor]:
+    return [output, *gradients([output], [x])]
+
+
+@pytest.mark.parametrize(
+    "run", [step_by_step, pytest.param(contextlib.nullcontext, marks=pytest.mark.slow)],
+    ids=["loop", "kernels"],
+)  # fmt: skip
+@pytest.mark.parametrize("bound", [0.4, 1.0, 5.0])
+def test_clipped_gru_is_torch_nns_with_a_clamp(bound, run):
+    cell = torch.nn.GRUCell(I, H, dtype=torch.float64)
+    layer = fastrnn.Recurrent(zoo.clipped_gru, I, H, dtype=torch.float64)
+    layer.load_state_dict({f"{name}_l0": w for name, w in cell.state_dict().items()})
+    layer.bound = bound
+    generator = torch.Generator().manual_seed(0)
+    x = random((T, N, I), generator).requires_grad_()
+    h = start = 10 * random((N, H), generator)
+    outputs = []
+    for step in x:
+        h = cell(step, h).clamp(-bound, bound)
+        outputs.append(h)
+    with run():
+        actual, _ = layer(x, start.unsqueeze(0))
+    assert (actual.detach().abs() == bound).any()
+    expected = with_gradient_of_input(torch.stack(outputs), x)
+    assert_all_close(with_gradient_of_input(actual, x), expected, torch.float64)
+
+
+def test_clipped_gru_passes_the_gradient_of_a_tie():
+    gates = torch.tensor([[0.0, 50.0, 0.0]], dtype=torch.float64)  # z is 1 in float64
+    h = torch.tensor([[5.0]], dtype=torch.float64, requires_grad=True)
+    zeros = torch.zeros_like(gates)
+    after, _ = zoo.clipped_gru.step(gates, zeros, h, numbers=[5.0])
+    assert after.item() == 5
+    assert torch.autograd.grad(after, h)[0].item() == 1
+
+
+def test_zoneout_at_its_rate_is_the_mean_of_its_masks():
+    """What evaluation takes: one step is linear in the masks."""
+    layer = fastrnn.Recurrent(zoo.zoneout_lstm, I, 2, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x, hx = random((1, 1, I), generator), tuple(random((2, 1, 1, 2), generator))
+    rates, mean = {"keep_h": 0.25, "keep_c": 0.5}, torch.zeros(2, 2, dtype=torch.float64)
+    with step_by_step(), torch.no_grad():
+        for bits in itertools.product((0.0, 1.0), repeat=4):
+            masks = torch.tensor(bits, dtype=torch.float64).view(2, 1, 1, 2)
+            extra = dict(zip(rates, masks, strict=True))
+            chances = [torch.where(mask > 0, rates[name], 1 - rates[name]).prod()
+                       for name, mask in extra.items()]  # fmt: skip
+            states = layer(x, hx, extra=extra)[1]
+            mean += chances[0] * chances[1] * torch.cat(states).view(2, 2)
+        extra = {name: torch.full((1,), rate, dtype=torch.float64) for name, rate in rates.items()}
+        at_rate = torch.cat(layer(x, hx, extra=extra)[1]).view(2, 2)
+    torch.testing.assert_close(at_rate, mean)
+
+
+def test_variational_lstm_drops_what_products_see_and_no_output():
+    cell = torch.nn.LSTMCell(I, H, dtype=torch.float64)
+    layer = fastrnn.Recurrent(zoo.variational_lstm, I, H, dtype=torch.float64)
+    layer.load_state_dict({f"{name}_l0": w for name, w in cell.state_dict().items()})
+    generator = torch.Generator().manual_seed(0)
+    x = random((T, N, I), generator).requires_grad_()
+    mask = (torch.rand(N, H, generator=generator) < 0.7).double() / 0.7
+    y, c = random((2, N, H), generator)
+    hx = tuple(state.unsqueeze(0) for state in (mask * y, c, y))
+    outputs = []
+    for step in x:
+        y, c = cell(step, (mask * y, c))
+        outputs.append(y)
+    expected = with_gradient_of_input(torch.stack(outputs), x)
+    actual = every_output(layer, x, hx, mask=mask.unsqueeze(0))
+    assert_all_close(with_gradient_of_input(actual, x), expected, torch.float64)
+
+
+def test_gru_d_decays_before_its_products():
+    """The paper's z is 1 less torch.nn.GRU's: its rows have the other sign."""
+    cell = torch.nn.GRUCell(I, H, dtype=torch.float64)
+    layer = fastrnn.Recurrent(zoo.gru_d, I, H, dtype=torch.float64)
+    for name, w in cell.state_dict().items():
+        r, z, n = w.chunk(3)
+        layer.get_parameter(f"{name}_l0").data.copy_(torch.cat([r, -z, n]))
+    generator = torch.Generator().manual_seed(0)
+    x = random((T, N, I), generator).requires_grad_()
+    gamma = torch.exp(-relu(random((T, N, H), generator)))
+    y = start = random((N, H), generator)
+    outputs = []
+    for step, decay in zip(x, gamma, strict=True):
+        y = cell(step, decay * y)
+        outputs.append(y)
+    expected = with_gradient_of_input(torch.stack(outputs), x)
+    hx = tuple(state.unsqueeze(0) for state in (gamma[0] * start, start))
+    decay = torch.cat([gamma[1:], torch.ones_like(gamma[:1])])
+    actual = every_output(layer, x, hx, decay=decay)
+    assert_all_close(with_gradient_of_input(actual, x), expected, torch.float64)
+
+
+def test_ltc_unfolds_by_repeated_inputs():
+    """Many short steps of a constant input follow the paper's differential equation."""
+    layer = fastrnn.Recurrent(zoo.ltc, I, H, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x, start = random((2, N, I), generator), random((1, N, H), generator)
+
+    def after(unfolds: int, time: float) -> Tensor:
+        dt = torch.full((N,), time / unfolds, dtype=torch.float64)
+        with step_by_step():
+            return layer(x.repeat_interleave(unfolds, 0), start, extra={"dt": dt})[0][
+                unfolds - 1 :: unfolds
+            ]
+
+    with torch.no_grad():
+        f = sigmoid(
+            torch.nn.functional.linear(x[0], layer.weight_ih_l0, layer.bias_ih_l0)
+            + torch.nn.functional.linear(start[0], layer.weight_hh_l0, layer.bias_hh_l0)
+        )
+        slope = -(1 / layer.tau_l0 + f) * start[0] + f * layer.A_l0
+        torch.testing.assert_close((after(1, 1e-6)[0] - start[0]) / 1e-6, slope, rtol=0, atol=1e-5)
+        coarse, fine, finest = (after(unfolds, 1.0) for unfolds in (50, 100, 200))
+    # The solver is of first order: half of the step leaves half of the error.
+    assert ((coarse - fine) / (fine - finest)).sub(2).abs().median() < 0.1
 
 
 @every_cell

@@ -74,7 +74,17 @@ def test_kernels_are_the_loop(name, options, transform):
 
 
 # The others have vectors, inputs beside x, several states or gates in one product alone.
-IN_LANES = {"coupled_lstm", "ctrnn", "janet", "leaky_rnn", "ligru", "mgu", "nas", "ugrnn"}
+IN_LANES = {
+    "clipped_gru",
+    "coupled_lstm",
+    "ctrnn",
+    "janet",
+    "leaky_rnn",
+    "ligru",
+    "mgu",
+    "nas",
+    "ugrnn",
+}
 
 
 @compiled_cells

@@ -64,11 +64,14 @@ class Call:
         states = {name: normal(rows, batch, layer.hidden_size) for name in names}
         if "n" in states:  # slstm's n is a sum of exponentials
             states["n"] = states["n"].abs() + 0.5
-        x, extra = normal(steps, batch, layer.input_size), layer.cell.inputs
+        x = normal(steps, batch, layer.input_size)
+        extra = {name: normal(steps, batch, layer.hidden_size) for name in layer.cell.inputs}
+        if "dt" in extra:  # no time is negative
+            extra["dt"] = extra["dt"].abs()
         self.tensors = [
             x,
             *states.values(),
-            *(normal(steps, batch, layer.hidden_size) for _ in extra),
+            *extra.values(),
             *(parameter.detach() for parameter in layer.parameters()),
         ]
 
