@@ -24,8 +24,10 @@ from fastrnn.zoo.mingru import mingru
 from fastrnn.zoo.minlstm import minlstm
 from fastrnn.zoo.nas import nas
 from fastrnn.zoo.peephole_lstm import peephole_lstm
+from fastrnn.zoo.reset_first_gru import reset_first_gru
 from fastrnn.zoo.slstm import slstm
 from fastrnn.zoo.sru import sru
+from fastrnn.zoo.t_lstm import t_lstm
 from fastrnn.zoo.ugrnn import ugrnn
 from fastrnn.zoo.variational_lstm import variational_lstm
 from fastrnn.zoo.zoneout_gru import zoneout_gru
@@ -48,8 +50,10 @@ __all__ = [
     "minlstm",
     "nas",
     "peephole_lstm",
+    "reset_first_gru",
     "slstm",
     "sru",
+    "t_lstm",
     "ugrnn",
     "variational_lstm",
     "zoneout_gru",

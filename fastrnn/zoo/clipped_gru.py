@@ -7,7 +7,7 @@
 C. Pandarinath et al., Inferring single-trial neural population dynamics using sequential
 auto-encoders, Nature Methods 15, 2018 (LFADS), whose programs clip the state of their GRUs. Theirs
 reset h before the product, U_n (r h), as the paper does; here r multiplies the product, so that one
-product a step is enough.
+product a step is enough. docs/cells.md shows theirs, which takes two.
 
 The number ``bound`` is β, 5 unless it is set. The rows of weight_ih (3H, I) and weight_hh (3H, H)
 are those of r, z, n, as in torch.nn.GRU, whose state dict fits; d_n is a part of bias_hh. All start

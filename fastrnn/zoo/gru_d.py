@@ -8,7 +8,8 @@
 Z. Che, S. Purushotham, K. Cho, D. Sontag and Y. Liu, Recurrent Neural Networks for Multivariate
 Time Series with Missing Values, Scientific Reports 8, 2018, arXiv 1606.01865. The paper resets d
 before the product, U_n (r d); here r multiplies the product, as in torch.nn.GRU and in programs
-that put GRU-D's decay before its cell, so that one product a step is enough.
+that put GRU-D's decay before its cell, so that one product a step is enough; docs/cells.md tells
+how to take two.
 
 What a product takes must be h: it is d of the next step, and the state ``y`` is the GRU's output,
 ``layer(x, extra=..., return_all_states=True)[2].c[0]`` after all steps. The extra input

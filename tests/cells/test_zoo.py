@@ -96,6 +96,32 @@ def gru_d(w, x, decayed, y, decay):
     return decay * y, y
 
 
+def reset_first_gru(w, x, h, y, z, second):
+    """Half of a step: h is y in the first, r y in the second; test_two_products.py has the published step."""
+    r = sigmoid(x @ w.W_r + h @ w.U_r + w.b_r)
+    first = sigmoid(x @ w.W_z + h @ w.U_z + w.b_z)
+    candidate = tanh(x @ w.W_n + h @ w.U_n + w.b_n)
+    halves = (r * h, h, first), (z * y + (1 - z) * candidate,) * 2 + (z,)
+    return tuple(torch.where(second > 0, b, a) for a, b in zip(*halves, strict=True))
+
+
+def t_lstm(w, x, h, c, a, f, o, second, decay):
+    """Half of a step: h is the LSTM's in the first, c in the second."""
+    i = sigmoid(x @ w.W_i + h @ w.U_i + w.b_i)
+    g = tanh(x @ w.W_g + h @ w.U_g + w.b_g)
+    first = (
+        c,
+        c,
+        i * g,
+        sigmoid(x @ w.W_f + h @ w.U_f + w.b_f),
+        sigmoid(x @ w.W_o + h @ w.U_o + w.b_o),
+    )
+    short = tanh(h @ w.U_d + w.b_d)
+    new = f * ((c - short) + decay * short) + a
+    halves = first, (o * tanh(new), new, a, f, o)
+    return tuple(torch.where(second > 0, b, a) for a, b in zip(*halves, strict=True))
+
+
 def ltc(w, x, h, dt):
     """The equation that the paper's solver solves: h' = h + dt (f A - (1/τ + f) h')."""
     f = sigmoid(x @ w.W_f + h @ w.U_f + w.b_f)
@@ -223,8 +249,10 @@ PUBLISHED = {
     "minlstm": Published(minlstm, of_input=1),
     "nas": Published(nas, of_input=0),
     "peephole_lstm": Published(peephole_lstm),
+    "reset_first_gru": Published(reset_first_gru),
     "slstm": Published(slstm, comparable=lambda h, c, n, m: (h, c * m.exp(), n * m.exp())),
     "sru": Published(sru, of_input=1),
+    "t_lstm": Published(t_lstm, of_input=0),
     "ugrnn": Published(ugrnn),
     "variational_lstm": Published(variational_lstm),
     "zoneout_gru": Published(zoneout_gru, of_input=1),

@@ -74,7 +74,7 @@ def test_every_block_of_the_features_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "gru.onnx").stat().st_size > 1000
 
 
-@pytest.mark.slow  # compiles three cells
+@pytest.mark.slow  # compiles four cells
 def test_every_block_of_the_cells_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     [(_, formula)] = blocks_of(CELLS, "text")
