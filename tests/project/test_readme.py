@@ -114,7 +114,7 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch, capfd, warm_python
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     blocks = blocks_of(GUIDE, r"\w+")
-    assert [kind for kind, _ in blocks].count("python") == 6 and len(blocks) == 8
+    assert [kind for kind, _ in blocks].count("python") == 13 and len(blocks) == 15
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
