@@ -94,6 +94,7 @@ def test_two_steps_of_a_layer_are_one_of_the_formula(name, run):
         "gru_d": (published_gru_d, gru_d),
         "t_lstm": (zoo.t_lstm, t_lstm),
     }[name]
+    torch.manual_seed(0)
     layer = fastrnn.Recurrent(cell, I, H, dtype=torch.float64)
     with torch.no_grad():
         layer.bias_ih_l0.zero_()
@@ -137,3 +138,36 @@ def test_two_steps_of_a_layer_are_one_of_the_formula(name, run):
     actual = [output[1::2], *last]
     actual += gradients(actual, leaves)
     assert_all_close(actual, expected, torch.float64)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_and_resets_count_steps_of_the_layer(reverse):
+    torch.manual_seed(0)
+    layer = fastrnn.Recurrent(zoo.reset_first_gru, I, H, reverse=reverse, dtype=torch.float64)
+    w = SimpleNamespace(
+        W=layer.weight_ih_l0, U=layer.weight_hh_l0, b=layer.bias_ih_l0 + layer.bias_hh_l0
+    )
+    x = random((T, N, I), torch.Generator().manual_seed(0))
+    lengths, reset = torch.tensor([T, 2, 5]), torch.zeros(T, N, dtype=torch.bool)
+    reset[3, 0] = True
+    expected = torch.zeros(T, N, H, dtype=torch.float64)
+    for n, length in enumerate(lengths.tolist()):
+        h = torch.zeros(1, H, dtype=torch.float64)
+        for step in reversed(range(length)) if reverse else range(length):
+            if reset[step, n] and not reverse:
+                h = torch.zeros_like(h)
+            (h,) = cho(w, x[step, n : n + 1], h)
+            expected[step, n] = h[0]
+            if reset[step, n] and reverse:  # the state that would leave the segment
+                h = torch.zeros_like(h)
+    turns = torch.tensor([1.0, 0.0] if reverse else [0.0, 1.0], dtype=torch.float64)
+    marks = torch.zeros(2 * T, N, dtype=torch.bool)
+    marks[::2] = reset
+    with step_by_step():
+        output, _ = layer(
+            x.repeat_interleave(2, 0),
+            extra={"second": turns.repeat(T)[:, None]},
+            lengths=2 * lengths,
+            reset=marks,
+        )
+    assert_all_close([output[0 if reverse else 1 :: 2]], [expected], torch.float64)
