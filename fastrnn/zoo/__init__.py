@@ -29,6 +29,7 @@ from fastrnn.zoo.slstm import slstm
 from fastrnn.zoo.sru import sru
 from fastrnn.zoo.t_lstm import t_lstm
 from fastrnn.zoo.ugrnn import ugrnn
+from fastrnn.zoo.variational_gru import variational_gru
 from fastrnn.zoo.variational_lstm import variational_lstm
 from fastrnn.zoo.zoneout_gru import zoneout_gru
 from fastrnn.zoo.zoneout_lstm import zoneout_lstm
@@ -55,6 +56,7 @@ __all__ = [
     "sru",
     "t_lstm",
     "ugrnn",
+    "variational_gru",
     "variational_lstm",
     "zoneout_gru",
     "zoneout_lstm",

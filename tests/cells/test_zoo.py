@@ -87,6 +87,13 @@ def variational_lstm(w, x, masked, c, y, mask):
     return y * mask, c, y
 
 
+def variational_gru(w, x, masked, y, mask):
+    """What z keeps is y itself."""
+    z = sigmoid(x @ w.W_z + masked @ w.U_z + w.b_z)
+    y = gru(w, x, masked) + z * (y - masked)
+    return y * mask, y
+
+
 def gru_d(w, x, decayed, y, decay):
     """y is an output: decayed is what the step before has left of it."""
     r = sigmoid(x @ w.W_r + decayed @ w.U_r + w.b_r)
@@ -254,6 +261,7 @@ PUBLISHED = {
     "sru": Published(sru, of_input=1),
     "t_lstm": Published(t_lstm, of_input=0),
     "ugrnn": Published(ugrnn),
+    "variational_gru": Published(variational_gru, of_input=1),
     "variational_lstm": Published(variational_lstm),
     "zoneout_gru": Published(zoneout_gru, of_input=1),
     "zoneout_lstm": Published(zoneout_lstm),
@@ -403,6 +411,7 @@ def with_gradient_of_input(output: Tensor, x: Tensor) -> list[Tensor]:
 )  # fmt: skip
 @pytest.mark.parametrize("bound", [0.4, 1.0, 5.0])
 def test_clipped_gru_is_torch_nns_with_a_clamp(bound, run):
+    torch.manual_seed(0)
     cell = torch.nn.GRUCell(I, H, dtype=torch.float64)
     layer = fastrnn.Recurrent(zoo.clipped_gru, I, H, dtype=torch.float64)
     layer.load_state_dict({f"{name}_l0": w for name, w in cell.state_dict().items()})
@@ -432,6 +441,7 @@ def test_clipped_gru_passes_the_gradient_of_a_tie():
 
 def test_zoneout_at_its_rate_is_the_mean_of_its_masks():
     """What evaluation takes: one step is linear in the masks."""
+    torch.manual_seed(0)
     layer = fastrnn.Recurrent(zoo.zoneout_lstm, I, 2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     x, hx = random((1, 1, I), generator), tuple(random((2, 1, 1, 2), generator))
@@ -450,6 +460,7 @@ def test_zoneout_at_its_rate_is_the_mean_of_its_masks():
 
 
 def test_variational_lstm_drops_what_products_see_and_no_output():
+    torch.manual_seed(0)
     cell = torch.nn.LSTMCell(I, H, dtype=torch.float64)
     layer = fastrnn.Recurrent(zoo.variational_lstm, I, H, dtype=torch.float64)
     layer.load_state_dict({f"{name}_l0": w for name, w in cell.state_dict().items()})
@@ -467,8 +478,30 @@ def test_variational_lstm_drops_what_products_see_and_no_output():
     assert_all_close(with_gradient_of_input(actual, x), expected, torch.float64)
 
 
+def test_variational_gru_drops_what_products_see_and_nothing_that_is_kept():
+    torch.manual_seed(0)
+    layer = fastrnn.Recurrent(zoo.variational_gru, I, H, dtype=torch.float64)
+    w = dict(layer.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    x = random((T, N, I), generator).requires_grad_()
+    mask = (torch.rand(N, H, generator=generator) < 0.7).double() / 0.7
+    y = random((N, H), generator)
+    hx = tuple(state.unsqueeze(0) for state in (mask * y, y))
+    outputs = []
+    for step in x:
+        of_x = torch.nn.functional.linear(step, w["weight_ih_l0"], w["bias_ih_l0"])
+        of_y = torch.nn.functional.linear(mask * y, w["weight_hh_l0"], w["bias_hh_l0"])
+        r, z = sigmoid(of_x + of_y).chunk(3, -1)[:2]
+        y = z * y + (1 - z) * tanh(of_x[:, 2 * H :] + r * of_y[:, 2 * H :])
+        outputs.append(y)
+    expected = with_gradient_of_input(torch.stack(outputs), x)
+    actual = every_output(layer, x, hx, mask=mask.unsqueeze(0))
+    assert_all_close(with_gradient_of_input(actual, x), expected, torch.float64)
+
+
 def test_gru_d_decays_before_its_products():
     """The paper's z is 1 less torch.nn.GRU's: its rows have the other sign."""
+    torch.manual_seed(0)
     cell = torch.nn.GRUCell(I, H, dtype=torch.float64)
     layer = fastrnn.Recurrent(zoo.gru_d, I, H, dtype=torch.float64)
     for name, w in cell.state_dict().items():
@@ -491,6 +524,7 @@ def test_gru_d_decays_before_its_products():
 
 def test_ltc_unfolds_by_repeated_inputs():
     """Many short steps of a constant input follow the paper's differential equation."""
+    torch.manual_seed(0)
     layer = fastrnn.Recurrent(zoo.ltc, I, H, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     x, start = random((2, N, I), generator), random((1, N, H), generator)
