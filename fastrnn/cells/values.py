@@ -128,7 +128,8 @@ class _Symbol:
     )
     __matmul__ = __rmatmul__ = _refusing(
         f"matmul comes later: {LATER['matmul']} is not in the language of cells yet; x.<gate> and "
-        "h.<gate> are the products there are"
+        "h.<gate> are the products there are; two steps of a layer make a step with two of them "
+        "(docs/cells.md)"
     )
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __divmod__ = __round__ = _refusing(
         "the language has +, -, *, / and ** with a small whole number, no remainders or rounding"

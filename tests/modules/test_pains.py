@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
+from fastrnn import cells, zoo
 from fastrnn.library import use_cpu_instruction_set
 
 LAYERS = ("RNN", "GRU", "LSTM")
@@ -662,11 +664,70 @@ def test_pain_16_onnx_of_any_length_and_batch(tmp_path):
 # --- 17 other cells -------------------------------------------------------------------------------
 
 
-@pytest.mark.skip(
-    reason="later work: other activations, peepholes, GRU with reset before the product"
+@cells.cell(gates=("candidate",))
+def softsign_rnn(x, h, s, p):
+    sums = x.candidate + h.candidate
+    return sums / (1 + abs(sums))
+
+
+def softsign_loop(x, weight_ih, weight_hh, bias_ih, bias_hh):
+    h, outputs = torch.zeros(N, H, dtype=DOUBLE), []
+    for x_t in x:
+        h = nn.functional.softsign(x_t @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def peephole_loop(x, weight_ih, weight_hh, bias_ih, bias_hh, p_i, p_f, p_o):
+    h = c = torch.zeros(N, H, dtype=DOUBLE)
+    outputs = []
+    for x_t in x:
+        i, f, g, o = (x_t @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh).chunk(4, 1)
+        i, f = (i + p_i * c).sigmoid(), (f + p_f * c).sigmoid()
+        c = f * c + i * g.tanh()
+        h = (o + p_o * c).sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def reset_first_loop(x, weight_ih, weight_hh, bias_ih, bias_hh):
+    h, outputs = torch.zeros(N, H, dtype=DOUBLE), []
+    w_r, w_z, w_n = weight_hh.chunk(3)
+    for x_t in x:
+        r, z, n = (x_t @ weight_ih.T + bias_ih + bias_hh).chunk(3, 1)
+        r, z = (r + h @ w_r.T).sigmoid(), (z + h @ w_z.T).sigmoid()
+        h = z * h + (1 - z) * (n + (r * h) @ w_n.T).tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def reset_first_layer(layer, x):
+    second = torch.tensor([0.0, 1.0], dtype=DOUBLE).repeat(T)[:, None]
+    return layer(x.repeat_interleave(2, 0), extra={"second": second})[0][1::2]
+
+
+@pytest.mark.parametrize(
+    ("cell", "run", "loop"),
+    [
+        (softsign_rnn, lambda layer, x: layer(x)[0], softsign_loop),
+        (zoo.peephole_lstm, lambda layer, x: layer(x)[0], peephole_loop),
+        (zoo.reset_first_gru, reset_first_layer, reset_first_loop),
+    ],
+    ids=["activation", "peepholes", "reset before the product"],
 )
-def test_pain_17_other_cells():
-    """Cells that torch.nn has not, at the speed of those it has (#1173, #630)."""
+def test_pain_17_other_cells(cell, run, loop):
+    """Cells that torch.nn has not, in kernels (#1173, #630); `python -m benchmarks.own_cells` measures their speed."""
+    with pytest.raises(ValueError, match="nonlinearity"):
+        nn.RNN(I, H, nonlinearity="softsign")
+    layer = fastrnn.Recurrent(cell, I, H, dtype=DOUBLE)
+    x = normal(T, N, I).requires_grad_()
+    inputs = [x, *layer.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as a loop of torch operations it would warn
+        actual = run(layer, x)
+    expected = loop(*inputs)
+    assert_all_close([actual], [expected], DOUBLE)
+    assert_all_close(*(gradients([y], inputs) for y in (actual, expected)), DOUBLE)
 
 
 # --- 18 very long sequences -----------------------------------------------------------------------
