@@ -113,13 +113,13 @@ test-neon: $(NATIVE_TESTS:%=build/native/neon/test_%) ## the same for 64-bit Arm
 	qemu-aarch64 -cpu cortex-a53 $(filter %stream,$^) # a chip without SDOT
 
 # The checkout is not on the path here, for its fastrnn would be tested in the place of the wheel's.
-test-abi: wheel ## one library under the oldest and the newest torch (downloads several GB)
+test-abi: wheel ## one library under the oldest and the newest torch, all tests of its calls (downloads several GB)
 	for torch in $(TORCH_OLDEST) $(TORCH_NEWEST); do \
 	  env=build/abi-$$torch; wheel=$$(echo dist/*.whl); \
 	  $(PYTHON) -m venv $$env && \
 	  $$env/bin/pip install torch==$$torch "$$wheel[test]" && \
 	  $$env/bin/pip install --force-reinstall --no-deps "$$wheel" && \
-	  $$env/bin/pytest -o pythonpath=tests tests/ops/test_kernels.py $(ARGS) || exit 1; \
+	  $$env/bin/pytest -o pythonpath=tests -n $(JOBS) tests/ops tests/modules tests/transforms $(ARGS) || exit 1; \
 	done
 
 # The packages come in the versions that there are; -k also takes what runs docs/integrations.md.

@@ -244,7 +244,8 @@ class _Table:
         expected = len(self.header.names)
         if len(cells) != expected:
             hint = "; is a quote missing?" if any("\n" in cell for cell in cells) else ""
-            message = f"{len(cells)} fields, expected {expected}{hint}"
+            count = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
+            message = f"{count}, expected {expected}{hint}"
             raise bad_data(f"{self.path}, line {line}", message)
 
     def unreadable(self) -> Exception:

@@ -204,6 +204,7 @@ MISTAKES = {
     "line 1: columns id, a, label; expected sequence, features": "id,a,label\n0,1,2\n",
     "line 1: columns sequence, label; expected sequence, features": "sequence,label\n0,1\n",
     "line 3: 3 fields, expected 4": HEAD + "0,0,1.5,1\n0,1,1.5\n",
+    "line 3: 1 field, expected 4": HEAD + "0,0,1.5,1\n0;1;1.5;1\n",
     "line 3: 5 fields, expected 4": HEAD + "0,0,1.5,1\n0,1,1.5,1,0\n",
     "line 2: 5 fields, expected 4": HEAD + "0,0,1.5,1,9\n0,1,1.5,1\n",
     "line 4: 7 fields, expected 4": HEAD + "0,0,1.5,1\n\n0,1,1.5,1,2,3,4\n",

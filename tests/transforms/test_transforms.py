@@ -244,6 +244,8 @@ def test_vmap_of_a_packed_batch():
         vmap(lambda data: ops.scan("lstm", data, h, c, weights, offsets=offsets)[0])(many)
 
 
+# Torch 2.14 reads .grad of tensors that are no leaves, which its check of an op has made.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("layout", ["padded", "packed", "jagged", "lengths and resets"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck(cell, layout):
