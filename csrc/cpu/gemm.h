@@ -293,6 +293,26 @@ inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t
   }
 }
 
+// Adds a weight gradient as accumulate_outer() does, of so few rows that the sums need no tile: what they are added to
+// is walked once, from end to end.
+template <int kRows, class E>
+void accumulate_outer_of(Range range, OuterFactor<E> left, OuterFactor<E> right, int64_t columns, Accumulate<E>* out,
+                         int64_t out_row, bool fresh) {
+  using V = Vec<Accumulate<E>>;
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    V factors[kRows];
+    for (int m = 0; m < kRows; ++m) factors[m] = V(left.data[i * left.row + m * left.depth]);
+    Accumulate<E>* const target = out + i * out_row;
+    for (int64_t j = 0; j < columns; j += V::kWidth) {
+      V sum(Accumulate<E>(0));
+      FASTRNN_UNROLL(4)
+      for (int m = 0; m < kRows; ++m) sum = mul_add(factors[m], V::load(right.data + m * right.depth + j), sum);
+      const V before = fresh ? V(Accumulate<E>(0)) : V::load(target + j);
+      (before + sum).store(target + j);
+    }
+  }
+}
+
 // So many rows of a weight gradient share the second-level cache with their operands.
 constexpr int64_t kOuterRows = 240;
 
@@ -304,6 +324,12 @@ void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFacto
   using A = Accumulate<E>;
   constexpr int kWidth = Vec<A>::kWidth;
   constexpr int kStep = kFactorDepth<E>;
+  if constexpr (!kPaired<E>) {
+    static constexpr std::array kTable{accumulate_outer_of<1, E>, accumulate_outer_of<2, E>, accumulate_outer_of<3, E>,
+                                       accumulate_outer_of<4, E>};
+    if (1 <= rows && rows <= int64_t{kTable.size()})
+      return kTable[rows - 1](range, left, right, columns, out, out_row, fresh);
+  }
   const int64_t vecs = round_up_to_vec<A>(columns) / kWidth;
   const int64_t depths = padded_depth<E>(rows);
   alignas(64) A sums[kOuterRows * kMaxVecs * kWidth];
