@@ -115,8 +115,8 @@ def accelerate(
         model: changed in place; may itself be a recurrent module.
         keep_type: an accelerated module is an instance of torch.nn's class, too. Otherwise it is of
             fastrnn's own, as the constructors make it, and subclasses are left alone.
-        cells: also replace RNNCell, GRUCell and LSTMCell. In a Python loop they may train slower
-            than torch.nn's.
+        cells: also replace RNNCell, GRUCell and LSTMCell. Called once a step they may gain
+            little in training.
         report: filled with what was replaced and what was left, with reasons; print it.
 
     Returns:
@@ -249,7 +249,7 @@ def _faster(module: nn.Module, keep_type: bool, cells: bool) -> _Decision:
     if base is None:
         return None
     if base in _CELLS and not cells:
-        return "a cell, which may train slower; accelerate(model, cells=True) replaces it"
+        return "a cell, which may gain little in training; accelerate(model, cells=True) takes it"
     target = _faster_class(kind, base, keep_type)
     if not isinstance(target, type):
         return target

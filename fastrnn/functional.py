@@ -269,8 +269,8 @@ def lstm(
     Args:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor ``(N, *, I)``.
-        hx: initial states h (L * D, N, R) and c (L * D, N, H), with 1 for N if all samples share
-            them, without N if the input has none; None is zero.
+        hx: a tuple of the initial states h (L * D, N, R) and c (L * D, N, H), with 1 for N if all
+            samples share them, without N if the input has none; None is zero.
         weights: for each layer and direction in turn ``weight_ih`` (4 * H, I or D * R),
             ``weight_hh`` (4 * H, R), if ``bias``, ``bias_ih`` and ``bias_hh`` (4 * H,), the rows of
             gates i, f, g, o in turn, and, if ``projection``, ``weight_hr`` (R, H): the order of

@@ -376,13 +376,13 @@ class _HiddenStateModule(RecurrentModule):
         reset_state: Tensor | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; shapes are told by the class.
+        """Run the layers over a sequence; the class's docstring has the shapes.
 
         Args:
             input: the sequence.
             hx: the state before the first step; None is zero.
             lengths: how many steps each sample has.
-            mask: lengths said by nonzero entries, instead of ``lengths``.
+            mask: lengths given as a mask, nonzero at valid steps.
             reset: True where a segment starts, and the state is replaced.
             reset_state: what ``reset`` replaces the state by; None is zero.
             return_all_states: also return the states after every step.
@@ -408,7 +408,7 @@ class RNN(_HiddenStateModule):
         dropout: probability of zeroing an element between layers, in training, by a mask that
             depends on a seed from torch's generator, the layer and the element alone.
         bidirectional: a second direction in each layer: D is 2, and 1 without.
-        proj_size: taken only to be refused, unless 0, as by torch.nn: an RNN has no projection.
+        proj_size: must be 0, as in torch.nn: an RNN has no projection.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
         recompute: save no gates for backward, which computes them again: less memory in training
             (of GRU and LSTM) for a third more arithmetic in it.
@@ -489,7 +489,7 @@ class GRU(_HiddenStateModule):
         dropout: probability of zeroing an element between layers, in training, by a mask that
             depends on a seed from torch's generator, the layer and the element alone.
         bidirectional: a second direction in each layer: D is 2, and 1 without.
-        proj_size: taken only to be refused, unless 0, as by torch.nn: a GRU has no projection.
+        proj_size: must be 0, as in torch.nn: a GRU has no projection.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
         recompute: save no gates for backward, which computes them again: less memory in training
             for a third more arithmetic in it.
@@ -584,8 +584,8 @@ class LSTM(RecurrentModule):
     Shapes:
         input: (T, N, I), (N, T, I) if ``batch_first``, (T, I) without a batch, a PackedSequence, or
             a jagged nested tensor ``(N, *, I)``.
-        hx: h_0 (L * D, N, R) and c_0 (L * D, N, H), with 1 for N if all samples share them, without
-            N if the input has none.
+        hx: a tuple of h_0 (L * D, N, R) and c_0 (L * D, N, H), with 1 for N if all samples share
+            them, without N if the input has none.
         lengths: (N,), integers on CPU, a tensor, list or array; output is 0 past them, states are
             each sample's last.
         mask: (T, N), (N, T) if ``batch_first``, (T,) without a batch: lengths said by nonzero
@@ -676,13 +676,13 @@ class LSTM(RecurrentModule):
         reset_state: tuple[Tensor, Tensor] | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; shapes are told by the class.
+        """Run the layers over a sequence; the class's docstring has the shapes.
 
         Args:
             input: the sequence.
             hx: the states h and c before the first step; None is zero.
             lengths: how many steps each sample has.
-            mask: lengths said by nonzero entries, instead of ``lengths``.
+            mask: lengths given as a mask, nonzero at valid steps.
             reset: True where a segment starts, and the state is replaced.
             reset_state: what ``reset`` replaces the state by; None is zero.
             return_all_states: also return the states after every step.

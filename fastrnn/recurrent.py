@@ -233,7 +233,7 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
         reset_state: Tensor | tuple[Tensor, ...] | None = None,
         return_all_states: bool = False,
     ) -> Any:
-        """Run the layers over a sequence; shapes are told by the class.
+        """Run the layers over a sequence; the class's docstring has the shapes.
 
         Args:
             input: the sequence.
@@ -241,7 +241,7 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
                 cell declares as ``initial``, else zero.
             extra: a tensor for each input that the cell declares, by name.
             lengths: how many steps each sample has.
-            mask: lengths said by nonzero entries, instead of ``lengths``.
+            mask: lengths given as a mask, nonzero at valid steps.
             reset: True where a segment starts, and the states are replaced.
             reset_state: what ``reset`` replaces the states by; None is what they start with where
                 hx is None.
@@ -301,7 +301,7 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
 
     Example::
 
-        >>> cell = fastrnn.RecurrentCell(zoo.peephole_lstm, 10, 20)
+        >>> cell = fastrnn.RecurrentCell(fastrnn.zoo.peephole_lstm, 10, 20)
         >>> x, states = torch.randn(5, 3, 10), None
         >>> for step in x:
         ...     states = cell(step, states)

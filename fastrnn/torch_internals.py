@@ -1,8 +1,8 @@
-"""All that this package takes of torch under names that torch may change without a word.
+"""Modules and functions that this package takes of torch and that torch may change without a word.
 
-tests/project/test_torch_internals.py sees to it that no other file does. A torch that has changed
-one of them fails at ``import fastrnn``, with the name; but what torch.compile alone needs is looked
-up when that is used.
+tests/project/test_torch_internals.py sees to it that no other file does; private attributes of
+torch's objects are left to those who have the objects. A torch that has changed one of these names
+fails with it at ``import fastrnn``, or where it is first used.
 """
 
 from __future__ import annotations

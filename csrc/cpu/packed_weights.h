@@ -108,7 +108,7 @@ class PackedWeights {
   using Block = Vec<A>[Vec<A>::kWidth];
 
   // A block touches more rows than the hardware follows. They are fetched so far ahead, to the second-level cache, as
-  // rows of whole kilobytes share two sets of the first.
+  // rows of whole kilobytes share a few sets of the first.
   static constexpr int64_t kAheadOfBlock = 256 / sizeof(S);
 
   // Units lie side by side, as in the transposed weights that backward reads.

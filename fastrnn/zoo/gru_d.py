@@ -12,13 +12,15 @@ that put GRU-D's decay before its cell, so that one product a step is enough; do
 how to take two.
 
 What a product takes must be h: it is d of the next step, and the state ``y`` is the GRU's output,
-``layer(x, extra=..., return_all_states=True)[2].c[0]`` after all steps. The extra input
-``decay`` (T, N, H) is γ of the step after, 1 at the last: ``torch.cat([g[1:], ones])`` of
-g = exp(-relu(W_γ δ + b_γ)), where δ (T, N, I) is the time since a value was last seen. x is the
-values, the missing ones decayed to their mean, beside the mask of those that are seen, (T, N, 2I).
-Where y does not start at zero, give h decayed by g[0]. Put each layer into a module of its own, as
-a second one would take d for its input. The rows of weight_ih (3H, 2I) and weight_hh (3H, H) are
-those of r, z, n; e_n is a part of bias_hh. All start uniform in ±1/sqrt(H). The states are h and y.
+``layer(x, extra=..., return_all_states=True)[2].c[0]`` after all steps. The extra input ``decay``
+(T, N, H) is γ of the step after, 1 at the last: ``torch.cat([g[1:], ones])``, where g is
+exp(-relu(W_γ δ + b_γ)) and δ (T, N, I) the time since a value was last seen. x is the values, the
+missing ones decayed to their mean, beside the mask of those that are seen, (T, N, 2I). Where y does
+not start at zero, give h decayed by g[0]. Put each layer and direction into a module of its own, as
+a second layer would take d for its input; with ``reverse=True`` the step after is the one before in
+time, so that ``decay`` is ``torch.cat([ones, g[:-1]])`` of gaps that way. The rows of weight_ih
+(3H, 2I) and weight_hh (3H, H) are those of r, z, n; e_n is a part of bias_hh. All start uniform in
+±1/sqrt(H). The states are h and y.
 """
 
 from fastrnn import cells

@@ -9,11 +9,11 @@ Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machin
 
 What a product takes must be h: it is y in the first step of two, and r y in the second. Each step
 multiplies all of weight_hh, so that a step of the GRU costs twice the products. The extra input
-``second`` is 0 in the first step and 1 in the second, (2T, 1) for all samples:
-``torch.tensor([0.0, 1.0]).repeat(T)[:, None]``. x comes twice, ``x.repeat_interleave(2, 0)``, the
-output is ``output[1::2]``, and lengths count twice. Put each layer and direction into a module of
-its own. The rows of weight_ih (3H, I) and weight_hh (3H, H) are those of r, z, n. All start uniform
-in ±1/sqrt(H). The states are h, y and z; a first step reads h alone.
+``second`` is 0 in the first step and 1 in the second, (2T, 1) for all samples: ``torch.tensor([0.0,
+1.0]).repeat(T)[:, None]``. x comes twice, ``x.repeat_interleave(2, 0)``, the output is
+``output[1::2]``, and lengths count twice. Put each layer and direction into a module of its own
+(docs/cells.md has the reverse one). The rows of weight_ih (3H, I) and weight_hh (3H, H) are those
+of r, z, n. All start uniform in ±1/sqrt(H). The states are h, y and z; a first step reads h alone.
 """
 
 from fastrnn import cells

@@ -10,13 +10,13 @@ LSTM Networks, KDD 2017.
 
 What a product takes must be h: it is h in the first step of two, and c in the second. Each step
 multiplies all of weight_hh, so that a step of the LSTM costs twice the products. The extra input
-``second`` is 0 in the first step and 1 in the second, (2T, 1) for all samples:
-``torch.tensor([0.0, 1.0]).repeat(T)[:, None]``. The extra input ``decay`` is γ, in the paper
-1 / log(e + Δ) of the gap Δ. x and γ come twice, ``x.repeat_interleave(2, 0)``, the output is
-``output[1::2]``, and lengths count twice. Put each layer and direction into a module of its own.
-The rows of weight_ih (4H, I) are those of i, f, g, o, and those of weight_hh (5H, H) of i, f, g, o,
-d. All start uniform in ±1/sqrt(H). The states are h, c, a, f and o, where a is i g; a first step
-reads h and c alone.
+``second`` is 0 in the first step and 1 in the second, (2T, 1) for all samples: ``torch.tensor([0.0,
+1.0]).repeat(T)[:, None]``. The extra input ``decay`` is γ, in the paper 1 / log(e + Δ) of the gap
+Δ. x and γ come twice, ``x.repeat_interleave(2, 0)``, the output is ``output[1::2]``, and lengths
+count twice. Put each layer and direction into a module of its own (docs/cells.md has the reverse
+one). The rows of weight_ih (4H, I) are those of i, f, g, o, and those of weight_hh (5H, H) of i, f,
+g, o, d. All start uniform in ±1/sqrt(H). The states are h, c, a, f and o, where a is i g; a first
+step reads h and c alone.
 """
 
 from fastrnn import cells

@@ -129,7 +129,7 @@ def test_cells_are_left_unless_asked_for():
     fastrnn.accelerate(model, report=report)
     assert type(model[0]) is nn.GRUCell
     assert report.left == {
-        "0": "GRUCell: a cell, which may train slower; accelerate(model, cells=True) replaces it"
+        "0": "GRUCell: a cell, which may gain little in training; accelerate(model, cells=True) takes it"
     }
 
 

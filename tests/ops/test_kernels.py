@@ -30,6 +30,8 @@ from fastrnn.ops import ScanWeights
 # T, N, I, H: one of everything, tails on every side, several chunks, panels and tiles of rows, few units on many samples.
 # By H: where a regime of a GPU refuses one, it has run those before.
 SIZES = [(1, 1, 1, 1), (5, 3, 4, 5), (6, 75, 3, 5), (37, 14, 3, 33), (3, 17, 19, 83)]
+# Weight gradients of two to four rows have a way of their own.
+SIZES += [(1, 2, 19, 83), (3, 1, 3, 33), (2, 2, 4, 5)]
 
 
 def run(function, case, values, dtype, **options):

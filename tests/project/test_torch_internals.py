@@ -1,4 +1,4 @@
-"""Private names of torch lie in one file, so that a new torch is checked in one place."""
+"""Private modules and functions of torch are taken in one file, where a new torch is checked."""
 
 import ast
 from pathlib import Path
