@@ -479,7 +479,7 @@ def test_meta_device(name, ours):
 
 @pytest.mark.parametrize("name", [*LAYERS, *(f"{name}Cell" for name in LAYERS)])
 def test_initial_values_may_be_skipped(name):
-    """torch.nn's own layers cannot be made by skip_init, which keeps their weights on meta."""
+    """skip_init refuses torch.nn's own layers, whose signature hides the argument device."""
     fast = torch.nn.utils.skip_init(getattr(fastrnn, name), I, H)
     weights = getattr(torch.nn, name)(I, H).state_dict()
     fast.load_state_dict(weights)
