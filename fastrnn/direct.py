@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, weight_kinds
+from fastrnn.library import CELLS, PATH, PLAIN, accumulate_dtype, extra_names, weight_kinds
 from fastrnn.torch_internals import is_profiled
 from fastrnn.weight_sums import SharedWeights
 
@@ -216,14 +216,15 @@ def need_grad(*tensors: Tensor) -> bool:
 short = functools.cache(Short)
 
 
-# --- with gradients -------------------------------------------------------------------------------
+# --- of all cells, with and without gradients -----------------------------------------------------
 
 
 class Scan:
     """Both passes of a layer in one direction or of a cell, with a batch.
 
     A layer's sequences are (T, N, columns) and its states (1, N, columns); of a cell both are
-    (N, columns). tensors are the input, the states before it and the weights, as the op takes them.
+    (N, columns). tensors are the input, the states before it, the weights and the extra inputs, as
+    the op takes them.
     """
 
     def __init__(
@@ -231,26 +232,30 @@ class Scan:
         cell: str,
         kinds: tuple[str, ...],
         numbers: tuple[float, ...],
+        extras: int,
         is_layer: bool,
         reverse: bool,
         recompute: bool,
     ) -> None:
-        """kinds: what the weights are."""
-        self.cell, self.kinds, self.numbers = cell, kinds, numbers
+        """kinds: what the weights are; extras: how many extra inputs there are."""
+        self.cell, self.kinds, self.numbers, self.extras = cell, kinds, numbers, extras
         self.is_layer, self.reverse, self.recompute = is_layer, reverse, recompute
         self._facts = facts = CELLS[cell]
-        self.names = ("input", *("h_0", "c_0")[: 1 + facts.has_cell_state], *kinds)
+        before = ("input", *("h_0", "c_0")[: 1 + facts.has_cell_state])
+        self.names = (*before, *kinds, *extra_names(extras))
+        self._weights = slice(len(before), len(before) + len(kinds))
         self._options = _LAYER * is_layer | _REVERSE * reverse | _RECOMPUTE * recompute
+        self._run_unsaved = _forward_function(cell, self._options, self.names)
         self._run = _forward_function(cell, self._options | _SAVE, self.names)
         # By what is needed, and whether weight gradients are added.
         self._run_backward: dict[tuple[tuple[bool, ...], bool], Callable[..., bool]] = {}
         self._of_numbers = (torch.tensor(numbers, dtype=torch.float64),) if numbers else ()
 
     def forward(
-        self, input: Tensor, *others: Tensor
+        self, input: Tensor, *others: Tensor, saves: bool = True
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
         """The results that a caller sees, of a layer y and of both the final states, and what
-        backward reads of them all; or None: take the op."""
+        backward reads of them all if it is saved; or None: take the op."""
         facts, h_0, weight_ih = self._facts, others[0], others[1 + self._facts.has_cell_state]
         hidden_size = weight_ih.size(0) // facts.input_gates
         if not _may_run(input, hidden_size) or not _hold_values((input, *others)):
@@ -261,13 +266,14 @@ class Scan:
         if self.is_layer:
             y = _empty_like(y) if leading[0] == 1 else input.new_empty((*leading, h_0.size(-1)))
         kept: tuple[Tensor, ...] = ()
-        if facts.saved and not self.recompute:
+        if saves and facts.saved and not self.recompute:
             kept = (input.new_empty((*leading, facts.saved * hidden_size)),)
-        if facts.has_cell_state:
+        if saves and facts.has_cell_state:
             dtype = accumulate_dtype(input.dtype)
             kept += (input.new_empty((*leading, finals[1].size(-1)), dtype=dtype),)
         seen = (y, *finals) if self.is_layer else finals
-        if not _call(self._run, input, *others, *self._of_numbers, *seen, *kept):
+        run = self._run if saves else self._run_unsaved
+        if not _call(run, input, *others, *self._of_numbers, *seen, *kept):
             return None
         return seen, (y, *kept)
 
@@ -281,14 +287,17 @@ class Scan:
     ) -> list[Tensor | None] | None:
         """The gradients of tensors that are needed, from those of what forward's caller saw; or
         None: take the op. Those of shared weights go to their sums."""
-        weights = len(self.kinds)
+        weights = self._weights
         sums = None if shared is None else shared.sums()
         adds = bool(sums)
+        fresh = needs
+        if adds:
+            fresh = (*needs[: weights.start], *(False,) * len(self.kinds), *needs[weights.stop :])
         gradients = [
-            _empty(tensor) if need else None
-            for tensor, need in zip(tensors[: -weights if adds else None], needs, strict=False)
+            _empty(tensor) if need else None for tensor, need in zip(tensors, fresh, strict=True)
         ]
-        gradients += sums or ()
+        if sums:
+            gradients[weights] = sums
         run = self._run_backward.get((needs, adds)) or self._make_backward(needs, adds)
         if not self.is_layer:
             grads = (None, *grads)  # of y
@@ -301,8 +310,8 @@ class Scan:
         if not _call(run, *grads, *tensors, *self._of_numbers, *saved, *out):
             return None
         if sums is not None:
-            sums[:] = out[-weights:]
-            gradients[-weights:] = [None] * weights
+            sums[:] = gradients[weights]  # type: ignore[assignment]
+            gradients[weights] = [None] * len(self.kinds)
         return gradients
 
     def _make_backward(self, needs: tuple[bool, ...], adds: bool) -> Callable[..., bool]:

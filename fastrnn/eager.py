@@ -7,13 +7,14 @@ words for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrnn.direct import need_grad
+from fastrnn.layouts import layout_of
 from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
 from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat, short_scan
 from fastrnn.torch_internals import is_eager
@@ -64,11 +65,12 @@ def run_layers(
     reverse: bool,
     recompute: bool,
     flat: FlatWeights | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Any] | None:
     """What :func:`fastrnn.functional.run` returns for these arguments, or None: take that.
 
-    flat says what the weights of a layer and direction of a user's cell are, which takes no extra
-    inputs and has its kernels.
+    flat says what the weights of a layer and direction of a user's cell are, which has its kernels;
+    extra are its extra inputs in its order.
     """
     if not (is_eager() and type(input) in PLAIN and PLAIN.issuperset(map(type, weights))):
         return None
@@ -82,16 +84,21 @@ def run_layers(
         return None
     is_time_first = rank == 3 and not batch_first
     finals: Sequence[Tensor]
-    if not is_time_first:
-        input, states, _ = _time_first(rank, input, states, None)
+    extras = _wide_extras(cell, input, batch_first, extra, weights) if extra else ()
+    if extras is None:
+        return None
     try:
+        if not is_time_first:
+            input, states, _ = _time_first(rank, input, states, None)
         states = as_op_states(states)
-        if torch.is_grad_enabled() and need_grad(input, *states, *weights):
+        saves = torch.is_grad_enabled() and need_grad(input, *states, *weights, *extras)
+        if saves or extras:
             if not states:
                 states = _zero_states(cell, input, weights, entries)
             output, *finals = _layer_by_layer(
-                cell, input, states, weights, entries, directions, reverse, recompute, flat
-            )
+                cell, input, states, weights, extras, entries, directions, reverse, recompute, flat,
+                saves,
+            )  # fmt: skip
         else:
             numbers = (None, flat.numbers) if flat else ()
             output, *finals = _stack(
@@ -186,26 +193,47 @@ def _zero_states(
     return tuple(input.new_zeros(*leading, input.size(-2), size) for size in sizes)
 
 
+def _wide_extras(
+    cell: str,
+    input: Tensor,
+    batch_first: bool,
+    extra: Mapping[str, Any],
+    weights: Sequence[Tensor],
+) -> list[Tensor] | None:
+    """The extra inputs of layers, (T, N, H) each, or None: they do not fit."""
+    if not PLAIN.issuperset(map(type, extra.values())):
+        return None
+    H = weights[0].size(0) // CELLS[cell].input_gates
+    try:
+        layout = layout_of("", input, input, batch_first, None)
+        return [layout.extra("", name, value, H) for name, value in extra.items()]
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
 def _layer_by_layer(
     cell: str,
     input: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
+    extras: Sequence[Tensor],
     entries: int,
     directions: int,
     reverse: bool,
     recompute: bool,
     flat: FlatWeights | None,
+    saves: bool,
 ) -> list[Tensor]:
-    """What the op `stack` returns, by a node of the graph for each layer and direction."""
+    """What the op `stack` returns, layer and direction one by one, by a node of the graph for each
+    if backward is to come."""
     each = len(weights) // entries
 
     def run(index: int, layer_input: Tensor) -> Sequence[Tensor]:
-        own = weights[index * each : (index + 1) * each]
+        own = [*weights[index * each : (index + 1) * each], *extras]
         own_states = states
         if entries > 1:
             own_states = [state.narrow(0, index, 1) for state in states]
-        others = (own, reverse or index % directions == 1, recompute, flat)
+        others = (own, reverse or index % directions == 1, recompute, flat, saves)
         results = short_scan(cell, layer_input, own_states, True, *others)
         if results is not None:
             return results
@@ -222,9 +250,10 @@ def run_cell(
     states: tuple[Any, ...],
     weights: Sequence[Tensor],
     flat: FlatWeights | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Sequence[Tensor] | None:
     """h' and the other states after one step, where :func:`is_eager` says so, or None: take the
-    long way. flat is as of :func:`run_layers`."""
+    long way. flat and extra are as of :func:`run_layers` in a single step."""
     if not PLAIN.issuperset(map(type, (input, *states, *weights))):
         return None
     if not has_kernel(input):
@@ -232,7 +261,14 @@ def run_cell(
     cell_states = CELLS[cell].cell_states
     try:
         states = as_op_states(states)
-        if not (torch.is_grad_enabled() and need_grad(input, *states, *weights)):
+        extras: list[Tensor] = []
+        if extra:
+            wide = _wide_extras(cell, input.unsqueeze(0), False, extra, weights)
+            if wide is None:
+                return None
+            extras = [value.squeeze(0) for value in wide]
+        saves = torch.is_grad_enabled() and need_grad(input, *states, *weights, *extras)
+        if not saves and not extras:
             numbers = (None, flat.numbers) if flat else ()
             return from_op_states(_step(cell, input, states, weights, *numbers), cell_states)
         batched = input.dim() == 2
@@ -242,9 +278,11 @@ def run_cell(
             input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         if not states:
             states = _zero_states(cell, input, weights)
-        finals = short_scan(cell, input, states, False, weights, False, False, flat)
+        others = (False, False, flat, saves)
+        finals = short_scan(cell, input, states, False, [*weights, *extras], *others)
         if finals is None:
-            _, *finals = scan_flat(cell, input.unsqueeze(0), states, weights, False, False, flat)
+            given = [*weights, *(value.unsqueeze(0) for value in extras)]
+            _, *finals = scan_flat(cell, input.unsqueeze(0), states, given, *others)
     except RuntimeError:
         return None
     finals = finals if batched else [final.squeeze(0) for final in finals]

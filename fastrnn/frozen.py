@@ -428,7 +428,7 @@ class _FrozenLayers(Frozen):
         options = (self._cell, self.hidden_size, 1, True, self.batch_first, self.reverse)
         self._packed_direct = direct.short(*options) if self._is_single else None
 
-    def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any) -> Any:
+    def _run_eagerly(self: Any, input: Any, hx: Any, reset: Any, extra: Any) -> Any:
         if not (is_eager() and self._is_current()):
             return None
         short = self._packed_direct

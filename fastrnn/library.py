@@ -174,6 +174,11 @@ def weight_kinds(
     return [*kinds, *["weight_hr"] * projection, *vectors]
 
 
+def extra_names(count: int) -> list[str]:
+    """Names of the first extra inputs in the library's table."""
+    return [f"extra_{index}" for index in range(count)]
+
+
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Tensors as one, along the last dimension: so the ops take states, vectors and directions."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)

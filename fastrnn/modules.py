@@ -228,9 +228,9 @@ class RecurrentModule(nn.Module):
         extra: Mapping[str, Any] | None = None,
     ) -> Any:
         """The results of a call: those of the short way if it may be taken."""
-        is_plain = lengths is None and mask is None and reset_state is None and extra is None
+        is_plain = lengths is None and mask is None and reset_state is None
         if is_plain and not return_all_states:
-            results = self._run_eagerly(input, hx, reset)
+            results = self._run_eagerly(input, hx, reset, extra)
             if results is not None:
                 return results
         options = {
@@ -269,7 +269,7 @@ class RecurrentModule(nn.Module):
             user=self._user_call(extra),
         )
 
-    def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
+    def _run_eagerly(self, input: Any, hx: Any, reset: Any, extra: Mapping[str, Any] | None) -> Any:
         """The results of a call without other arguments, or None: take the long way."""
         if reset is not None or (self.training and self.dropout):
             return None
@@ -292,6 +292,7 @@ class RecurrentModule(nn.Module):
             reverse=self.reverse,
             recompute=self.recompute,
             flat=flat,
+            extra=extra,
         )
 
     def _short_weights(self) -> tuple[list[Tensor], FlatWeights | None]:

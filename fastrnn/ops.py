@@ -39,6 +39,7 @@ from fastrnn.library import (
     accumulate_dtype,
     chosen,
     cpu_instruction_sets,
+    extra_names,
     keep_for_backward,
     named,
     scan_backward_arguments,
@@ -433,9 +434,8 @@ class _ShortScan(torch.autograd.Function):
         if scan.recompute and facts.saved:
             of_saved[1:1] = [saved[0].new_empty(0)]  # in place of the gates
         there = changed(table, tensors, change)
-        call = _plain_call(
-            scan.cell, FlatWeights(scan.kinds, scan.numbers), scan.reverse, scan.recompute
-        )
+        flat = FlatWeights(scan.kinds, scan.numbers, scan.extras)
+        call = _plain_call(scan.cell, flat, scan.reverse, scan.recompute)
         needed = [bool(need) for need in with_absent(facts.tensors, needs, call.present)]
         gradients = _Scan.gradients_in_graph(
             (
@@ -770,7 +770,7 @@ def scan(
     facts = CELLS[cell]
     by_name = {
         "input": input, "h_0": h_0, "c_0": c_0, **weights._asdict(), "reset_h": reset_h,
-        "reset_c": reset_c, **{f"extra_{index}": extra for index, extra in enumerate(extras)},
+        "reset_c": reset_c, **dict(zip(extra_names(len(extras)), extras, strict=True)),
     }  # fmt: skip
     tensors = [by_name.pop(info.name, None) for info in facts.tensors]
     for name, tensor in by_name.items():
@@ -816,10 +816,12 @@ def scan(
 
 
 class FlatWeights(NamedTuple):
-    """The weights of a layer and direction that are there, in the order of :class:`ScanWeights`."""
+    """The weights of a layer and direction that are there, in the order of :class:`ScanWeights`,
+    and what a user's cell has besides."""
 
     kinds: tuple[str, ...]
-    numbers: tuple[float, ...] = ()  # of a user's cell
+    numbers: tuple[float, ...] = ()
+    extras: int = 0  # inputs beside x, which follow the weights
 
 
 def scan_flat(
@@ -830,14 +832,21 @@ def scan_flat(
     reverse: bool,
     recompute: bool,
     flat: FlatWeights | None = None,
+    saves: bool = True,
 ) -> Sequence[Tensor]:
-    """:func:`scan` as a node of the graph without a question, where nothing transforms the call.
+    """:func:`scan` without a question, where nothing transforms the call; a node of the graph if
+    it saves for backward.
 
-    flat says what the weights are; None: those of the library's cells, by their count. Returns y,
-    h_n and, of a cell with states besides h, c_n.
+    flat says what the weights are, with the extra inputs behind them; None: those of the library's
+    cells, by their count. Returns y, h_n and, of a cell with states besides h, c_n.
     """
     call = _plain_call(cell, flat or _flat_weights(len(weights)), reverse, recompute)
-    results = _EagerScan.apply(call, *_NO_SCHEDULE, input, *states, *weights)
+    tensors = (input, *states, *weights)
+    if saves:
+        results = _EagerScan.apply(call, *_NO_SCHEDULE, *tensors)
+    else:
+        _, present, *flags = call._replace(save=False)
+        results = below_autograd(_scan_op, cell, tensors, present, *_NO_SCHEDULE, *flags)
     return results[: 2 + CELLS[cell].has_cell_state]
 
 
@@ -850,14 +859,21 @@ def short_scan(
     reverse: bool,
     recompute: bool,
     flat: FlatWeights | None = None,
+    saves: bool = True,
 ) -> Sequence[Tensor] | None:
     """As :func:`scan_flat` past torch's dispatcher, or None: the call does not fit. Of a cell,
-    input (N, I) and the final states alone; of a layer, states (1, N, columns)."""
-    kinds, numbers = flat or _flat_weights(len(weights))
-    scan = direct.scan(cell, kinds, numbers, is_layer, reverse, recompute)
-    results = scan.forward(input, *states, *weights)
+    input (N, I), extra inputs (N, H) and the final states alone; of a layer, states (1, N,
+    columns)."""
+    flat = flat or _flat_weights(len(weights))
+    scan = direct.scan(cell, *flat, is_layer, reverse, recompute)
+    results = scan.forward(input, *states, *weights, saves=saves)
     if results is None:
         return None
+    if not saves:
+        return results[0]
+    extras: Sequence[Tensor] = ()
+    if flat.extras:
+        weights, extras = split(weights, len(flat.kinds))
     before: Any = states[0].grad_fn
     goes_on = type(before) is _SHORT_NODE
     can_share = all(weight.requires_grad and weight.is_leaf for weight in weights)
@@ -866,7 +882,7 @@ def short_scan(
         shared = before.call.shared_with_next(weights)
     taken = weights if shared is None else shared.tensors
     call = _ShortCall(scan, tuple(weights) if can_share else (), shared)
-    return _apply_short_scan(call, results, input, *states, *taken)
+    return _apply_short_scan(call, results, input, *states, *taken, *extras)
 
 
 _SHORT_NODE = _ShortScan._backward_cls  # the type of its nodes
@@ -885,6 +901,6 @@ def _flat_weights(count: int) -> FlatWeights:
 @functools.lru_cache(maxsize=1024)  # numbers may be others in every call
 def _plain_call(cell: str, weights: FlatWeights, reverse: bool, recompute: bool) -> ScanCall:
     """A call with these weights, given states and nothing else."""
-    given = {"input", "h_0", "c_0", *weights.kinds}
+    given = {"input", "h_0", "c_0", *weights.kinds, *extra_names(weights.extras)}
     present = [index for index, info in enumerate(CELLS[cell].tensors) if info.name in given]
     return ScanCall(cell, present, reverse, True, recompute, False, 0, False, weights.numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -54,20 +54,36 @@ class UserCellModule(nn.Module):
     def _user_call(self, extra: Mapping[str, Any] | None) -> functional.UserCall:
         return functional.UserCall(self.cell, extra, self._numbers())
 
-    def _is_short(self, input: Any, hx: Any) -> bool:
-        """Whether a call may take the short way, which knows neither inputs beside x nor states
-        that do not start at zero: its kernels are loaded, or can be."""
-        if not is_eager() or self.cell.inputs or (hx is None and self.cell.initial):
+    def _is_short(self, input: Any) -> bool:
+        """Whether a call may take the short way: its kernels are loaded, or can be."""
+        if not is_eager():
             return False
         if type(input) not in PLAIN or not eager.has_kernel(input):
             return False
         return user_cells.why_step_by_step(self._cell, input.dtype, "cpu") is None
 
+    def _initial_states(
+        self, input: Tensor, leading: Sequence[int], proj_size: int = 0
+    ) -> tuple[Tensor, ...]:
+        """The states as the cell declares them; leading are the dimensions before the units."""
+        sizes = (proj_size or self.hidden_size, *[self.hidden_size] * len(self.cell.states))
+        shapes = [(*leading, size) for size in sizes]
+        labels = ("h", *self.cell.states)
+        return tuple(functional.initial_states(input, shapes, labels, self._user_call(None)))
+
+    def _in_order(self, extra: Any) -> dict[str, Any] | None:
+        """The extra inputs in the cell's order, or None: they are not those that it declares."""
+        given = {} if extra is None else extra
+        if not isinstance(given, Mapping) or given.keys() != set(self.cell.inputs):
+            return None
+        return {name: given[name] for name in self.cell.inputs}
+
     def _op_weights(
         self, weights: list[Tensor], entries: int, directions: int, projection: bool
     ) -> tuple[list[Tensor], FlatWeights]:
         """The weights of so many layers and directions as the ops take them, and what they are."""
-        flat = FlatWeights(_op_kinds(self.bias, projection, bool(self._vectors)), self._numbers())
+        kinds = _op_kinds(self.bias, projection, bool(self._vectors))
+        flat = FlatWeights(kinds, self._numbers(), len(self.cell.inputs))
         if self._recurrent and not self._vectors:
             return weights, flat
         each = len(weights) // entries
@@ -253,8 +269,14 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
         """
         return self._run(input, hx, lengths, mask, reset, reset_state, return_all_states, extra)
 
-    def _run_eagerly(self, input: Any, hx: Any, reset: Any) -> Any:
-        return super()._run_eagerly(input, hx, reset) if self._is_short(input, hx) else None
+    def _run_eagerly(self, input: Any, hx: Any, reset: Any, extra: Any) -> Any:
+        if not self._is_short(input) or (extra := self._in_order(extra)) is None:
+            return None
+        if hx is None and self.cell.initial and input.dim() in (2, 3) and not input.is_nested:
+            batch = () if input.dim() == 2 else (input.size(0 if self.batch_first else 1),)
+            entries = self.num_layers * (1 + self.bidirectional)
+            hx = as_hx(self._initial_states(input, (entries, *batch), self.proj_size))
+        return super()._run_eagerly(input, hx, reset, extra)
 
     def _short_weights(self) -> tuple[list[Tensor], FlatWeights]:
         directions = 1 + self.bidirectional
@@ -338,10 +360,17 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
             extra: a tensor for each input that the cell declares, by name: (N, H), with 1 for a
                 size that shares one value, or (N,); without N if the input has none.
         """
-        states = eager.plain_states(hx, len(self.cell.states)) if extra is None else None
-        if states is not None and self._is_short(input, hx):
+        states = eager.plain_states(hx, len(self.cell.states))
+        in_order = self._in_order(extra)
+        if states is not None and in_order is not None and self._is_short(input):
+            if hx is None and self.cell.initial:
+                states = self._initial_states(input, input.shape[:-1])
             finals = eager.run_cell(
-                self._cell, input, states, *self._op_weights(self._weights(), 1, 1, False)
+                self._cell,
+                input,
+                states,
+                *self._op_weights(self._weights(), 1, 1, False),
+                {name: _first_step(value, input) for name, value in in_order.items()},
             )
             if finals is not None:
                 return as_hx(finals)

@@ -89,19 +89,20 @@ constexpr ScalarType kDtype<BFloat16> = ScalarType::BFloat16;
 template <>
 constexpr ScalarType kDtype<Half> = ScalarType::Half;
 
-// A tensor of Python's on CPU that has data.
+// A tensor of Python's on CPU that has data, unless it is empty.
 class PythonTensor {
  public:
   explicit PythonTensor(void* object) {
     dlpack::TensorView view;
     if (python.tensors->view(object, &view) != 0) throw Raised();
-    require(view.device == dlpack::kCpu && view.lanes == 1 && view.data && view.rank <= kMostRank);
+    require(view.device == dlpack::kCpu && view.lanes == 1 && view.rank <= kMostRank);
     data_ = static_cast<char*>(view.data) + view.byte_offset;
     code_ = view.code;
     bits_ = view.bits;
     rank_ = view.rank;
     std::copy_n(view.sizes, rank_, sizes_.begin());
     std::copy_n(view.strides, rank_, strides_.begin());
+    require(view.data || bytes() == 0);
   }
 
   size_t rank() const { return rank_; }

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import cells, functional, library, user_cells, zoo
+from fastrnn import cells, functional, library, recurrent, user_cells, zoo
 from fastrnn.cells import compiler, exp, log, minimum, sigmoid, tanh
 
 T, N, I, H = 6, 4, 5, 9
@@ -339,18 +339,59 @@ def test_states_begin_as_the_cell_declares(path):
     )
 
 
-def test_given_states_take_the_short_way(kernels, monkeypatch):
-    @cells.cell(gates="a", states="v", initial={"v": 0.25})
-    def starting(x, h, s, p):
-        return tanh(x.a + h.a) * s.v, {"v": s.v + 1}
+SHORT_OPTIONS = {
+    "plain": {},
+    "stacked": {"num_layers": 2, "bidirectional": True, "bias": False},
+    "batch first": {"batch_first": True, "reverse": True},
+}
 
-    layer, x = make(starting), normal(T, N, I)
-    hx = (normal(1, N, H), normal(1, N, H, seed=2))
-    expected = flatten(layer(x, hx, return_all_states=True))[:3]
-    monkeypatch.setattr(functional, "run", None)  # the long way
-    assert_equal(flatten(layer(x, hx)), expected)
-    with pytest.raises(TypeError):
-        layer(x)
+
+@pytest.mark.parametrize("options", SHORT_OPTIONS.values(), ids=SHORT_OPTIONS)
+@ALL_CELLS
+def test_the_short_way_has_the_bits_of_the_long_one(kernels, cell, options, monkeypatch):
+    layer = make(cell, **options)
+    batched = [(N,), (T, N), (1, N, H), (T, N, 1)]
+    if layer.batch_first:
+        batched = [(N,), (N, T), (N, 1, H), (N, T, 1)]
+    shapes = {(N, T, I) if layer.batch_first else (T, N, I): batched, (T, I): [(), (T,), (1, H)]}
+    for shape, forms in shapes.items():
+        x = normal(*shape)
+        hx = make_hx(cell, layer.num_layers * (1 + layer.bidirectional))
+        if len(shape) == 2:
+            hx = tuple(s[:, 0] for s in hx) if cell.states else hx[:, 0]
+        for form in forms if cell.inputs else [()]:
+            extra = {k: normal(*form, seed=9).sigmoid() for k in cell.inputs} or None
+            for given in (hx, None):
+                with monkeypatch.context() as patch:
+                    patch.setattr(recurrent, "is_eager", lambda: False)
+                    expected = run(layer, x, given, extra)
+                with monkeypatch.context() as patch:
+                    patch.setattr(functional, "run", None)  # the long way
+                    assert_equal(run(layer, x, given, extra), expected)
+                    with torch.no_grad():
+                        results = flatten(layer(x, given, **{"extra": extra} if extra else {}))
+                assert_equal(results, expected[: len(results)])
+
+
+@ALL_CELLS
+def test_the_short_way_of_a_step_has_the_bits_of_the_long_one(kernels, cell, monkeypatch):
+    torch.manual_seed(0)
+    module = fastrnn.RecurrentCell(cell, I, H, dtype=torch.float64)
+    for shape, forms in {(N, I): [(N,), (N, H), (1, 1)], (I,): [(), (H,)]}.items():
+        x, hx = normal(*shape), tuple(normal(*shape[:-1], H, seed=k) for k in range(9))
+        hx = hx[: 1 + len(cell.states)] if cell.states else hx[0]
+        for form in forms if cell.inputs else [()]:
+            extra = {k: normal(*form, seed=9).sigmoid() for k in cell.inputs} or None
+            for given in (hx, None):
+                with monkeypatch.context() as patch:
+                    patch.setattr(recurrent, "is_eager", lambda: False)
+                    expected = run(module, x, given, extra)
+                with monkeypatch.context() as patch:
+                    patch.setattr(functional, "run", None)  # the long way
+                    assert_equal(run(module, x, given, extra), expected)
+                    with torch.no_grad():
+                        results = flatten(module(x, given, **{"extra": extra} if extra else {}))
+                assert_equal(results, expected[: len(results)])
 
 
 def test_all_states_are_the_last_ones_of_shorter_sequences(path):

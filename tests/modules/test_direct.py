@@ -288,8 +288,8 @@ def ran_with_gradients():
     answers = {"forward": [], "backward": []}
 
     def watched(name, real):
-        def call(self, *args):
-            results = real(self, *args)
+        def call(self, *args, **options):
+            results = real(self, *args, **options)
             answers[name].append(results is not None)
             return results
 
@@ -437,10 +437,46 @@ def test_what_changes_between_the_passes_is_noticed():
             h.sum().backward()
 
 
-def test_users_cells_train_this_way(ran_with_gradients):
-    layer = fastrnn.Recurrent(zoo.leaky_rnn, I, H)
-    x = torch.randn(7, 4, I, requires_grad=True)
-    states = torch.randn(1, 4, H, requires_grad=True)
-    got = results_and_gradients(layer, x, states)
+# Of one product, with an extra input, without a recurrent product, with states that begin elsewhere.
+users_cells = pytest.mark.parametrize("cell", ["leaky_rnn", "cfc", "minlstm", "slstm"])
+
+
+@pytest.mark.parametrize("kind", ["Recurrent", "RecurrentCell"])
+@users_cells
+def test_users_cells_go_this_way(cell, kind, ran_with_gradients):
+    cell = getattr(zoo, cell)
+    module = getattr(fastrnn, kind)(cell, I, H)
+    steps = (7,) if kind == "Recurrent" else ()
+    x = torch.randn(*steps, 4, I, requires_grad=True)
+    extra = {name: torch.rand(*steps, 4, 1, requires_grad=True) for name in cell.inputs}
+    called = partial(module, extra=extra) if extra else module
+
+    def run():
+        results = tree_leaves(called(x))
+        total = sum(result.sin().sum() for result in results)
+        inputs = [x, *extra.values(), *module.parameters()]
+        return [*results, *torch.autograd.grad(total, inputs)]
+
+    got = run()
     assert ran_with_gradients == {"forward": [True], "backward": [True]}
-    assert_equal(got, by_ops(lambda: results_and_gradients(layer, x, states)))
+    assert_equal(got, by_ops(run))
+    with torch.no_grad():
+        results = tree_leaves(called(x))
+    assert_equal(results, got[: len(results)])
+
+
+@pytest.mark.parametrize("kind", ["Recurrent", "RecurrentCell"])
+@users_cells
+def test_second_derivatives_of_users_cells(cell, kind, ran_with_gradients):
+    cell = getattr(zoo, cell)
+    module = getattr(fastrnn, kind)(cell, 2, 3, dtype=torch.float64)
+    steps = (3,) if kind == "Recurrent" else ()
+    x = torch.randn(*steps, 2, 2, dtype=torch.float64, requires_grad=True)
+    extra = [torch.rand(*steps, 2, 1, dtype=torch.float64, requires_grad=True)] * len(cell.inputs)
+
+    def results(x, *extra):
+        given = {"extra": dict(zip(cell.inputs, extra, strict=True))} if extra else {}
+        return tree_leaves(module(x, **given))
+
+    assert torch.autograd.gradgradcheck(results, (x, *extra))
+    assert all(ran_with_gradients["forward"])
