@@ -386,8 +386,16 @@ class BackwardScan : Scan<S> {
 
   void input_gradient(Range steps, Range range) {
     if (range.size() == 0) return;
-    multiply(range.size(), d_gx_.get() + range.begin * input_gate_row_, input_gate_row_, w_ih_, {0, w_ih_.panels()},
-             static_cast<const A*>(nullptr), dx_.get() + range.begin * i_sums, i_sums);
+    const auto multiply_into = [&](A* out, int64_t row) {
+      multiply(range.size(), d_gx_.get() + range.begin * input_gate_row_, input_gate_row_, w_ih_, {0, w_ih_.panels()},
+               static_cast<const A*>(nullptr), out + range.begin * row, row);
+    };
+    if constexpr (std::is_same_v<S, A>) {
+      const auto lying = this->rows_in_place(d.x, steps, 0, 1);
+      if (lying.data && I % V::kWidth == 0 && !(grouped && schedule.active))
+        return multiply_into(lying.data, lying.distance);
+    }
+    multiply_into(dx_.get(), i_sums);
     for_rows(steps, range, [&](int64_t m, int64_t t, int64_t r) {
       if (schedule.runs(t, r)) scatter(dx_.get() + m * i_sums, d.x.row(t, schedule.sample(r)), d.x.col_stride, I);
     });

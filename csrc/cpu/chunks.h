@@ -121,6 +121,29 @@ struct Scan {
             .backward_chunk = backward_chunk(false)};
   }
 
+  // Rows that follow each other at the same distance.
+  template <class T>
+  struct Rows {
+    T* data = nullptr;
+    int64_t distance = 0;
+  };
+
+  // Returns a group's rows of some steps, one step's after the other's, if a product can take them where they lie; else
+  // null.
+  template <class T>
+  Rows<T> rows_in_place(const Sequence<T>& sequence, Range steps, int64_t group, int64_t groups) const {
+    if (!std::is_same_v<std::remove_const_t<T>, E> || kPaired<E> || !sequence || sequence.col_stride != 1 ||
+        sequence.sample_start || schedule.order || steps.size() == 0)
+      return {};
+    const auto rows_of = [&](int64_t s) { return (schedule.rows(schedule.step(s)) - group + groups - 1) / groups; };
+    const auto first_row = [&](int64_t s) { return sequence.row(schedule.step(s), group); };
+    int64_t distance = groups * sequence.sample_stride;
+    if (rows_of(steps.begin) == 1 && steps.size() > 1) distance = first_row(steps.begin + 1) - first_row(steps.begin);
+    for (int64_t s = steps.begin; s + 1 < steps.end; ++s)
+      if (first_row(s + 1) - first_row(s) != rows_of(s) * distance) return {};
+    return {first_row(steps.begin), distance};
+  }
+
   // Loads the vectors of a cell, each from a whole vector on.
   void load_vectors(A* out) const {
     std::fill_n(out, cell.vectors * h_sums, A(0));

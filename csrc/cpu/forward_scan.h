@@ -172,9 +172,13 @@ class ForwardScan : Scan<S> {
     return rows;
   }
 
-  // Copies x of a range of the group's rows.
+  typename Base::template Rows<const S> inputs_in_place(const Part& part, int64_t chunk) const {
+    return this->rows_in_place(p.x, steps_of(chunk), part.group, part.groups);
+  }
+
+  // Copies x of a range of the group's rows, unless they are read where they lie.
   void gather_inputs(const Part& part, int64_t chunk, Range range) {
-    if (!p.x) return;  // a cell may have no input
+    if (!p.x || inputs_in_place(part, chunk).data) return;  // a cell may have no input
     E* const x = x_.get() + first_row(part, chunk) * i_row;
     int64_t first = 0;
     const Range steps = steps_of(chunk);
@@ -189,8 +193,14 @@ class ForwardScan : Scan<S> {
 
   void multiply_inputs(const Part& part, int64_t chunk, Range range) {
     const int64_t first = first_row(part, chunk) + range.begin;
-    multiply(range.size(), x_.get() + first * i_row, i_row, w_ih_, part.panels, b_ih_, gx_.get() + first * gx_row_,
-             gx_row_);
+    const E* x = x_.get() + first * i_row;
+    int64_t row = i_row;
+    if constexpr (std::is_same_v<S, E>)
+      if (const auto lying = inputs_in_place(part, chunk); lying.data) {
+        x = lying.data + range.begin * lying.distance;
+        row = lying.distance;
+      }
+    multiply(range.size(), x, row, w_ih_, part.panels, b_ih_, gx_.get() + first * gx_row_, gx_row_);
   }
 
   // The step's first row is chunk_row in the chunk's buffers.
