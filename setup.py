@@ -79,7 +79,10 @@ def only_instruction_set(wanted: str, cpuinfo: str) -> str:
 
 
 # What a build with every dtype has on top of an instruction set, as csrc/cpu/kernels.h names it.
-EXTENSIONS = {"avx512": {"amx": "kAmx", "avx512_bf16": "kAvx512Bf16"}}
+EXTENSIONS = {
+    "avx512": {"amx": "kAmx", "avx512_bf16": "kAvx512Bf16"},
+    "neon": {"neon_bf16": "kNeonBf16"},
+}
 
 
 def cpu_sources(

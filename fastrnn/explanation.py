@@ -354,6 +354,10 @@ def _saved_reasons(saved_gates: Tensor | None) -> list[str]:
     return [f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"]
 
 
+# What other instruction sets add to one of float32.
+_FOR_BFLOAT16 = {"avx512": "pairs (avx512_bf16, amx)", "neon": "blocks (neon_bf16)"}
+
+
 def _cpu_reasons(
     facts: dict[str, str], number: dict[str, int], arguments: dict[str, Any]
 ) -> list[str]:
@@ -363,8 +367,8 @@ def _cpu_reasons(
         reasons.append(f"FASTRNN_CPU_ISA or a program asks for {facts['asked_for']}")
     elif facts["unavailable"]:
         reasons.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
-    if chosen == "avx512" and dtype != torch.bfloat16:
-        reasons.append("products of pairs (avx512_bf16, amx) are for bfloat16 alone")
+    if chosen in _FOR_BFLOAT16 and dtype != torch.bfloat16:
+        reasons.append(f"products of {_FOR_BFLOAT16[chosen]} are for bfloat16 alone")
     if facts["not_in_lanes"]:
         reasons.append(f"samples do not lie in the lanes: {facts['not_in_lanes']}")
     if number["forked"]:

@@ -22,7 +22,7 @@ CELLS = tuple(ops.CELLS)
 DEVICE = "cpu"
 
 # These are the sets of the builds for all architectures; tests of those that the machine lacks are listed as skipped.
-INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "neon", "plain")
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "plain")
 AVAILABLE_INSTRUCTION_SETS = cpu_instruction_sets()
 
 # The largest error is relative to the largest magnitude in a tensor (at least 1). Element by element, it would ask

@@ -13,6 +13,7 @@ constexpr std::array kInstructionSets = {
 #elif defined(__x86_64__)
     &kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kPlain,
 #elif defined(__aarch64__)
+    &kNeonBf16,
     &kNeon,
     &kPlain,
 #else

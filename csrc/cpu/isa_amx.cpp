@@ -29,7 +29,7 @@ bool runs_here() {
 #define FASTRNN_ISA amx
 #define FASTRNN_ISA_AVX512
 #define FASTRNN_ISA_AMX
-#define FASTRNN_PAIRS
+#define FASTRNN_PAIRS kAvx512
 FASTRNN_TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 

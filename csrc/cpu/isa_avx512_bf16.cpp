@@ -12,7 +12,7 @@ bool runs_here() { return fastrnn::cpu::kAvx512.runs_here() && __builtin_cpu_sup
 
 #define FASTRNN_ISA avx512_bf16
 #define FASTRNN_ISA_AVX512
-#define FASTRNN_PAIRS
+#define FASTRNN_PAIRS kAvx512
 FASTRNN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 

@@ -86,7 +86,7 @@ cpu::Choice ScanKernels<S>::choice(std::string_view cell, const ScanParams<S>& p
 #else
 
 using Unpaired = Kernels<BFloat16>;
-const Unpaired& unpaired = std::get<Unpaired>(cpu::kAvx512.own);
+const Unpaired& unpaired = std::get<Unpaired>(cpu::FASTRNN_PAIRS.own);
 
 // Few units gain nothing from pairs, and cells that are compiled later have no kernels for them. All their batches use
 // the unpaired kernels, so that a sample's bits do not depend on whether its batch runs in lanes. Gradients of groups
@@ -131,13 +131,13 @@ inline void pack(std::string_view cell, const ScanParams<BFloat16>& params, char
     unpaired.pack(cell, params, out);
 }
 
-// The table of a set that differs from kAvx512 in products of bfloat16 alone.
+// The table of a set that differs from the one that FASTRNN_PAIRS names in products of bfloat16 alone.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name,
           runs_here,
           kMaskKernels,
           {{}, {}, {forward, backward, choice, packed_bytes, pack}, {}, {}, {}},
-          &cpu::kAvx512};
+          &cpu::FASTRNN_PAIRS};
 }
 
 #endif

@@ -91,6 +91,7 @@ extern const InstructionSet kAvx512Bf16;
 extern const InstructionSet kAvx512;
 extern const InstructionSet kAvx2;
 #elif defined(__aarch64__)
+extern const InstructionSet kNeonBf16;
 extern const InstructionSet kNeon;
 #endif
 extern const InstructionSet kPlain;

@@ -34,9 +34,9 @@ constexpr bool kPaired = !std::is_same_v<E, Accumulate<E>>;
 template <class E>
 constexpr int kFactorDepth = kPaired<E> ? 2 : 1;  // a product multiplies so many k at once, which lie side by side
 
-// Depths are multiples of this, padded with zeros: a cache line of pairs, and the depth of a matrix register.
+// Depths are multiples of this, padded with zeros: a vector of pairs, and the depth of a matrix register.
 template <class E>
-constexpr int64_t kDepthStep = kPaired<E> ? 32 : 1;
+constexpr int64_t kDepthStep = kPaired<E> ? kVectorBytes / sizeof(E) : 1;
 
 template <class E>
 constexpr int64_t padded_depth(int64_t depth) {
@@ -46,17 +46,28 @@ constexpr int64_t padded_depth(int64_t depth) {
 constexpr int kMaxVecs = 4;   // vectors of a panel
 constexpr int kMaxRows = 16;  // rows of a tile
 
+#if defined(FASTRNN_ISA_NEON)
 template <class E>
-constexpr int kTileVecs = kDual<E> ? kMaxVecs / 2 : kMaxVecs;  // a vector of duals is two registers
+constexpr bool kInBlocks = kPaired<E>;  // pairs of rows are multiplied with pairs of columns, four k at once
+#else
+template <class E>
+constexpr bool kInBlocks = false;
+#endif
 
-// Accumulators fill the registers, leaving room for a panel's vectors and a broadcast. A matrix register has 16 rows.
+// A vector of duals is two registers. The columns of blocks are zipped once for all rows of a tile, which has more rows
+// if it is narrow.
+template <class E>
+constexpr int kTileVecs = kDual<E> || kInBlocks<E> ? kMaxVecs / 2 : kMaxVecs;
+
+// A matrix register has 16 rows.
 template <class E>
 constexpr int tile_rows(int vecs) {
 #if defined(FASTRNN_ISA_AMX)
   if (kPaired<E>) return 16;
 #endif
-  if (kDual<E>) return std::min(6, (kRegisters - 2 * vecs - 2) / (2 * vecs));
-  return std::min(12, (kRegisters - (kRegisters == 32 ? 5 : 4)) / vecs);
+  if (kInBlocks<E>) return std::min(12, kSumRegisters / vecs / 2 * 2);
+  if (kDual<E>) return std::min({6, kSumRegisters / (2 * vecs), (kRegisters - 2 * vecs - 2) / (2 * vecs)});
+  return std::min(12, kSumRegisters / vecs);
 }
 
 template <class A>
@@ -109,7 +120,7 @@ struct Factor {
   FASTRNN_FN friend Vec<E> multiply_add(Factor a, Factor b, Vec<E> sum) { return mul_add(a.values, b.values, sum); }
 };
 
-#if defined(FASTRNN_PAIRS) && !defined(FASTRNN_ISA_AMX)
+#if defined(FASTRNN_PAIRS) && defined(FASTRNN_ISA_AVX512) && !defined(FASTRNN_ISA_AMX)
 template <>
 struct Factor<BFloat16> {
   __m512i values;
@@ -171,6 +182,78 @@ template <class E, int kRows, int kVecs>
     }
   }
 }
+
+#if defined(FASTRNN_PAIRS) && defined(FASTRNN_ISA_NEON)
+// Adds products of four k of two rows with those of two columns to (row 0, row 1) x (column 0, column 1).
+FASTRNN_FN Vec<float> multiply_blocks(int16x8_t rows, int16x8_t columns, Vec<float> sums) {
+  asm(FASTRNN_ARM_INSTRUCTION(0x6e40ec00) : "+w"(sums.raw) : "w"(rows), "w"(columns));  // BFMMLA
+  return sums;
+}
+
+// Two rows of a tile and a vector of columns: sums of the vector's first half and of its second.
+struct BlockSums {
+  Vec<float> halves[2];
+
+  FASTRNN_FN static BlockSums of_both(Vec<float> row) {
+    const auto raw = (float64x2_t)row.raw;
+    return {
+        {Vec<float>((Vec<float>::Raw)vdupq_laneq_f64(raw, 0)), Vec<float>((Vec<float>::Raw)vdupq_laneq_f64(raw, 1))}};
+  }
+  FASTRNN_FN Vec<float> row(int r) const {
+    const auto low = (float64x2_t)halves[0].raw, high = (float64x2_t)halves[1].raw;
+    return Vec<float>((Vec<float>::Raw)(r == 0 ? vzip1q_f64(low, high) : vzip2q_f64(low, high)));
+  }
+};
+
+template <int kRows, int kVecs>
+[[gnu::noinline]] void block_kernel(const Tile<BFloat16>& tile) {
+  using V = Vec<float>;
+  constexpr int kBlocks = (kRows + 1) / 2, kWords = V::kWidth;
+  const auto row_of = [](int block, int r) FASTRNN_LAMBDA { return std::min(2 * block + r, kRows - 1); };
+  BlockSums sums[kBlocks][kVecs];
+  FASTRNN_UNROLL(6)
+  for (int i = 0; i < kBlocks; ++i) {
+    FASTRNN_UNROLL(4)
+    for (int v = 0; v < kVecs; ++v)
+      sums[i][v] = BlockSums::of_both(tile.init ? V::load(tile.init + v * kWords) : V(0.0f));
+  }
+  const BFloat16* b = tile.b;
+  const BFloat16* ahead = tile.ahead;
+  for (int64_t k = 0; k < tile.depth; k += 4) {
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead + tile.ahead_depth);
+    int16x8_t rows[kBlocks];
+    FASTRNN_UNROLL(6)
+    for (int i = 0; i < kBlocks; ++i) {
+      int16x4_t fours[2];
+      for (int r = 0; r < 2; ++r) std::memcpy(&fours[r], tile.a + row_of(i, r) * tile.a_row + k, sizeof fours[r]);
+      rows[i] = vcombine_s16(fours[0], fours[1]);
+    }
+    FASTRNN_UNROLL(4)
+    for (int v = 0; v < kVecs; ++v) {
+      const auto first = (int32x4_t)load_words(b + 2 * v * kWords).raw;  // k and k + 1 of each column
+      const auto second = (int32x4_t)load_words(b + 2 * tile.b_depth + 2 * v * kWords).raw;
+      const auto low = (int16x8_t)vzip1q_s32(first, second), high = (int16x8_t)vzip2q_s32(first, second);
+      FASTRNN_UNROLL(6)
+      for (int i = 0; i < kBlocks; ++i) {
+        sums[i][v].halves[0] = multiply_blocks(rows[i], low, sums[i][v].halves[0]);
+        sums[i][v].halves[1] = multiply_blocks(rows[i], high, sums[i][v].halves[1]);
+      }
+    }
+    b += 4 * tile.b_depth;
+    ahead += 2 * tile.ahead_depth;
+  }
+  FASTRNN_UNROLL(12)
+  for (int r = 0; r < kRows; ++r) {
+    FASTRNN_UNROLL(4)
+    for (int v = 0; v < kVecs; ++v) {
+      float* const out = tile.out + r * tile.out_row + v * kWords;
+      const V sum = sums[r / 2][v].row(r % 2);
+      (tile.add ? V::load(out) + sum : sum).store(out);
+    }
+  }
+}
+#endif
 
 #if defined(FASTRNN_ISA_AMX)
 // This thread's matrix registers: 0 to 3 hold sums, 4 holds rows of a, 5 to 7 hold vectors of b.
@@ -258,6 +341,16 @@ template <int kVecs>
 struct MatrixRegisters {};
 #endif
 
+template <class E, int kRows, int kVecs>
+constexpr auto tile_kernel() {
+#if defined(FASTRNN_PAIRS) && defined(FASTRNN_ISA_NEON)
+  if constexpr (kInBlocks<E>)
+    return block_kernel<kRows, kVecs>;
+  else
+#endif
+    return micro_kernel<E, kRows, kVecs>;
+}
+
 // A tile has at most tile_rows(vecs) rows and kTileVecs vectors.
 template <class E>
 inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
@@ -271,8 +364,8 @@ inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
     using Kernel = void (*)(const Tile<E>&);
     static constexpr auto kTable = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
       return std::array<Kernel, sizeof...(kIndex)>{
-          micro_kernel<E, std::min(kIndex % kMaxRows + 1, tile_rows<E>(kIndex / kMaxRows + 1)),
-                       kIndex / kMaxRows + 1>...};
+          tile_kernel<E, std::min(kIndex % kMaxRows + 1, tile_rows<E>(kIndex / kMaxRows + 1)),
+                      kIndex / kMaxRows + 1>()...};
     }(std::make_integer_sequence<int, kTileVecs<E> * kMaxRows>{});
     kTable[(vecs - 1) * kMaxRows + rows - 1](tile);
   }

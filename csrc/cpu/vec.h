@@ -21,15 +21,19 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
+// A tile's sums fill so many of the registers. The others hold a panel's vectors, and factors that are loaded ahead.
 #if defined(FASTRNN_ISA_AVX512)
 constexpr int kVectorBytes = 64;
-constexpr int kRegisters = 32;
+constexpr int kRegisters = 32, kSumRegisters = 27;
 #elif defined(FASTRNN_ISA_AVX2)
 constexpr int kVectorBytes = 32;
-constexpr int kRegisters = 16;
-#else  // NEON, and the plain build: 16 bytes are native or cheap to emulate everywhere
+constexpr int kRegisters = 16, kSumRegisters = 12;
+#elif defined(FASTRNN_ISA_NEON)  // a factor is loaded ahead for each row of a tile: with 24 sums, gcc 12 spills some
 constexpr int kVectorBytes = 16;
-constexpr int kRegisters = 16;
+constexpr int kRegisters = 32, kSumRegisters = 20;
+#else                            // 16 bytes are native or cheap to emulate everywhere
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 16, kSumRegisters = 12;
 #endif
 
 // The compiler's vector types: values, and integers of the same width for masks and bit patterns.
@@ -658,7 +662,7 @@ class Int8Factor {
 #elif defined(FASTRNN_ISA_NEON)
     const int8x16_t a = (int8x16_t)values_, w = (int8x16_t)weights;
     if constexpr (kDotUnit) {
-      asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(a), "w"(w));
+      asm(FASTRNN_ARM_INSTRUCTION(0x4e809400) : "+w"(sums) : "w"(a), "w"(w));  // SDOT
       return sums;
     }
     const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(w)), vmull_high_s8(a, w));

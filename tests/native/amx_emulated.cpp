@@ -98,7 +98,7 @@ void multiply_pairs(int sums, int a, int b) {
 #define FASTRNN_ISA amx
 #define FASTRNN_ISA_AVX512
 #define FASTRNN_ISA_AMX
-#define FASTRNN_PAIRS
+#define FASTRNN_PAIRS kAvx512
 FASTRNN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/isa_kernels.h"
 

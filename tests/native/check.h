@@ -43,6 +43,7 @@ inline std::vector<const cpu::InstructionSet*> instruction_sets() {
 #if defined(__x86_64__)
       &cpu::kAmx,   &cpu::kAvx512Bf16, &cpu::kAvx512, &cpu::kAvx2,
 #elif defined(__aarch64__)
+      &cpu::kNeonBf16,
       &cpu::kNeon,
 #endif
       &cpu::kPlain,

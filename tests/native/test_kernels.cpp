@@ -317,7 +317,10 @@ void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bo
 
     const Results single = run<float>(*set, p, false, alone);
     compare(name + " float", single, exact, 2e-5);
-    compare(name + " bfloat16", run<BFloat16>(*set, p, false, alone), exact, 6e-2);
+    const Results shorter = run<BFloat16>(*set, p, false, alone);
+    compare(name + " bfloat16", shorter, exact, 6e-2);
+    check(same(run<BFloat16>(*set, p, false, {3, fork_threads}), shorter),
+          name + ": 3 threads change bits of bfloat16");
     compare(name + " half", run<Half>(*set, p, false, alone), exact, 8e-3);
     compare(name + " recompute", run<float>(*set, p, true, alone), exact, 2e-5);
 
@@ -326,6 +329,38 @@ void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bo
             name + ": " + std::to_string(threads) + " threads change bits");
     for (const auto fork : {fork_on_one_thread, fork_too_few})
       check(same(run<float>(*set, p, false, {3, fork}), single), name + ": a runtime with fewer threads changes bits");
+  }
+}
+
+// Sample n of a problem, alone.
+Problem sample_of(const Problem& p, int64_t n) {
+  Problem alone = p;
+  alone.N = 1;
+  alone.lengths = {p.lengths[n]};
+  const auto take = [&](const Values& from, int64_t steps, int64_t columns, Values& out) {
+    out.clear();
+    for (int64_t t = 0; t < steps; ++t)
+      out.insert(out.end(), &from[(t * p.N + n) * columns], &from[(t * p.N + n + 1) * columns]);
+  };
+  take(p.x, p.T, p.I, alone.x);
+  take(p.h_0, 1, p.R, alone.h_0);
+  take(p.c_0, 1, p.H, alone.c_0);
+  return alone;
+}
+
+// A sample's bits do not depend on the batch around it: tiles of any number of rows sum in one order.
+template <class S>
+void check_company(const cpu::InstructionSet& set) {
+  const cpu::Team team(1, fork_on_one_thread);
+  for (const int64_t N : {2, 3, 5, 7, 13, 50}) {
+    const Problem p = make_problem("lstm", {3, N, 19, 83, 83}, false, false, false);
+    const Values batch = run<S>(set, p, false, team).outputs.h_n;
+    for (const int64_t n : {int64_t{0}, N / 2, N - 1}) {
+      const Values alone = run<S>(set, sample_of(p, n), false, team).outputs.h_n;
+      check(std::equal(alone.begin(), alone.end(), &batch[n * p.R]), std::string(set.name) + ": sample " +
+                                                                         std::to_string(n) + " of " +
+                                                                         std::to_string(N) + " has bits of its own");
+    }
   }
 }
 
@@ -363,6 +398,10 @@ int main() {
   }
   check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // R < H is a projection
   check_many_threads();
+  for (const auto* set : instruction_sets()) {
+    check_company<float>(*set);
+    check_company<fastrnn::BFloat16>(*set);
+  }
   {
     const Problem p = make_problem("lstm", {7, 9, 3, 40, 40}, true, false, false);
     const auto sets = instruction_sets();
