@@ -36,6 +36,12 @@ class UserCellModule(nn.Module):
             )
         self.cell = cell
         self._recurrent, self._vectors = cell.facts.recurrent_gates > 0, tuple(cell.vectors)
+        # Its op takes what those of the library's own cells take.
+        self._is_plain = (
+            self._recurrent
+            and len(cell.states) <= 1
+            and not (cell.vectors or cell.numbers or cell.inputs)
+        )
         self._op_cell = cell.for_projection() if projection else cell
         register_cell(self._op_cell)
 
@@ -48,6 +54,8 @@ class UserCellModule(nn.Module):
             setattr(self, name, value)
 
     def _numbers(self) -> tuple[float, ...]:
+        if not self.cell.numbers:
+            return ()
         values = {name: getattr(self, name) for name in self.cell.numbers}
         return checks.check_numbers(type(self).__name__, values)
 
@@ -73,10 +81,12 @@ class UserCellModule(nn.Module):
 
     def _in_order(self, extra: Any) -> dict[str, Any] | None:
         """The extra inputs in the cell's order, or None: they are not those that it declares."""
-        given = {} if extra is None else extra
-        if not isinstance(given, Mapping) or given.keys() != set(self.cell.inputs):
+        names = self.cell.inputs
+        if extra is None:
+            return None if names else {}
+        if not isinstance(extra, Mapping) or extra.keys() != set(names):
             return None
-        return {name: given[name] for name in self.cell.inputs}
+        return {name: extra[name] for name in names}
 
     def _op_weights(
         self, weights: list[Tensor], entries: int, directions: int, projection: bool
@@ -278,11 +288,13 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
             hx = as_hx(self._initial_states(input, (entries, *batch), self.proj_size))
         return super()._run_eagerly(input, hx, reset, extra)
 
-    def _short_weights(self) -> tuple[list[Tensor], FlatWeights]:
+    def _short_weights(self) -> tuple[list[Tensor], FlatWeights | None]:
+        weights = self._weights()
+        if self._is_plain:
+            return weights, None
         directions = 1 + self.bidirectional
-        return self._op_weights(
-            self._weights(), self.num_layers * directions, directions, self.proj_size > 0
-        )
+        entries = self.num_layers * directions
+        return self._op_weights(weights, entries, directions, self.proj_size > 0)
 
     def _kinds_by_name(self) -> dict[str, str]:
         return {
@@ -365,15 +377,15 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
         if states is not None and in_order is not None and self._is_short(input):
             if hx is None and self.cell.initial:
                 states = self._initial_states(input, input.shape[:-1])
-            finals = eager.run_cell(
-                self._cell,
-                input,
-                states,
-                *self._op_weights(self._weights(), 1, 1, False),
-                {name: _first_step(value, input) for name, value in in_order.items()},
-            )
-            if finals is not None:
-                return as_hx(finals)
+                hx = as_hx(states)
+            if self._is_plain:
+                results = self._step_eagerly(input, hx)
+            else:
+                weights, flat = self._op_weights(self._weights(), 1, 1, False)
+                steps = {name: _first_step(value, input) for name, value in in_order.items()}
+                results = as_hx(eager.run_cell(self._cell, input, states, weights, flat, steps))
+            if results is not None:
+                return results
         leaf = tracing.fx_leaf(self, (input, hx), {"extra": extra})
         if leaf is not None:
             return leaf

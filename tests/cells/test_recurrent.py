@@ -346,31 +346,35 @@ SHORT_OPTIONS = {
 }
 
 
+def assert_same_bits_both_ways(module, x, hx, extra, monkeypatch):
+    """The short way, which never comes to functional.run, gives what the long way gives."""
+    with monkeypatch.context() as patch:
+        patch.setattr(recurrent, "is_eager", lambda: False)
+        expected = run(module, x, hx, extra)
+    with monkeypatch.context() as patch:
+        patch.setattr(functional, "run", None)
+        assert_equal(run(module, x, hx, extra), expected)
+        with torch.no_grad():
+            results = flatten(module(x, hx, **{"extra": extra} if extra else {}))
+    assert_equal(results, expected[: len(results)])
+
+
 @pytest.mark.parametrize("options", SHORT_OPTIONS.values(), ids=SHORT_OPTIONS)
 @ALL_CELLS
-def test_the_short_way_has_the_bits_of_the_long_one(kernels, cell, options, monkeypatch):
+def test_the_short_way_of_layers_has_the_bits_of_the_long_one(kernels, cell, options, monkeypatch):
     layer = make(cell, **options)
     batched = [(N,), (T, N), (1, N, H), (T, N, 1)]
     if layer.batch_first:
         batched = [(N,), (N, T), (N, 1, H), (N, T, 1)]
     shapes = {(N, T, I) if layer.batch_first else (T, N, I): batched, (T, I): [(), (T,), (1, H)]}
     for shape, forms in shapes.items():
-        x = normal(*shape)
-        hx = make_hx(cell, layer.num_layers * (1 + layer.bidirectional))
+        x, hx = normal(*shape), make_hx(cell, layer.num_layers * (1 + layer.bidirectional))
         if len(shape) == 2:
-            hx = tuple(s[:, 0] for s in hx) if cell.states else hx[:, 0]
+            hx = tuple(state[:, 0] for state in hx) if cell.states else hx[:, 0]
         for form in forms if cell.inputs else [()]:
             extra = {k: normal(*form, seed=9).sigmoid() for k in cell.inputs} or None
             for given in (hx, None):
-                with monkeypatch.context() as patch:
-                    patch.setattr(recurrent, "is_eager", lambda: False)
-                    expected = run(layer, x, given, extra)
-                with monkeypatch.context() as patch:
-                    patch.setattr(functional, "run", None)  # the long way
-                    assert_equal(run(layer, x, given, extra), expected)
-                    with torch.no_grad():
-                        results = flatten(layer(x, given, **{"extra": extra} if extra else {}))
-                assert_equal(results, expected[: len(results)])
+                assert_same_bits_both_ways(layer, x, given, extra, monkeypatch)
 
 
 @ALL_CELLS
@@ -378,20 +382,12 @@ def test_the_short_way_of_a_step_has_the_bits_of_the_long_one(kernels, cell, mon
     torch.manual_seed(0)
     module = fastrnn.RecurrentCell(cell, I, H, dtype=torch.float64)
     for shape, forms in {(N, I): [(N,), (N, H), (1, 1)], (I,): [(), (H,)]}.items():
-        x, hx = normal(*shape), tuple(normal(*shape[:-1], H, seed=k) for k in range(9))
-        hx = hx[: 1 + len(cell.states)] if cell.states else hx[0]
+        states = tuple(normal(*shape[:-1], H, seed=k) for k in range(1 + len(cell.states)))
+        hx = states if cell.states else states[0]
         for form in forms if cell.inputs else [()]:
             extra = {k: normal(*form, seed=9).sigmoid() for k in cell.inputs} or None
             for given in (hx, None):
-                with monkeypatch.context() as patch:
-                    patch.setattr(recurrent, "is_eager", lambda: False)
-                    expected = run(module, x, given, extra)
-                with monkeypatch.context() as patch:
-                    patch.setattr(functional, "run", None)  # the long way
-                    assert_equal(run(module, x, given, extra), expected)
-                    with torch.no_grad():
-                        results = flatten(module(x, given, **{"extra": extra} if extra else {}))
-                assert_equal(results, expected[: len(results)])
+                assert_same_bits_both_ways(module, normal(*shape), given, extra, monkeypatch)
 
 
 def test_all_states_are_the_last_ones_of_shorter_sequences(path):
