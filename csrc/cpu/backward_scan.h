@@ -404,7 +404,24 @@ class BackwardScan : Scan<S> {
   // Calls f(rows, group) for this member's share of the rows that a weight's gradient has in every group.
   template <class F>
   void for_groups(const Team::Member& member, int64_t group_rows, F&& f) const {
-    const Range own = member.share(d.groups * group_rows);
+    for_groups(member.share(d.groups * group_rows), group_rows, f);
+  }
+
+  // Calls f(rows, columns, group) for this member's block of a matrix. Rows in pairs are laid out anew by whoever has
+  // them, so that these have all columns.
+  template <class F>
+  void for_blocks(const Team::Member& member, int64_t group_rows, int64_t columns, F&& f) const {
+    constexpr int64_t kTile = kMaxVecs * V::kWidth;
+    const int64_t all_rows = d.groups * group_rows;
+    const int64_t parts = kPaired<E> ? 1 : cpu::column_parts(member.count, all_rows, columns, kTile);
+    const Range tiles = cpu::share((columns + kTile - 1) / kTile, member.index % parts, parts);
+    const Range own{tiles.begin * kTile, std::min(tiles.end * kTile, columns)};
+    for_groups(cpu::share(all_rows, member.index / parts, member.count / parts), group_rows,
+               [&](Range rows, int64_t group) { f(rows, own, group); });
+  }
+
+  template <class F>
+  static void for_groups(Range own, int64_t group_rows, F&& f) {
     for (int64_t g = own.begin / std::max<int64_t>(1, group_rows); g * group_rows < own.end; ++g) {
       const Range rows{std::max<int64_t>(0, own.begin - g * group_rows),
                        std::min(group_rows, own.end - g * group_rows)};
@@ -429,15 +446,16 @@ class BackwardScan : Scan<S> {
       for (int64_t r = 0; r < N; ++r)
         if (schedule.sample(r) % d.groups == group) add(r, N, rows / N);
     };
-    const auto accumulate = [&](Range range, int64_t group, OuterFactor<E> a, OuterFactor<E> b, int64_t columns,
+    const auto accumulate = [&](Range range, Range columns, int64_t group, OuterFactor<E> a, OuterFactor<E> b,
                                 Sums sums, int64_t first_row) {
-      A* const out = sums.data + first_row * sums.row;
+      A* const out = sums.data + first_row * sums.row + columns.begin;
+      b.data += columns.begin;
       for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
         const auto from = [&](OuterFactor<E> factor, int64_t m) {
           return OuterFactor<E>{factor.from(first + m * stride).data, factor.depth * stride, factor.row};
         };
         for (int64_t m = 0; m < count; m += kSumRows)
-          accumulate_outer(range, std::min(kSumRows, count - m), from(a, m), from(b, m), columns, out, sums.row,
+          accumulate_outer(range, std::min(kSumRows, count - m), from(a, m), from(b, m), columns.size(), out, sums.row,
                            fresh && m == 0);
       });
     };
@@ -446,29 +464,33 @@ class BackwardScan : Scan<S> {
         accumulate_rows(range, count, from + first * row, stride * row, out);
       });
     };
-    for_groups(member, input_gates_, [&](Range gates, int64_t group) {
-      const int64_t row = group * input_gates_;
-      if (d.weights.bias_ih) accumulate_columns(gates, group, d_gx_.get(), input_gate_row_, db_ih_.get() + row);
-      if (d.weights.ih)
-        accumulate(gates, group, left(gates, d_gx_.get(), input_gate_row_, d_gx_pairs_), right(x_, x_pairs_, i_row), I,
-                   sums_of(dw_ih_, d.weights.ih, I), row);
-    });
-    for_groups(member, recurrent_gates_, [&](Range gates, int64_t group) {
-      const int64_t row = group * recurrent_gates_;
-      if (d.weights.bias_hh) accumulate_columns(gates, group, d_gh_, recurrent_gate_row_, db_hh_.get() + row);
-      if (d.weights.hh)
-        accumulate(gates, group, left(gates, d_gh_, recurrent_gate_row_, d_gh_pairs_), right(h_, h_pairs_, r_row), R,
-                   sums_of(dw_hh_, d.weights.hh, R), row);
-    });
+    if (d.weights.bias_ih)
+      for_groups(member, input_gates_, [&](Range gates, int64_t group) {
+        accumulate_columns(gates, group, d_gx_.get(), input_gate_row_, db_ih_.get() + group * input_gates_);
+      });
+    if (d.weights.ih)
+      for_blocks(member, input_gates_, I, [&](Range gates, Range columns, int64_t group) {
+        accumulate(gates, columns, group, left(gates, d_gx_.get(), input_gate_row_, d_gx_pairs_),
+                   right(x_, x_pairs_, i_row), sums_of(dw_ih_, d.weights.ih, I), group * input_gates_);
+      });
+    if (d.weights.bias_hh)
+      for_groups(member, recurrent_gates_, [&](Range gates, int64_t group) {
+        accumulate_columns(gates, group, d_gh_, recurrent_gate_row_, db_hh_.get() + group * recurrent_gates_);
+      });
+    if (d.weights.hh)
+      for_blocks(member, recurrent_gates_, R, [&](Range gates, Range columns, int64_t group) {
+        accumulate(gates, columns, group, left(gates, d_gh_, recurrent_gate_row_, d_gh_pairs_),
+                   right(h_, h_pairs_, r_row), sums_of(dw_hh_, d.weights.hh, R), group * recurrent_gates_);
+      });
     if (d.weights.vectors)
       for_groups(member, cell.vectors * H, [&](Range columns, int64_t group) {
         accumulate_columns(columns, group, d_vectors_.get(), vector_row_,
                            d_vectors_sum_.get() + group * cell.vectors * H);
       });
     if (d.weights.hr)
-      for_groups(member, R, [&](Range outputs, int64_t group) {
-        accumulate(outputs, group, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
-                   right(unprojected_, unprojected_pairs_, h_row), H, sums_of(dw_hr_, d.weights.hr, H), group * R);
+      for_blocks(member, R, H, [&](Range outputs, Range columns, int64_t group) {
+        accumulate(outputs, columns, group, left(outputs, d_projected_.get(), r_row, d_projected_pairs_),
+                   right(unprojected_, unprojected_pairs_, h_row), sums_of(dw_hr_, d.weights.hr, H), group * R);
       });
   }
 

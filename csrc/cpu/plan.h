@@ -61,4 +61,17 @@ inline Grid choose_grid(int64_t threads, const StepWork& work, const Tuning& tun
   return best;
 }
 
+// Returns into how many ranges the threads split the columns of a weight gradient; its rows they split into `threads`
+// over that many. A thread reads the factors of its rows and of its columns: of both together least if its block is
+// square. Columns are split at whole tiles of so many.
+inline int64_t column_parts(int64_t threads, int64_t rows, int64_t columns, int64_t tile) {
+  const auto factors = [&](int64_t parts) {
+    return static_cast<double>(rows * parts) / threads + static_cast<double>(columns) / parts;
+  };
+  int64_t best = 1;
+  for (int64_t parts = 2; parts <= std::min(threads, columns / tile); ++parts)
+    if (threads % parts == 0 && factors(parts) < factors(best)) best = parts;
+  return best;
+}
+
 }  // namespace fastrnn::cpu

@@ -65,6 +65,25 @@ int main() {
         std::string(row.why) + ": " + std::to_string(grid.row_groups) + " x " + std::to_string(grid.unit_groups));
   }
 
+  struct Split {
+    int64_t threads, rows, columns, want;
+    const char* why;
+  };
+  const Split splits[] = {
+      {1, 4096, 1024, 1, "one thread has all columns"},
+      {2, 1024, 256, 1, "rows of four gates are split before columns"},
+      {2, 256, 256, 1, "what is read is the same either way"},
+      {2, 128, 512, 2, "four times as many columns as rows"},
+      {64, 4096, 1024, 4, "blocks of 256 x 256"},
+      {64, 256, 256, 4, "blocks of 16 x 64, a tile wide"},
+      {3, 64, 1024, 3, "an odd number of threads"},
+      {64, 4096, 40, 1, "fewer columns than a tile has"},
+  };
+  for (const Split& split : splits) {
+    const int64_t parts = cpu::column_parts(split.threads, split.rows, split.columns, 64);
+    test::check(parts == split.want, std::string(split.why) + ": " + std::to_string(parts));
+  }
+
   // A plan with a barrier is not taken for less than 3 % of the time, and may be missed by as much.
   constexpr double kClose = 1 / 0.97;
   cpu::Tuning dear;
