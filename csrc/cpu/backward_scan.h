@@ -57,6 +57,7 @@ class BackwardScan : Scan<S> {
   const int64_t input_gate_row_ = this->input_gate_row();
   const int64_t recurrent_gate_row_ = this->recurrent_gate_row();
   const int64_t vector_row_ = d.weights.vectors ? row_length<A>(cell.vectors * H) : 0;
+  const int64_t sum_steps_ = this->backward_sum(grouped);
   const int64_t chunk_steps_ = this->backward_chunk(grouped);
   // The chunk's rows, which the weight gradients are summed over.
   Buffer<E> d_gx_ = chunk_buffer<E>(input_gate_row_);
@@ -137,7 +138,7 @@ class BackwardScan : Scan<S> {
         }
         pair_unprojected(rows, member);
         if (d.x) input_gradient(steps, member.share(rows));
-        if (rows > 0) weight_gradients(rows, member, fresh);
+        weight_gradients(steps, rows, member, fresh);
         fresh = fresh && rows == 0;
         member.barrier();
       }
@@ -429,26 +430,41 @@ class BackwardScan : Scan<S> {
     }
   }
 
-  void weight_gradients(int64_t rows, const Team::Member& member, bool fresh) {
-    const auto left = [&](Range range, const E* from, int64_t row, const Buffer<E>& pairs) -> OuterFactor<E> {
+  // Adds the weight gradients of a chunk's rows, the last steps first.
+  void weight_gradients(Range steps, int64_t rows, const Team::Member& member, bool fresh) {
+    int64_t first_step = steps.begin + (steps.size() - 1) / sum_steps_ * sum_steps_;
+    for (int64_t end_step = steps.end; rows > 0; end_step = first_step, first_step -= sum_steps_) {
+      int64_t count = 0;
+      for (int64_t s = first_step; s < end_step; ++s) count += chunk_rows(schedule.step(s));
+      if (count == 0) continue;
+      rows -= count;
+      add_weight_gradients(rows, count, member, fresh);
+      fresh = false;
+    }
+  }
+
+  // Adds those of some rows, from a row of the chunk on.
+  void add_weight_gradients(int64_t first_row, int64_t rows, const Team::Member& member, bool fresh) {
+    const auto left = [&](Range range, const E* chunk, int64_t row, const Buffer<E>& pairs) -> OuterFactor<E> {
+      const E* const from = chunk + first_row * row;
       if constexpr (kPaired<E>) {
         pair_across(range, rows, from, row, pairs.get(), pair_row_);
         return {pairs.get(), 1, pair_row_};
       }
       return {from, row};
     };
-    const auto right = [](const Buffer<E>& from, const Buffer<E>& pairs, int64_t row) -> OuterFactor<E> {
-      return {(kPaired<E> ? pairs : from).get(), row};
+    const auto right = [&](const Buffer<E>& chunk, const Buffer<E>& pairs, int64_t row) -> OuterFactor<E> {
+      return {(kPaired<E> ? pairs : chunk).get() + first_row * row, row};
     };
-    // Sums run over the chunk's rows m of a group: over all of them, or over those of one sample after the other.
+    // Sums run over the rows m of a group: over all of them, or over those of one sample after the other.
     const auto for_summands = [&](int64_t group, auto&& add) {
       if (!grouped) return add(0, 1, rows);
       for (int64_t r = 0; r < N; ++r)
         if (schedule.sample(r) % d.groups == group) add(r, N, rows / N);
     };
     const auto accumulate = [&](Range range, Range columns, int64_t group, OuterFactor<E> a, OuterFactor<E> b,
-                                Sums sums, int64_t first_row) {
-      A* const out = sums.data + first_row * sums.row + columns.begin;
+                                Sums sums, int64_t first_gate) {
+      A* const out = sums.data + first_gate * sums.row + columns.begin;
       b.data += columns.begin;
       for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
         const auto from = [&](OuterFactor<E> factor, int64_t m) {
@@ -459,9 +475,9 @@ class BackwardScan : Scan<S> {
                            fresh && m == 0);
       });
     };
-    const auto accumulate_columns = [&](Range range, int64_t group, auto* from, int64_t row, A* out) {
+    const auto accumulate_columns = [&](Range range, int64_t group, auto* chunk, int64_t row, A* out) {
       for_summands(group, [&](int64_t first, int64_t stride, int64_t count) {
-        accumulate_rows(range, count, from + first * row, stride * row, out);
+        accumulate_rows(range, count, chunk + (first_row + first) * row, stride * row, out);
       });
     };
     if (d.weights.bias_ih)

@@ -95,11 +95,19 @@ struct Scan {
                        i_row * sizeof(E) + gx_row() * sizeof(A), Tuning::kLeastForwardRows,
                        (N + team.threads() - 1) / team.threads(), schedule.T);
   }
-  int64_t backward_chunk(bool grouped) const {
+  // Weight gradients are summed over so many steps at a time, whatever the team.
+  int64_t backward_sum(bool grouped) const {
     const int64_t row = i_row + r_row + input_gate_row() + (cell.split_gate_gradients ? recurrent_gate_row() : 0) +
                         projected * (h_row + r_row) + cell.vectors * H;
     return chunk_steps(Tuning::kBackwardChunkBytes, row * sizeof(E),
                        grouped ? Tuning::kLeastStepsOfAGroup * N : Tuning::kLeastBackwardRows, N, schedule.T);
+  }
+  // Pairs of rows are laid out from a chunk's first row, so that it is summed whole.
+  int64_t backward_chunk(bool grouped) const {
+    const int64_t steps = backward_sum(grouped);
+    if (kPaired<E> || N == 0) return steps;
+    const int64_t sums = team.threads() * Tuning::kBackwardRowsOfAThread / (steps * N);
+    return steps * std::clamp<int64_t>(sums, 1, std::max<int64_t>(1, (schedule.T + steps - 1) / steps));
   }
 
   // Tells whether steps that a full team shares so leave threads, which then make input products ahead.

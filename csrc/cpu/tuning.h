@@ -34,6 +34,9 @@ struct Tuning {
   static constexpr int64_t kLeastBackwardRows = 256;
   static constexpr int64_t kMaxChunkRows = 8192;
   static constexpr int64_t kBackwardChunkBytes = 1 << 20;  // fixed, for the order of sums
+  // A chunk of a large team has so many rows a thread, which share the loads of the input's weights, and is summed in
+  // parts.
+  static constexpr int64_t kBackwardRowsOfAThread = 48;
   // The weight gradients of a group are read and written once a chunk, which pays only for so many steps.
   static constexpr int64_t kLeastStepsOfAGroup = 64;
 };

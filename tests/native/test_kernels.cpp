@@ -372,7 +372,8 @@ void check_many_threads() {
   };
   const auto& set = *instruction_sets()[0];
   for (const Shape& shape :
-       {Shape{{4, 64, 8, 64, 64}, "rows"}, Shape{{3, 1, 8, 256, 256}, "units"}, Shape{{3, 16, 8, 256, 256}, "both"}}) {
+       {Shape{{4, 64, 8, 64, 64}, "rows"}, Shape{{3, 1, 8, 256, 256}, "units"}, Shape{{3, 16, 8, 256, 256}, "both"},
+        Shape{{20, 32, 8, 200, 200}, "chunks of several sums"}}) {
     const Problem p = make_problem("lstm", shape.size, shape.size.N > 1, false, false);
     const Results expected = run<float>(set, p, false, {1, fork_threads});
     for (const int64_t threads : {3, 16, 64})
