@@ -134,7 +134,8 @@ def _call(function: Callable[..., bool], *tensors: Tensor | None) -> bool:
 
 
 class Short:
-    """Calls without gradients of a layer in one direction, or of a cell, of the library's own.
+    """Calls without gradients of a layer in one direction, or of a cell: of the library's own, or
+    of a user's that takes the same tensors.
 
     Its weights are those of torch, two or with biases four, or the one tensor that prepack made of
     them.
@@ -216,7 +217,7 @@ def need_grad(*tensors: Tensor) -> bool:
 short = functools.cache(Short)
 
 
-# --- of all cells, with and without gradients -----------------------------------------------------
+# --- any cell, with and without gradients ---------------------------------------------------------
 
 
 class Scan:

@@ -283,7 +283,7 @@ def run_cell(
         if finals is None:
             given = [*weights, *(value.unsqueeze(0) for value in extras)]
             _, *finals = scan_flat(cell, input.unsqueeze(0), states, given, *others)
-    except RuntimeError:
+    except (IndexError, RuntimeError):
         return None
     finals = finals if batched else [final.squeeze(0) for final in finals]
     return from_op_states(finals, cell_states)

@@ -354,7 +354,7 @@ def _saved_reasons(saved_gates: Tensor | None) -> list[str]:
     return [f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"]
 
 
-# What other instruction sets add to one of float32.
+# Other instruction sets add these products to the one that float32 takes.
 _FOR_BFLOAT16 = {"avx512": "pairs (avx512_bf16, amx)", "neon": "blocks (neon_bf16)"}
 
 

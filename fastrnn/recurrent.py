@@ -36,12 +36,6 @@ class UserCellModule(nn.Module):
             )
         self.cell = cell
         self._recurrent, self._vectors = cell.facts.recurrent_gates > 0, tuple(cell.vectors)
-        # Its op takes what those of the library's own cells take.
-        self._is_plain = (
-            self._recurrent
-            and len(cell.states) <= 1
-            and not (cell.vectors or cell.numbers or cell.inputs)
-        )
         self._op_cell = cell.for_projection() if projection else cell
         register_cell(self._op_cell)
 
@@ -66,7 +60,9 @@ class UserCellModule(nn.Module):
         """Whether a call may take the short way: its kernels are loaded, or can be."""
         if not is_eager():
             return False
-        if type(input) not in PLAIN or not eager.has_kernel(input):
+        if type(input) not in PLAIN or input.layout is not torch.strided:
+            return False
+        if not eager.has_kernel(input):
             return False
         return user_cells.why_step_by_step(self._cell, input.dtype, "cpu") is None
 
@@ -290,7 +286,7 @@ class Recurrent(UserCellModule, modules.RecurrentModule):
 
     def _short_weights(self) -> tuple[list[Tensor], FlatWeights | None]:
         weights = self._weights()
-        if self._is_plain:
+        if self.cell.is_plain:
             return weights, None
         directions = 1 + self.bidirectional
         entries = self.num_layers * directions
@@ -378,7 +374,7 @@ class RecurrentCell(UserCellModule, modules.CellModule):  # type: ignore[overrid
             if hx is None and self.cell.initial:
                 states = self._initial_states(input, input.shape[:-1])
                 hx = as_hx(states)
-            if self._is_plain:
+            if self.cell.is_plain:
                 results = self._step_eagerly(input, hx)
             else:
                 weights, flat = self._op_weights(self._weights(), 1, 1, False)

@@ -443,7 +443,7 @@ class BackwardScan : Scan<S> {
     }
   }
 
-  // Adds those of some rows, from a row of the chunk on.
+  // Adds the weight gradients of so many rows, from a row of the chunk on.
   void add_weight_gradients(int64_t first_row, int64_t rows, const Team::Member& member, bool fresh) {
     const auto left = [&](Range range, const E* chunk, int64_t row, const Buffer<E>& pairs) -> OuterFactor<E> {
       const E* const from = chunk + first_row * row;

@@ -129,7 +129,7 @@ struct Scan {
             .backward_chunk = backward_chunk(false)};
   }
 
-  // Rows that follow each other at the same distance.
+  // These rows follow each other at one distance.
   template <class T>
   struct Rows {
     T* data = nullptr;
@@ -145,10 +145,13 @@ struct Scan {
       return {};
     const auto rows_of = [&](int64_t s) { return (schedule.rows(schedule.step(s)) - group + groups - 1) / groups; };
     const auto first_row = [&](int64_t s) { return sequence.row(schedule.step(s), group); };
-    int64_t distance = groups * sequence.sample_stride;
+    const int64_t within_a_step = groups * sequence.sample_stride;
+    int64_t distance = within_a_step;
     if (rows_of(steps.begin) == 1 && steps.size() > 1) distance = first_row(steps.begin + 1) - first_row(steps.begin);
-    for (int64_t s = steps.begin; s + 1 < steps.end; ++s)
-      if (first_row(s + 1) - first_row(s) != rows_of(s) * distance) return {};
+    for (int64_t s = steps.begin; s < steps.end; ++s) {
+      if (rows_of(s) > 1 && distance != within_a_step) return {};
+      if (s + 1 < steps.end && first_row(s + 1) - first_row(s) != rows_of(s) * distance) return {};
+    }
     return {first_row(steps.begin), distance};
   }
 

@@ -16,8 +16,8 @@
 #define FASTRNN_UNROLL(n) FASTRNN_PRAGMA(GCC unroll n)
 #endif
 
-// Assembly of an instruction of 64-bit Arm that the file's target may lack, by its code: operand 0 is the register that
-// it adds to, 1 and 2 are its factors. (clang's assembler knows no other instructions than its target's.)
+// This writes an instruction of 64-bit Arm that the file's target may lack, by its code: operand 0 is the register that
+// it adds to, 1 and 2 are its factors. clang's assembler knows only its target's instructions.
 #define FASTRNN_ARM_INSTRUCTION(code)                                                                     \
   ".irp number,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n\t" \
   ".equ .Lnumber_of_v\\number,\\number\n\t.endr\n\t"                                                      \

@@ -293,6 +293,13 @@ inline void pair_across(Range range, int64_t rows, const BFloat16* from, int64_t
   }
 }
 
+// Adds to a vector of a weight gradient, which counts as zero if it is `fresh`.
+template <class A>
+FASTRNN_FN void add_to(A* target, Vec<A> sum, bool fresh) {
+  const Vec<A> before = fresh ? Vec<A>(A(0)) : Vec<A>::load(target);
+  (before + sum).store(target);
+}
+
 // Adds a weight gradient as accumulate_outer() does, of so few rows that the sums need no tile: what they are added to
 // is walked once, from end to end.
 template <int kRows, class E>
@@ -307,8 +314,7 @@ void accumulate_outer_of(Range range, OuterFactor<E> left, OuterFactor<E> right,
       V sum(Accumulate<E>(0));
       FASTRNN_UNROLL(4)
       for (int m = 0; m < kRows; ++m) sum = mul_add(factors[m], V::load(right.data + m * right.depth + j), sum);
-      const V before = fresh ? V(Accumulate<E>(0)) : V::load(target + j);
-      (before + sum).store(target + j);
+      add_to(target + j, sum, fresh);
     }
   }
 }
@@ -363,11 +369,8 @@ void accumulate_outer(Range range, int64_t rows, OuterFactor<E> left, OuterFacto
         });
       }
       for (int64_t i = 0; i < size; ++i)
-        for (int64_t j = 0; j < width; j += kWidth) {
-          A* const target = out + (begin + i) * out_row + v * kWidth + j;
-          const Vec<A> before = fresh ? Vec<A>(A(0)) : Vec<A>::load(target);
-          (before + Vec<A>::load(sums + i * width + j)).store(target);
-        }
+        for (int64_t j = 0; j < width; j += kWidth)
+          add_to(out + (begin + i) * out_row + v * kWidth + j, Vec<A>::load(sums + i * width + j), fresh);
     }
   }
 }

@@ -190,7 +190,7 @@ FASTRNN_FN Vec<float> multiply_blocks(int16x8_t rows, int16x8_t columns, Vec<flo
   return sums;
 }
 
-// Two rows of a tile and a vector of columns: sums of the vector's first half and of its second.
+// These are the sums of two rows of a tile and a vector of columns: those of the vector's first half and of its second.
 struct BlockSums {
   Vec<float> halves[2];
 

@@ -61,8 +61,8 @@ inline Grid choose_grid(int64_t threads, const StepWork& work, const Tuning& tun
   return best;
 }
 
-// Returns into how many ranges the threads split the columns of a weight gradient; its rows they split into `threads`
-// over that many. A thread reads the factors of its rows and of its columns: of both together least if its block is
+// Returns into how many ranges the threads split the columns of a weight gradient; they split its rows into `threads`
+// divided by that. A thread reads the factors of its rows and of its columns, which together are fewest if its block is
 // square. Columns are split at whole tiles of so many.
 inline int64_t column_parts(int64_t threads, int64_t rows, int64_t columns, int64_t tile) {
   const auto factors = [&](int64_t parts) {

@@ -89,7 +89,7 @@ constexpr ScalarType kDtype<BFloat16> = ScalarType::BFloat16;
 template <>
 constexpr ScalarType kDtype<Half> = ScalarType::Half;
 
-// A tensor of Python's on CPU that has data, unless it is empty.
+// This views a tensor of Python's on CPU. One that is not empty must have data.
 class PythonTensor {
  public:
   explicit PythonTensor(void* object) {

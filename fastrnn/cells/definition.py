@@ -156,6 +156,13 @@ class Cell:
         content = json.dumps([_FORMAT, self._names(), self._rows(), self._projected])
         return f"{self.name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether it has the tensors of a built-in cell: its calls may go as theirs."""
+        facts = self.facts
+        others = facts.vectors + facts.extra_inputs + facts.numbers
+        return facts.recurrent_gates > 0 and facts.cell_states <= 1 and others == 0
+
     @property
     def struct_name(self) -> str:
         """The name of the C++ struct."""

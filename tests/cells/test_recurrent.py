@@ -339,6 +339,17 @@ def test_states_begin_as_the_cell_declares(path):
     )
 
 
+def test_what_no_kernel_takes_is_refused_by_name(kernels):
+    layer = make(leaky)  # it declares where its states start
+    with pytest.raises(
+        NotImplementedError, match=r"Recurrent: .* torch.sparse_coo: give input.to_dense"
+    ):
+        layer(normal(T, N, I).to_sparse(), extra=make_extra(leaky))
+    step = fastrnn.RecurrentCell(other_gates, I, H, dtype=torch.float64)
+    with pytest.raises(ValueError, match="RecurrentCell: Expected input to be 1D or 2D, got 0D"):
+        step(torch.tensor(1.0, dtype=torch.float64))
+
+
 SHORT_OPTIONS = {
     "plain": {},
     "stacked": {"num_layers": 2, "bidirectional": True, "bias": False},

@@ -383,7 +383,7 @@ def test_derivatives_beyond_the_first(name, options, ran_with_gradients):
         return tree_leaves(module(x, states if "LSTM" in name else states[0]))
 
     assert torch.autograd.gradgradcheck(results, (x, *states))
-    assert all(ran_with_gradients["forward"])
+    assert set(ran_with_gradients["forward"]) == {True}
     penalty = torch.autograd.grad(results(x, *states)[0].sum(), x, create_graph=True)[0].square()
     got = torch.autograd.grad(penalty.sum(), weights[:2])
     with patch.object(direct, "_IS_AVAILABLE", False):
@@ -437,7 +437,8 @@ def test_what_changes_between_the_passes_is_noticed():
             h.sum().backward()
 
 
-# Of one product, with an extra input, without a recurrent product, with states that begin elsewhere.
+# The first has what built-in cells have; the others have an extra input, no recurrent product, and states that begin
+# elsewhere.
 users_cells = pytest.mark.parametrize("cell", ["leaky_rnn", "cfc", "minlstm", "slstm"])
 
 
@@ -479,4 +480,4 @@ def test_second_derivatives_of_users_cells(cell, kind, ran_with_gradients):
         return tree_leaves(module(x, **given))
 
     assert torch.autograd.gradgradcheck(results, (x, *extra))
-    assert all(ran_with_gradients["forward"])
+    assert set(ran_with_gradients["forward"]) == {True}

@@ -332,7 +332,7 @@ void check_case(const std::string& cell, Sizes size, bool ragged, bool reset, bo
   }
 }
 
-// Sample n of a problem, alone.
+// Returns the problem that has sample n alone.
 Problem sample_of(const Problem& p, int64_t n) {
   Problem alone = p;
   alone.N = 1;

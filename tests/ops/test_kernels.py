@@ -109,18 +109,33 @@ def test_tf32_is_as_torch_is_told(cell, monkeypatch):
     assert_all_close(actual, expected, torch.float16 if DEVICE == "cuda" else torch.float32)
 
 
-def packed_case(cell):
-    x, h, c, weights = make_scan(cell, (9, 5, 3, 20))
-    lengths = torch.tensor([9, 7, 7, 2, 1])
+def packed_case(cell, lengths=(9, 7, 7, 2, 1), columns=3):
+    x, h, c, weights = make_scan(cell, (lengths[0], len(lengths), columns, 20))
+    lengths = torch.tensor(lengths)
     return x, h, c, weights, lengths, pack_padded_sequence(x, lengths.cpu())
 
 
+# Rows of whole vectors are read and written where they lie if they follow each other at one distance. Walked from its
+# end, a packed batch may have a step of one row first, and then steps of one, two or more.
+PACKED = {
+    "odd": ((9, 7, 7, 2, 1), 3),
+    "whole vectors": ((9, 7, 7, 2, 1), 16),
+    "one row, then two": ((2, 1), 16),
+    "one row, then three": ((2, 1, 1), 16),
+    "one, two, four": ((3, 2, 1, 1), 16),
+    "one, three, four": ((5, 3, 3, 2), 16),
+    "one sample": ((5,), 16),
+    "no other lengths": ((3, 3), 16),
+}
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_packed_is_padded(cell, reverse):
+def test_packed_is_padded(cell, reverse, case):
     """The same bits from a packed batch and a padded one with lengths, in results and gradients."""
-    x, h, c, weights, lengths, packed = packed_case(cell)
+    x, h, c, weights, lengths, packed = packed_case(cell, *case)
     packed_x, padded_x = packed.data.clone().requires_grad_(), x.clone().requires_grad_()
     w1, w2 = (
         ScanWeights(*(leaf(t, t.dtype) if t is not None else t for t in weights)) for _ in "12"
@@ -128,7 +143,7 @@ def test_packed_is_padded(cell, reverse):
     y, *states = present(
         ops.scan(cell, packed_x, h, c, w1, batch_sizes=packed.batch_sizes, reverse=reverse)
     )
-    y = pad_packed_sequence(packed._replace(data=y), total_length=9)[0]
+    y = pad_packed_sequence(packed._replace(data=y), total_length=len(x))[0]
     expected = present(ops.scan(cell, padded_x, h, c, w2, lengths=lengths, reverse=reverse))
     assert_equal([y, *states], expected)
     actual = gradients([y, *states], [packed_x, *present(w1)])
