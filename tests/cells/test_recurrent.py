@@ -357,6 +357,12 @@ SHORT_OPTIONS = {
 }
 
 
+def extras_of(cell, *shape):
+    """Extra inputs of a form, other values for each."""
+    values = {k: normal(*shape, seed=9 + i).sigmoid() for i, k in enumerate(cell.inputs)}
+    return values or None
+
+
 def assert_same_bits_both_ways(module, x, hx, extra, monkeypatch):
     """The short way, which never comes to functional.run, gives what the long way gives."""
     with monkeypatch.context() as patch:
@@ -383,7 +389,7 @@ def test_the_short_way_of_layers_has_the_bits_of_the_long_one(kernels, cell, opt
         if len(shape) == 2:
             hx = tuple(state[:, 0] for state in hx) if cell.states else hx[:, 0]
         for form in forms if cell.inputs else [()]:
-            extra = {k: normal(*form, seed=9).sigmoid() for k in cell.inputs} or None
+            extra = extras_of(cell, *form)
             for given in (hx, None):
                 assert_same_bits_both_ways(layer, x, given, extra, monkeypatch)
 
@@ -396,7 +402,7 @@ def test_the_short_way_of_a_step_has_the_bits_of_the_long_one(kernels, cell, mon
         states = tuple(normal(*shape[:-1], H, seed=k) for k in range(1 + len(cell.states)))
         hx = states if cell.states else states[0]
         for form in forms if cell.inputs else [()]:
-            extra = {k: normal(*form, seed=9).sigmoid() for k in cell.inputs} or None
+            extra = extras_of(cell, *form)
             for given in (hx, None):
                 assert_same_bits_both_ways(module, normal(*shape), given, extra, monkeypatch)
 

@@ -104,6 +104,25 @@ def test_a_cell_of_the_users(chains):
     torch.testing.assert_close(got, by_ops(lambda: gradients(cell, x)), rtol=2e-6, atol=2e-6)
 
 
+def test_a_cell_with_extra_inputs(chains):
+    """They come behind the weights, and have gradients of their own in each step."""
+    cell = fastrnn.RecurrentCell(zoo.zoneout_lstm, I, H)
+    x = torch.randn(STEPS, N, I, requires_grad=True)
+    keep = {name: torch.rand(STEPS, N, H, requires_grad=True) for name in zoo.zoneout_lstm.inputs}
+
+    def run():
+        state, outputs = None, []
+        for t in range(STEPS):
+            state = cell(x[t], state, extra={name: value[t] for name, value in keep.items()})
+            outputs.append(state[0])
+        inputs = [x, *keep.values(), *cell.parameters()]
+        return torch.autograd.grad(torch.stack(outputs).square().sum(), inputs)
+
+    got = run()
+    assert len(chains) == 1
+    torch.testing.assert_close(got, by_ops(run), rtol=2e-6, atol=2e-6)
+
+
 def test_gradients_add_up_in_grad(chains):
     cell, x = problem("GRUCell")
     expected = gradients(cell, x)
