@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import fastrnn
+from fastrnn.library import cpu_instruction_set
 
 
 def cpu_in_use(threads: int) -> str:
@@ -15,4 +15,4 @@ def cpu_in_use(threads: int) -> str:
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].split(":", 1)[1].strip() if models else cpu
-    return f"{cpu}, {threads} threads, fastrnn on {fastrnn.cpu_instruction_sets()[0]}"
+    return f"{cpu}, {threads} threads, fastrnn on {cpu_instruction_set()}"
