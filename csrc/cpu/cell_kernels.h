@@ -26,7 +26,7 @@ struct ForwardRows {
   int64_t first, count;  // of the part's rows
   Range panels;
   int64_t chunk_row;        // the step's first row in the chunk's buffers
-  const Accumulate<S>* gh;  // [panel][count][gates][unit_vecs] vectors
+  const Accumulate<S>* gh;  // [panel][count][columns of the panel]
   const Operand<S>* h;
   Operand<S>* h_next;
 };
@@ -36,7 +36,7 @@ template <class S>
 struct RecomputedRows {
   int64_t first, count;  // of the chunk's rows
   Range panels;
-  const Accumulate<S>* gh;  // [panel][count][gates][unit_vecs] vectors
+  const Accumulate<S>* gh;  // [panel][count][columns of the panel]
 };
 
 // A row whose gate gradients the cell computes.

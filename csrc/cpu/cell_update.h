@@ -36,12 +36,14 @@ struct CellUpdate {
   // Dual numbers take twice the registers, and twice as long to compile: their vectors go one by one.
   static constexpr int kTogether = kDual<S> ? 1 : 2;
 
-  // A vector of a row's units and its products.
+  // A vector of a row's units and its products, those of one gate `gate` after those of another: where the last units
+  // share vectors, lanes past H hold another gate's. What comes of these lanes is stored nowhere but in padding.
   struct Place {
     int64_t row;  // of the part
     int64_t unit;
     const A* gx;
     const A* gh;
+    int64_t gate;
   };
 
   // As many vectors go side by side as hide their latency and fit the registers: those of a panel, or where it has but
@@ -51,7 +53,6 @@ struct CellUpdate {
     const A* const gx_rows = scan.gx_.get() + (rows.chunk_row + rows.first) * gx_row;
     if constexpr (kUnitVecs == 1) {
       constexpr int64_t kGxWidth = kInputGates * V::kWidth;
-      constexpr int64_t kGhWidth = kRecurrentGates * V::kWidth;
       const bool across_panels = rows.count == 1;
       const int64_t row_step = across_panels ? 0 : 1;
       const int64_t unit_step = across_panels ? V::kWidth : 0;
@@ -59,39 +60,41 @@ struct CellUpdate {
       const int64_t steps = across_panels ? rows.panels.size() : rows.count;
       const A* gh = rows.gh;
       for (int64_t panel = rows.panels.begin; panel < (across_panels ? rows.panels.begin + 1 : rows.panels.end);
-           ++panel, gh += rows.count * kGhWidth) {
+           ++panel) {
+        const int64_t gh_row = scan.w_hh_.columns(panel);
         const auto place = [&](int64_t i) FASTRNN_LAMBDA {
           return Place{rows.first + i * row_step, panel * V::kWidth + i * unit_step,
-                       gx_rows + panel * kGxWidth + i * gx_step, gh + i * kGhWidth};
+                       gx_rows + panel * kGxWidth + i * gx_step, gh + i * gh_row,
+                       scan.w_hh_.gate_distance(across_panels ? panel + i : panel)};
         };
         for (int64_t i = 0; i < steps; i += kTogether) {
           std::array<Place, kTogether> places;
           for (int q = 0; q < kTogether; ++q) places[q] = place(std::min(i + q, steps - 1));
-          forward(scan, rows, places, V::kWidth);
+          forward(scan, rows, places);
         }
+        gh += rows.count * gh_row;
       }
     } else {
       const A* gh = rows.gh;
       for (int64_t panel = rows.panels.begin; panel < rows.panels.end; ++panel) {
         const int64_t unit = scan.w_hh_.unit(panel);
         const A* gx = gx_rows + kInputGates * unit;
+        const int64_t gate = scan.w_hh_.gate_distance(panel), gh_row = scan.w_hh_.columns(panel);
         with_constant<kUnitVecs>(scan.w_hh_.unit_vecs(panel), [&]<int kVecs>() FASTRNN_LAMBDA {
-          constexpr int64_t kWidth = kVecs * V::kWidth;
-          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += kRecurrentGates * kWidth) {
+          for (int64_t i = 0; i < rows.count; ++i, gx += gx_row, gh += gh_row) {
             std::array<Place, kVecs> places;
             for (int q = 0; q < kVecs; ++q)
-              places[q] = {rows.first + i, unit + q * V::kWidth, gx + q * V::kWidth, gh + q * V::kWidth};
-            forward(scan, rows, places, kWidth);
+              places[q] = {rows.first + i, unit + q * V::kWidth, gx + q * V::kWidth, gh + q * V::kWidth, gate};
+            forward(scan, rows, places);
           }
         });
       }
     }
   }
 
-  // The products of a unit's gates lie `gate` apart.
   template <std::size_t kPlaces>
   FASTRNN_FN static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows,
-                                 const std::array<Place, kPlaces>& places, int64_t gate) {
+                                 const std::array<Place, kPlaces>& places) {
     using B = Bundle<V, static_cast<int>(kPlaces)>;
     constexpr int kVecs = static_cast<int>(kPlaces);
     const ScanParams<S>& p = scan.p;
@@ -111,9 +114,9 @@ struct CellUpdate {
     std::array<B, kInputGates> x_products;
     std::array<B, kRecurrentGates> h_products;
     for (int g = 0; g < kInputGates; ++g)
-      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gx + g * gate); });
+      x_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gx + g * places[q].gate); });
     for (int g = 0; g < kRecurrentGates; ++g)
-      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gh + g * gate); });
+      h_products[g] = B::of([&](int q) FASTRNN_LAMBDA { return V::load(places[q].gh + g * places[q].gate); });
     const Extras<B, Cell> extra = extras<B>(scan, [&](auto&& load) FASTRNN_LAMBDA {
       return B::of([&](int q) FASTRNN_LAMBDA {
         return load(places[q].unit, [&](int k) FASTRNN_LAMBDA { return p.extra[k].row(t, sample[q]); });
@@ -139,7 +142,8 @@ struct CellUpdate {
       }
     };
     for (int q = 0; q < kVecs; ++q) {
-      store_as(state.h.part[q], h_next + offset(q, h_next_row), V::kWidth);
+      // Pairs of depth reach past H, where products read zeros.
+      store_as(state.h.part[q], h_next + offset(q, h_next_row), kPaired<E> ? H - places[q].unit : V::kWidth);
       if constexpr (kKeepsSums) state.h.part[q].store(sums + offset(q, r_sums));
       for (int k = 0; k < kCellStates; ++k) state.c[k].part[q].store(c + offset(q, c_row) + k * c_state);
     }
@@ -174,24 +178,22 @@ struct CellUpdate {
   static void recompute(BackwardScan<S>& scan, const RecomputedRows<S>& rows) {
     const A* gh = rows.gh;
     for (int64_t panel = rows.panels.begin; panel < rows.panels.end; ++panel) {
-      const int64_t vecs = scan.forward_hh_.unit_vecs(panel);
-      for (int64_t m = rows.first; m < rows.first + rows.count; ++m) {
+      const int64_t vecs = scan.forward_hh_.unit_vecs(panel), gh_row = scan.forward_hh_.columns(panel);
+      for (int64_t m = rows.first; m < rows.first + rows.count; ++m, gh += gh_row)
         for (int64_t v = 0; v < vecs; ++v) recompute(scan, m, panel, v, gh + v * V::kWidth);
-        gh += kRecurrentGates * vecs * V::kWidth;
-      }
     }
   }
 
   // Vector v of a panel's units for the chunk's row m.
   FASTRNN_FN static void recompute(BackwardScan<S>& scan, int64_t m, int64_t panel, int64_t v, const A* gh) {
     const int64_t H = scan.H;
-    const int64_t stride = scan.forward_hh_.unit_vecs(panel) * V::kWidth;
+    const int64_t gate = scan.forward_hh_.gate_distance(panel);
     const int64_t unit = scan.forward_hh_.unit(panel) + v * V::kWidth;
     const A* gx = scan.gx_.get() + m * scan.gx_row_ + scan.forward_ih_.offset(panel) + v * V::kWidth;
     std::array<V, kInputGates> x_products;
     std::array<V, kRecurrentGates> h_products;
-    for (int g = 0; g < kInputGates; ++g) x_products[g] = V::load(gx + g * stride);
-    for (int g = 0; g < kRecurrentGates; ++g) h_products[g] = V::load(gh + g * stride);
+    for (int g = 0; g < kInputGates; ++g) x_products[g] = V::load(gx + g * gate);
+    for (int g = 0; g < kRecurrentGates; ++g) h_products[g] = V::load(gh + g * gate);
     const Extras<V, Cell> extra = extras<V>(scan, [&](auto&& load) FASTRNN_LAMBDA {
       return load(unit, [&](int k) FASTRNN_LAMBDA { return scan.extra_[m * Cell::kExtraInputs + k]; });
     });

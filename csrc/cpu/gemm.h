@@ -43,10 +43,11 @@ template <class S, int kVecs>
                                     const Accumulate<S>* init, Accumulate<S>* out) {
   using A = Accumulate<S>;
   using V = Vec<A>;
-  int64_t rows[kVecs], units[kVecs];
-  w.for_vecs(panel, [&](int64_t row, int64_t count, int64_t column) {
-    rows[column / V::kWidth] = row;
-    units[column / V::kWidth] = count;
+  int64_t rows[kVecs], units[kVecs], columns[kVecs];
+  w.for_vecs(panel, [&, v = 0](int64_t row, int64_t count, int64_t column) mutable {
+    rows[v] = row;
+    units[v] = count;
+    columns[v++] = column;
   });
   V total[kVecs];
   int64_t k = 0;
@@ -54,65 +55,60 @@ template <class S, int kVecs>
     const bool first = k == 0;
     V sum[kVecs];
     FASTRNN_UNROLL(4)
-    for (int v = 0; v < kVecs; ++v) sum[v] = init && first ? V::load(init + v * V::kWidth) : V(A(0));
+    for (int v = 0; v < kVecs; ++v) sum[v] = init && first ? V::load(init + columns[v]) : V(A(0));
     const int64_t end = std::min(k + kSumDepth<A>, w.depth());
     for (; k < end && w.has_columns(); ++k) {
       FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) sum[v] = mul_add(V(a[k]), w.load_column(rows[v], k, units[v]), sum[v]);
     }
     for (; k < end; k += V::kWidth) {
-      const int64_t columns = std::min<int64_t>(V::kWidth, end - k);
+      const int64_t depths = std::min<int64_t>(V::kWidth, end - k);
       FASTRNN_UNROLL(4)
       for (int v = 0; v < kVecs; ++v) {
         typename PackedWeights<S>::Block block;
-        if (w.is_whole(units[v], columns)) {
+        if (w.is_whole(units[v], depths)) {
           w.load_whole_block(rows[v], k, block);
           FASTRNN_UNROLL(16)
           for (int j = 0; j < V::kWidth; ++j) sum[v] = mul_add(V(a[k + j]), block[j], sum[v]);
         } else {
-          w.load_block(rows[v], units[v], k, columns, block);
-          for (int64_t j = 0; j < columns; ++j) sum[v] = mul_add(V(a[k + j]), block[j], sum[v]);
+          w.load_block(rows[v], units[v], k, depths, block);
+          for (int64_t j = 0; j < depths; ++j) sum[v] = mul_add(V(a[k + j]), block[j], sum[v]);
         }
       }
     }
     FASTRNN_UNROLL(4)
     for (int v = 0; v < kVecs; ++v) total[v] = first ? sum[v] : total[v] + sum[v];
   } while (k < w.depth());
-  for (int v = 0; v < kVecs; ++v) total[v].store(out + v * V::kWidth);
+  for (int v = 0; v < kVecs; ++v) store_first(total[v], out + columns[v], w.gate_distance(panel));
 }
 
-// Computes out = init + a W^T for one row and two panels of the same width that were packed ahead and lie side by side.
-// A core begins two multiply-adds a cycle, each of which takes four: the four sums of a panel hide half of that, eight
-// all of it. The sums are those of the micro-kernel.
-template <class A, int kVecs>
-[[gnu::noinline]] void multiply_row_by_two(const A* a, int64_t depth, const A* panels, const A* init, A* out) {
+// Computes out = init + a W^T for one row and two panels that were packed ahead and lie side by side, of which the
+// second may be the narrower one at the end. A core begins two multiply-adds a cycle, each of which takes four: the
+// four sums of a panel hide half of that, eight all of it. The sums are those of the micro-kernel.
+template <class A, int kVecs, int kNextVecs>
+[[gnu::noinline]] void multiply_row_by_two(const A* a, int64_t depth, const A* panel, const A* init, A* out) {
   using V = Vec<A>;
-  constexpr int64_t kColumns = kVecs * V::kWidth;
-  const A* const begins[] = {panels, panels + kColumns * depth};
+  constexpr int kAll = kVecs + kNextVecs;
+  constexpr int64_t kColumns = kVecs * V::kWidth, kNextColumns = kNextVecs * V::kWidth;
+  const A* const next = panel + kColumns * depth;
   int64_t k = 0;
   do {  // a depth of 0 takes one turn, too: the product is then init
     const bool first = k == 0;
-    V sum[2][kVecs];
-    for (int p = 0; p < 2; ++p) {
-      FASTRNN_UNROLL(4)
-      for (int v = 0; v < kVecs; ++v)
-        sum[p][v] = init && first ? V::load(init + p * kColumns + v * V::kWidth) : V(A(0));
-    }
+    V sum[kAll];
+    FASTRNN_UNROLL(8)
+    for (int v = 0; v < kAll; ++v) sum[v] = init && first ? V::load(init + v * V::kWidth) : V(A(0));
     for (const int64_t end = std::min(k + kSumDepth<A>, depth); k < end; ++k) {
       const V x(a[k]);
-      FASTRNN_UNROLL(2)
-      for (int p = 0; p < 2; ++p) {
-        FASTRNN_UNROLL(4)
-        for (int v = 0; v < kVecs; ++v)
-          sum[p][v] = mul_add(x, V::load(begins[p] + k * kColumns + v * V::kWidth), sum[p][v]);
-      }
-    }
-    for (int p = 0; p < 2; ++p) {
       FASTRNN_UNROLL(4)
-      for (int v = 0; v < kVecs; ++v) {
-        A* const target = out + p * kColumns + v * V::kWidth;
-        (first ? sum[p][v] : V::load(target) + sum[p][v]).store(target);
-      }
+      for (int v = 0; v < kVecs; ++v) sum[v] = mul_add(x, V::load(panel + k * kColumns + v * V::kWidth), sum[v]);
+      FASTRNN_UNROLL(4)
+      for (int v = 0; v < kNextVecs; ++v)
+        sum[kVecs + v] = mul_add(x, V::load(next + k * kNextColumns + v * V::kWidth), sum[kVecs + v]);
+    }
+    FASTRNN_UNROLL(8)
+    for (int v = 0; v < kAll; ++v) {
+      A* const target = out + v * V::kWidth;
+      (first ? sum[v] : V::load(target) + sum[v]).store(target);
     }
   } while (k < depth);
 }
@@ -143,14 +139,14 @@ void multiply_panel(int64_t rows, const Factors<S>& factors, const PackedWeights
   const Operand<S>* const a = factors.a;
   const int64_t a_row = factors.a_row;
   alignas(64) typename PackedWeights<S>::Slice scratch;
-  const int64_t vecs = w.gates() * w.unit_vecs(panel);
   const int64_t columns = w.columns(panel);
+  const int64_t vecs = columns / Vec<Accumulate<S>>::kWidth;
   if constexpr (!kPaired<E> && !kDual<E>)
-    if (rows == 1 && !w.ahead()) {  // a panel then has no more than kMaxVecs vectors
+    if (rows == 1 && !w.ahead()) {  // a panel then has no more than kMaxVecs vectors of units
       static constexpr std::array kTable{multiply_row<S, 1>, multiply_row<S, 2>, multiply_row<S, 3>,
                                          multiply_row<S, 4>};
       static_assert(kTable.size() == kMaxVecs);
-      return kTable[vecs - 1](a, w, panel, init, out);
+      return kTable[w.gates() * w.unit_vecs(panel) - 1](a, w, panel, init, out);
     }
   if constexpr (std::is_same_v<S, float>) {
     const KeptWeights& kept = w.kept();
@@ -191,19 +187,21 @@ template <class S>
 int64_t multiply_panels(int64_t rows, const Factors<S>& factors, const PackedWeights<S>& w, int64_t panel, int64_t end,
                         Range panels, const Accumulate<S>* init, Accumulate<S>* out, int64_t out_row) {
   using E = Operand<S>;
-  const int64_t vecs = w.columns(panel) / Vec<Accumulate<S>>::kWidth;
-  const bool by_two = rows == 1 && vecs <= kMaxVecs && panel + 1 < end && w.columns(panel) == w.columns(panel + 1);
+  constexpr int64_t kWidth = Vec<Accumulate<S>>::kWidth;
+  const int64_t vecs = w.columns(panel) / kWidth;
+  const bool by_two = rows == 1 && vecs <= kMaxVecs && panel + 1 < end;
+  const int64_t next_vecs = by_two ? w.columns(panel + 1) / kWidth : 0;
   if constexpr (!kPaired<E> && !kDual<E>)
-    if (by_two && w.ahead() && !w.is_short()) {
-      static constexpr std::array kTable{multiply_row_by_two<E, 1>, multiply_row_by_two<E, 2>,
-                                         multiply_row_by_two<E, 3>, multiply_row_by_two<E, 4>};
-      static_assert(kTable.size() == kMaxVecs);
+    if (by_two && next_vecs <= kMaxVecs && w.ahead() && !w.is_short()) {
+      static constexpr auto kTable = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+        return std::array{multiply_row_by_two<E, kIndex / kMaxVecs + 1, kIndex % kMaxVecs + 1>...};
+      }(std::make_integer_sequence<int, kMaxVecs * kMaxVecs>{});
       typename PackedWeights<S>::Slice unused;
-      kTable[vecs - 1](factors.a, w.depth(), w.slice(panel, 0, 0, unused), init, out);
+      kTable[(vecs - 1) * kMaxVecs + next_vecs - 1](factors.a, w.depth(), w.slice(panel, 0, 0, unused), init, out);
       return 2;
     }
   if constexpr (std::is_same_v<S, float>)
-    if (by_two && w.kept().type == WeightType::kBFloat16) {
+    if (by_two && vecs == next_vecs && w.kept().type == WeightType::kBFloat16) {
       const int32_t* const words = w.kept().words() + w.word_at(WeightType::kBFloat16, panel, 0);
       multiply_bfloat16_row<2>(factors.a, w.depth(), words, vecs, init, out);
       return 2;
@@ -224,8 +222,7 @@ void multiply(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeig
 }
 
 // The same, but epilogue(first row, rows, panels, products) takes some panels of some rows while they are in L1:
-// few rows take many panels at once. Products are [panel][rows][gates][unit_vecs] vectors; there are none without
-// gates.
+// few rows take many panels at once. Products are [panel][rows][columns of the panel]; there are none without gates.
 template <class S, class Epilogue>
 void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const PackedWeights<S>& w, Range panels,
                     const Accumulate<S>* init, Epilogue&& epilogue) {

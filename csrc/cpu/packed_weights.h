@@ -27,7 +27,8 @@ constexpr int64_t per_word(WeightType type) { return type == WeightType::kInt8 ?
 
 // A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing ahead pays
 // where a panel is read more than once: else a slice is packed where it is read, into the first-level cache. Panels of
-// two matrices have the same units if both are told the gates of the wider one.
+// two matrices have the same units if both are told the gates of the wider one. Where the last units fill no vector,
+// their gates share vectors: an LSTM of 20 units takes 4 and 1 of them, not 4 and 4.
 template <class S>
 class PackedWeights {
  public:
@@ -38,7 +39,8 @@ class PackedWeights {
   PackedWeights(int gates, int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true,
                 KeptWeights kept = {}, int panel_gates = 0)
       : gates_(gates),
-        most_unit_vecs_(std::max(1, kMaxVecs / std::max(gates, panel_gates))),
+        panel_gates_(std::max(gates, panel_gates)),
+        most_unit_vecs_(std::max(1, kMaxVecs / std::max(1, panel_gates_))),
         units_(units),
         inputs_(inputs),
         depth_(padded_depth<E>(inputs)),
@@ -83,7 +85,15 @@ class PackedWeights {
   // Tells whether the kept weights have a shorter type than products read.
   bool is_short() const { return std::is_same_v<S, float> && kept_.type != WeightType::kOperand; }
   const KeptWeights& kept() const { return kept_; }
-  int64_t columns(int64_t panel) const { return gates_ * unit_vecs(panel) * Vec<A>::kWidth; }
+  // Returns how far apart the products of a unit's gates lie: a vector for each of the panel's, unless gates of fewer
+  // units take fewer vectors side by side. Matrices of one cell have the same distances.
+  int64_t gate_distance(int64_t panel) const {
+    const int64_t width = unit_vecs(panel) * Vec<A>::kWidth, units = units_ - unit(panel);
+    const bool shares =
+        width == Vec<A>::kWidth && units < width && round_up_to_vec<A>(panel_gates_ * units) < panel_gates_ * width;
+    return shares ? units : width;
+  }
+  int64_t columns(int64_t panel) const { return round_up_to_vec<A>(gates_ * gate_distance(panel)); }
   // Returns where row k of a panel begins.
   int64_t at(int64_t panel, int64_t k) const { return offset(panel) * depth_ + k * columns(panel); }
   // The same among words, for a k at which a word begins.
@@ -99,7 +109,7 @@ class PackedWeights {
       for (int64_t v = 0; v < unit_vecs(panel); ++v) {
         const int64_t first = unit(panel) + v * Vec<A>::kWidth;
         f(g * units_ + first, std::min<int64_t>(Vec<A>::kWidth, units_ - first),
-          (g * unit_vecs(panel) + v) * Vec<A>::kWidth);
+          g * gate_distance(panel) + v * Vec<A>::kWidth);
       }
   }
 
@@ -152,20 +162,22 @@ class PackedWeights {
   int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
 
   void pack(int64_t panel, Range depths, E* out) const {
+    const int64_t out_row = columns(panel), lanes = gate_distance(panel);
+    if (lanes < Vec<A>::kWidth) std::fill_n(out, depths.size() * out_row, E{});  // gates need not fill the last vector
     for_vecs(panel, [&](int64_t row, int64_t units, int64_t column) {
-      const int64_t out_row = gates_ * unit_vecs(panel) * Vec<A>::kWidth;
       if constexpr (kPaired<E>)
-        pack_pairs(depths, row, units, out + 2 * column, 2 * out_row);
+        pack_pairs(depths, row, units, lanes, out + 2 * column, 2 * out_row);
       else
-        pack_vec(depths, row, units, out + column, out_row);
+        pack_vec(depths, row, units, lanes, out + column, out_row);
     });
   }
 
-  // Packs rows [row, row + units) of the weight side by side.
-  void pack_vec(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
+  // Packs rows [row, row + units) of the weight side by side. They own so many lanes of `out`.
+  void pack_vec(Range depths, int64_t row, int64_t units, int64_t lanes, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
     if (has_columns()) {
-      for (int64_t k = depths.begin; k < depths.end; ++k, out += out_row) load_column(row, k, units).store(out);
+      for (int64_t k = depths.begin; k < depths.end; ++k, out += out_row)
+        store_first(load_column(row, k, units), out, lanes);
       return;
     }
     Vec<A> block[kWidth];
@@ -178,18 +190,19 @@ class PackedWeights {
     for (; k < depths.end; k += kWidth) {
       const int64_t columns = std::min<int64_t>(kWidth, depths.end - k);
       load_block(row, units, k, columns, block);
-      for (int64_t j = 0; j < columns; ++j, out += out_row) block[j].store(out);
+      for (int64_t j = 0; j < columns; ++j, out += out_row) store_first(block[j], out, lanes);
     }
   }
 
   // The same in pairs of columns, which lie out_row apart. Depths are whole steps of depth.
-  void pack_pairs(Range depths, int64_t row, int64_t units, E* out, int64_t out_row) const {
+  void pack_pairs(Range depths, int64_t row, int64_t units, int64_t lanes, E* out, int64_t out_row) const {
     constexpr int kWidth = Vec<A>::kWidth;
+    lanes = std::min<int64_t>(lanes, kWidth);
     if (has_columns()) {
       for (int64_t k = depths.begin; k < depths.end; k += 2, out += out_row)
         store_words(
-            zip(k < inputs_ ? &weight_(row, k) : nullptr, k + 1 < inputs_ ? &weight_(row, k + 1) : nullptr, units),
-            out);
+            zip(k < inputs_ ? &weight_(row, k) : nullptr, k + 1 < inputs_ ? &weight_(row, k + 1) : nullptr, units), out,
+            lanes);
       return;
     }
     Vec<A> block[kWidth];
@@ -201,7 +214,7 @@ class PackedWeights {
         block[j] = load_words(words);
       }
       transpose(block);
-      for (int64_t j = 0; j < kWidth; ++j, out += out_row) store_words(block[j], out);
+      for (int64_t j = 0; j < kWidth; ++j, out += out_row) store_words(block[j], out, lanes);
     }
   }
 
@@ -221,6 +234,7 @@ class PackedWeights {
   }
 
   int64_t gates_;
+  int panel_gates_;
   int64_t most_unit_vecs_;  // of a panel
   int64_t units_;
   int64_t inputs_;

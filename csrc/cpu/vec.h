@@ -691,7 +691,9 @@ FASTRNN_FN Vec<float> load_words(const BFloat16* p) {
   return v;
 }
 
-FASTRNN_FN void store_words(Vec<float> v, BFloat16* p) { std::memcpy(p, &v.raw, sizeof v.raw); }
+FASTRNN_FN void store_words(Vec<float> v, BFloat16* p, int64_t words = Vec<float>::kWidth) {
+  std::memcpy(p, &v.raw, words * sizeof(float));
+}
 
 // Word j is (low[j], high[j]) for j < n; a null row is zero.
 FASTRNN_FN Vec<float> zip(const BFloat16* low, const BFloat16* high, int64_t n) {
