@@ -59,6 +59,11 @@ inline Half to_half(float x) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13))};
 }
 
+// A float32 that products round to bfloat16: torch's layers may do so where they are told.
+struct RoundedFloat {
+  float value;
+};
+
 // A dual number. Its memory layout is that of a complex number, and torch tensors carry it as one.
 template <class A>
 struct Dual {
@@ -99,6 +104,13 @@ struct Storage<Half> {
   using Accumulate = float;
   static Half from(float x) { return to_half(x); }
   static float to(Half x) { return to_float(x); }
+};
+
+template <>
+struct Storage<RoundedFloat> {
+  using Accumulate = float;
+  static RoundedFloat from(float x) { return {x}; }
+  static float to(RoundedFloat x) { return x.value; }
 };
 
 template <class S>

@@ -354,6 +354,7 @@ def _saved_reasons(saved_gates: Tensor | None) -> list[str]:
     return [f"gates take {saved_gates.nbytes:,} of the bytes saved; recompute=True keeps none"]
 
 
+_ROUNDS = "torch.backends.mkldnn.rnn.fp32_precision"
 # Other instruction sets add these products to the one that float32 takes.
 _FOR_BFLOAT16 = {"avx512": "pairs (avx512_bf16, amx)", "neon": "blocks (neon_bf16)"}
 
@@ -368,7 +369,12 @@ def _cpu_reasons(
     elif facts["unavailable"]:
         reasons.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
     if chosen in _FOR_BFLOAT16 and dtype != torch.bfloat16:
-        reasons.append(f"products of {_FOR_BFLOAT16[chosen]} are for bfloat16 alone")
+        reasons.append(
+            f"products of {_FOR_BFLOAT16[chosen]} are for bfloat16, and for float32 of "
+            f"{number['least_rounded_units']} or more units where {_ROUNDS} says bf16"
+        )
+    if number["rounds"]:
+        reasons.append(f"products round their factors to bfloat16: {_ROUNDS} says so")
     if facts["not_in_lanes"]:
         reasons.append(f"samples do not lie in the lanes: {facts['not_in_lanes']}")
     if number["forked"]:

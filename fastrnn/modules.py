@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import checks, direct, eager, functional, library, ops, tracing
 from fastrnn.layers import is_recorded
 from fastrnn.ops import FlatWeights, ScanWeights
-from fastrnn.torch_internals import is_eager
+from fastrnn.torch_internals import is_eager, rounds_to_bfloat16
 
 Lengths: TypeAlias = Tensor | Sequence[int]
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
@@ -271,7 +271,7 @@ class RecurrentModule(nn.Module):
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any, extra: Mapping[str, Any] | None) -> Any:
         """The results of a call without other arguments, or None: take the long way."""
-        if reset is not None or (self.training and self.dropout):
+        if reset is not None or (self.training and self.dropout) or rounds_to_bfloat16():
             return None
         weights, flat = self._short_weights()
         if self._is_single and flat is None and not trains(weights) and is_eager():

@@ -57,6 +57,7 @@ from fastrnn.torch_internals import (
     in_forward_mode,
     in_old_batches,
     is_old_batch,
+    rounds_to_bfloat16,
     transforms,
     without_modes,
 )
@@ -310,10 +311,10 @@ class _Scan(torch.autograd.Function):
     def gradients_in_graph(backward_arguments: Sequence[Any]) -> list[Tensor | None]:
         """The gradients of all of the cell's tensors, as a node of the graph."""
         cell, of_results, there, present, *others = backward_arguments
-        *schedule, reverse, saved, needs, groups, tf32, numbers = others
+        *schedule, reverse, saved, needs, groups, rounds, numbers = others
         tensors = with_absent(CELLS[cell].tensors, there, present)
         gradients = _ScanBackward.apply(
-            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, tf32,
+            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, rounds,
             numbers,
         )  # fmt: skip
         return _sum_groups(gradients, tensors)
@@ -711,6 +712,13 @@ def _tf32_allowed() -> bool:
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
+def _may_round(input: Tensor) -> bool:
+    """Whether products of float32 may round their factors."""
+    if input.dtype != torch.float32:
+        return False
+    return _tf32_allowed() if input.device.type == "cuda" else rounds_to_bfloat16()
+
+
 def scan(
     cell: str,
     input: Tensor,
@@ -777,22 +785,22 @@ def scan(
         if tensor is not None:
             raise RuntimeError(f"fastrnn: {cell} has no {name}")
     all_states = all_states and facts.has_cell_state
-    tf32 = input.device.type == "cuda" and input.dtype == torch.float32 and _tf32_allowed()
+    rounds = _may_round(input)
     grad = torch.is_grad_enabled()
     schedule = (lengths, batch_sizes, offsets, reset)
 
     def function_arguments(save: bool) -> tuple[Any, ...]:
-        return (cell, *tensors, *schedule, reverse, save, recompute, all_states, 0, tf32, numbers)
+        return (cell, *tensors, *schedule, reverse, save, recompute, all_states, 0, rounds, numbers)
 
     def op_arguments(save: bool) -> tuple[Any, ...]:
         lists = without_absent(tensors)
-        return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, tf32, numbers)
+        return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, rounds, numbers)
 
     results: Sequence[Tensor]
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         lists = without_absent(tensors)
         results = scan_in_jit_trace()(
-            cell, *lists, *schedule, reverse, recompute, all_states, 0, tf32, list(numbers)
+            cell, *lists, *schedule, reverse, recompute, all_states, 0, rounds, list(numbers)
         )
     elif torch.compiler.is_exporting():
         results = torch.ops.fastrnn.scan(*op_arguments(grad))
@@ -807,7 +815,7 @@ def scan(
         results = _Scan.apply(*function_arguments(grad))
     elif grad and any(t is not None and t.requires_grad for t in tensors):
         there, present = without_absent(tensors)
-        call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, tf32, numbers)
+        call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, rounds, numbers)
         results = _EagerScan.apply(call, *map(_savable, (*schedule, *there)))
     else:
         results = below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))

@@ -44,6 +44,7 @@ __all__ = [
     "is_transformed",
     "op_argument_names",
     "op_has_kernel",
+    "rounds_to_bfloat16",
     "run_of_engine",
     "torch_compiler",
     "transforms",
@@ -202,6 +203,15 @@ def constant_in_compile(function: Function) -> Function:
     """torch.compile calls such a function while it traces, and takes what it returns as it is."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@constant_in_compile
+def rounds_to_bfloat16() -> bool:
+    """Whether products of float32 may round their factors in recurrent layers on a CPU.
+
+    It is what torch.backends.mkldnn.rnn.fp32_precision tells in eight times as long.
+    """
+    return torch._C._get_fp32_precision_getter("mkldnn", "rnn") == "bf16"
 
 
 def torch_compiler() -> str | None:

@@ -68,14 +68,14 @@ def _scan(
     recompute: bool,
     all_states: bool,
     groups: int,
-    tf32: bool,
+    rounds: bool,
     numbers: list[float],
 ) -> list[Tensor]:
     # Whether gates are saved is asked when the graph runs, not when it is traced: so it serves
     # training and inference, and the check of a trace, without gradients, sees the same graph.
     return torch.ops.fastrnn.scan(
         cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse,
-        torch.is_grad_enabled(), recompute, all_states, groups, tf32, numbers,
+        torch.is_grad_enabled(), recompute, all_states, groups, rounds, numbers,
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ inline constexpr std::string_view kTypeName<BFloat16> = "BFloat16";
 template <>
 inline constexpr std::string_view kTypeName<Half> = "Half";
 template <>
+inline constexpr std::string_view kTypeName<RoundedFloat> = "RoundedFloat";
+template <>
 inline constexpr std::string_view kTypeName<Dual<float>> = "Dual<float>";
 template <>
 inline constexpr std::string_view kTypeName<Dual<double>> = "Dual<double>";

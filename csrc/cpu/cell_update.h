@@ -32,7 +32,8 @@ struct CellUpdate {
   static constexpr int kRecurrentGates = Cell::kRecurrentGates;
   static constexpr int kCellStates = Cell::kCellStates;
   static constexpr int kUnitVecs = std::max(1, kMaxVecs / kTraits<Cell>.panel_gates());  // of a panel, at most
-  static constexpr bool kKeepsSums = kPaired<E> && Cell::kReadsPreviousH;
+  static constexpr bool kRoundsState = ForwardScan<S>::kRoundsState;
+  static constexpr bool kReadsSums = kPaired<E> && Cell::kReadsPreviousH;
   // Dual numbers take twice the registers, and twice as long to compile: their vectors go one by one.
   static constexpr int kTogether = kDual<S> ? 1 : 2;
 
@@ -123,7 +124,7 @@ struct CellUpdate {
       });
     });
     StateOf<Cell, B> state;
-    if constexpr (kKeepsSums)
+    if constexpr (kReadsSums)
       state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(sums + offset(q, r_sums)); });
     else if constexpr (Cell::kReadsPreviousH)
       state.h = B::of([&](int q) FASTRNN_LAMBDA { return V::load(rows.h + offset(q, r_row)); });
@@ -144,7 +145,7 @@ struct CellUpdate {
     for (int q = 0; q < kVecs; ++q) {
       // Pairs of depth reach past H, where products read zeros.
       store_as(state.h.part[q], h_next + offset(q, h_next_row), kPaired<E> ? H - places[q].unit : V::kWidth);
-      if constexpr (kKeepsSums) state.h.part[q].store(sums + offset(q, r_sums));
+      if (kReadsSums || (kRoundsState && !scan.projected)) state.h.part[q].store(sums + offset(q, r_sums));
       for (int k = 0; k < kCellStates; ++k) state.c[k].part[q].store(c + offset(q, c_row) + k * c_state);
     }
     if (!scan.projected) store(state.h, p.y, 0);

@@ -23,7 +23,9 @@ class ForwardScan : Scan<S> {
   friend struct CellUpdate;
 
   const CellKernels<S>& kernels_;
-  const bool keeps_sums_ = kPaired<E> && cell.reads_previous_h;  // it keeps h as it was before rounding to an operand
+  // h as it was before rounding to an operand is kept for the next step, or for h_n.
+  static constexpr bool kRoundsState = std::is_same_v<S, RoundedFloat>;
+  const bool keeps_sums_ = kRoundsState || (kPaired<E> && cell.reads_previous_h);
   const bool steps_meet_ =
       cell.recurrent_gates > 0 || schedule.reset;  // a step reads what others wrote in the last one
 
@@ -241,6 +243,7 @@ class ForwardScan : Scan<S> {
     for (int64_t i = 0; i < rows; ++i) {
       const A* h = projected_.get() + part.row(i) * r_sums;
       gather(h, 1, h_next + part.row(i) * r_row, R);
+      if constexpr (kRoundsState) std::copy_n(h, R, h_sums_.get() + part.row(i) * r_sums);
       scatter(h, p.y.row(t, schedule.sample(part.row(i))), 1, R);
     }
   }
@@ -249,7 +252,10 @@ class ForwardScan : Scan<S> {
   void finish_rows(const Part& part, int64_t begin, int64_t end, const E* h) {
     for (int64_t i = part.rows(begin); part.row(i) < end; ++i) {
       const int64_t r = part.row(i);
-      this->store_state(h + r * r_row, p.h_n, R, r);
+      if constexpr (kRoundsState)
+        this->store_state(h_sums_.get() + r * r_sums, p.h_n, R, r);
+      else
+        this->store_state(h + r * r_row, p.h_n, R, r);
       this->store_cell_states(c_.get() + r * c_row, p.c_n, r);
     }
   }

@@ -96,26 +96,27 @@ inline bool is_paired(std::string_view cell, const ScanParams<BFloat16>& params)
   return is_built_in && !has_few_units(cell_kernels<BFloat16>(cell).cell, params);
 }
 
-inline void forward(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  if (is_paired(cell, params))
-    ForwardScan<BFloat16>(params, cell_kernels<BFloat16>(cell), team).run();
-  else
-    unpaired.forward(cell, params, team);
+template <class S>
+void forward(std::string_view cell, const ScanParams<S>& params, const Team& team) {
+  if constexpr (std::is_same_v<S, BFloat16>)
+    if (!is_paired(cell, params)) return unpaired.forward(cell, params, team);
+  ForwardScan<S>(params, cell_kernels<S>(cell), team).run();
 }
 
-inline void backward(std::string_view cell, const ScanParams<BFloat16>& params,
-                     const ScanGradients<BFloat16>& gradients, const Team& team) {
-  if (is_paired(cell, params) && gradients.groups == 1)
-    BackwardScan<BFloat16>(params, gradients, cell_kernels<BFloat16>(cell), team).run();
-  else
-    unpaired.backward(cell, params, gradients, team);
+template <class S>
+void backward(std::string_view cell, const ScanParams<S>& params, const ScanGradients<S>& gradients, const Team& team) {
+  if constexpr (std::is_same_v<S, BFloat16>)
+    if (!is_paired(cell, params) || gradients.groups > 1) return unpaired.backward(cell, params, gradients, team);
+  BackwardScan<S>(params, gradients, cell_kernels<S>(cell), team).run();
 }
 
-inline cpu::Choice choice(std::string_view cell, const ScanParams<BFloat16>& params, const Team& team) {
-  if (!is_paired(cell, params)) return unpaired.choice(cell, params, team);
-  const CellTraits& traits = cell_kernels<BFloat16>(cell).cell;
-  cpu::Choice choice = Scan<BFloat16>{params, traits, team}.choice();
-  choice.not_in_lanes = LaneScan<BFloat16>::unsuited(traits, params);
+template <class S>
+cpu::Choice choice(std::string_view cell, const ScanParams<S>& params, const Team& team) {
+  if constexpr (std::is_same_v<S, BFloat16>)
+    if (!is_paired(cell, params)) return unpaired.choice(cell, params, team);
+  const CellTraits& traits = cell_kernels<S>(cell).cell;
+  cpu::Choice choice = Scan<S>{params, traits, team}.choice();
+  choice.not_in_lanes = LaneScan<S>::unsuited(traits, params);
   return choice;
 }
 
@@ -131,12 +132,19 @@ inline void pack(std::string_view cell, const ScanParams<BFloat16>& params, char
     unpaired.pack(cell, params, out);
 }
 
-// The table of a set that differs from the one that FASTRNN_PAIRS names in products of bfloat16 alone.
+// The table of a set that differs from the one that FASTRNN_PAIRS names in products of bfloat16 alone. Who asks for
+// rounded products makes sure that the cell is built in and has no few units, and packs no weights for them.
 constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs_here)()) {
   return {name,
           runs_here,
           kMaskKernels,
-          {{}, {}, {forward, backward, choice, packed_bytes, pack}, {}, {}, {}},
+          {{},
+           {},
+           {forward<BFloat16>, backward<BFloat16>, choice<BFloat16>, packed_bytes, pack},
+           {},
+           {},
+           {},
+           {forward<RoundedFloat>, backward<RoundedFloat>, choice<RoundedFloat>, nullptr, nullptr}},
           &cpu::FASTRNN_PAIRS};
 }
 

@@ -38,8 +38,13 @@ constexpr cpu::InstructionSet instruction_set(std::string_view name, bool (*runs
   return {name,
           runs_here,
           kMaskKernels,
-          {kernels<float>(), kernels<double>(), kernels<BFloat16>(), kernels<Half>(), kernels<Dual<float>>(),
-           kernels<Dual<double>>()}};
+          {kernels<float>(),
+           kernels<double>(),
+           kernels<BFloat16>(),
+           kernels<Half>(),
+           kernels<Dual<float>>(),
+           kernels<Dual<double>>(),
+           {}}};
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

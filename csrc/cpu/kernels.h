@@ -66,7 +66,7 @@ struct InstructionSet {
   bool (*runs_here)();
   MaskKernels masks;
   std::tuple<Kernels<float>, Kernels<double>, Kernels<BFloat16>, Kernels<Half>, Kernels<Dual<float>>,
-             Kernels<Dual<double>>>
+             Kernels<Dual<double>>, Kernels<RoundedFloat>>
       own;
   const InstructionSet* rest = nullptr;  // its kernels are taken for types that the set lacks
 

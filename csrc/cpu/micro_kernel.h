@@ -24,6 +24,10 @@ template <>
 struct OperandOf<BFloat16> {
   using Type = BFloat16;
 };
+template <>
+struct OperandOf<RoundedFloat> {
+  using Type = BFloat16;
+};
 #endif
 template <class S>
 using Operand = typename OperandOf<S>::Type;

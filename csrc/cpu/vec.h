@@ -695,40 +695,35 @@ FASTRNN_FN void store_words(Vec<float> v, BFloat16* p, int64_t words = Vec<float
   std::memcpy(p, &v.raw, words * sizeof(float));
 }
 
-// Word j is (low[j], high[j]) for j < n; a null row is zero.
-FASTRNN_FN Vec<float> zip(const BFloat16* low, const BFloat16* high, int64_t n) {
-  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-  const auto words = [n](const BFloat16* p) FASTRNN_LAMBDA {
-    HalfBits bits = {};
-    if (p && n >= Vec<float>::kWidth)
-      std::memcpy(&bits, p, sizeof bits);
-    else if (p)
-      std::memcpy(&bits, p, n * sizeof(BFloat16));
-    return __builtin_convertvector(bits, Wide);
-  };
-  return Vec<float>((Vec<float>::Raw)(words(low) | words(high) << 16));
+// The first n values of a half type, the others 0.
+template <class S>
+FASTRNN_FN HalfBits load_bits(const S* p, int64_t n) {
+  HalfBits bits = {};
+  if (n >= Vec<float>::kWidth)
+    std::memcpy(&bits, p, sizeof bits);
+  else
+    std::memcpy(&bits, p, n * sizeof(S));
+  return bits;
 }
 
 // load_as_vec() loads the first n values of a row of any storage type as a vector of its accumulation type, the other
 // lanes 0; store_as() stores them back.
 template <class S>
 FASTRNN_FN Vec<Accumulate<S>> load_as_vec(const S* p, int64_t n) {
-  if constexpr (std::is_same_v<S, Accumulate<S>>) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>)
     return load_first(p, n);
-  } else {
-    HalfBits bits = {};
-    if (n >= Vec<float>::kWidth)
-      std::memcpy(&bits, p, sizeof bits);
-    else
-      std::memcpy(&bits, p, n * sizeof(S));
-    return widen(bits, S{});
-  }
+  else if constexpr (std::is_same_v<S, RoundedFloat>)
+    return load_first(&p->value, n);
+  else
+    return widen(load_bits(p, n), S{});
 }
 
 template <class S>
 FASTRNN_FN void store_as(Vec<Accumulate<S>> v, S* p, int64_t n) {
   if constexpr (std::is_same_v<S, Accumulate<S>>) {
     store_first(v, p, n);
+  } else if constexpr (std::is_same_v<S, RoundedFloat>) {
+    store_first(v, &p->value, n);
   } else {
     const HalfBits bits = narrow(v, S{});
     if (n >= Vec<float>::kWidth)
@@ -736,6 +731,22 @@ FASTRNN_FN void store_as(Vec<Accumulate<S>> v, S* p, int64_t n) {
     else
       std::memcpy(p, &bits, n * sizeof(S));
   }
+}
+
+// Word j is (low[j], high[j]) for j < n, rounded to bfloat16; a null row is zero.
+template <class S>
+FASTRNN_FN Vec<float> zip(const S* low, const S* high, int64_t n) {
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  const auto words = [n](const S* p) FASTRNN_LAMBDA {
+    HalfBits bits = {};
+    if constexpr (std::is_same_v<S, BFloat16>) {
+      if (p) bits = load_bits(p, n);
+    } else {
+      if (p) bits = narrow(load_as_vec(p, n), BFloat16{});
+    }
+    return __builtin_convertvector(bits, Wide);
+  };
+  return Vec<float>((Vec<float>::Raw)(words(low) | words(high) << 16));
 }
 
 // Does the same as load_as_vec() for a row of any stride.

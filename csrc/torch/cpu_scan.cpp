@@ -42,6 +42,22 @@ void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
   }
 }
 
+// Fewer units gain nothing from products of bfloat16.
+constexpr int64_t kLeastRoundedUnits = 32;
+
+// Calls f.template operator()<S>() for the storage type of the input, or where products round their factors and the set
+// gains from it, for that type. Cells that are compiled later have no such kernels, nor do gradients of groups.
+template <class F>
+void dispatch_storage(const ScanInputs& in, const ScanSizes& sizes, const InstructionSet& set, F&& f) {
+  const ScalarType dtype = in.input->scalar_type();
+  const bool rounds = in.rounds && dtype == ScalarType::Float && in.groups == 0 && sizes.H >= kLeastRoundedUnits &&
+                      is_built_in(in.cell) && set.provides<RoundedFloat>();
+  if (rounds)
+    f.template operator()<RoundedFloat>();
+  else
+    dispatch_dtype(dtype, f);
+}
+
 template <class S>
 ScanParams<S> of_samples(ScanParams<S> p, Samples samples, const Schedule& schedule) {
   const auto take = [&](auto&... views) { ((views = views.every(samples.step, samples.first)), ...); };
@@ -63,8 +79,9 @@ std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
   const PerResult<OptionalTensor> results = new_results(in, sizes, flags, new_sequence);
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    const Kernels<S>& kernels = kernels_for<S>(in.cell, instruction_set());
+  const InstructionSet& set = instruction_set();
+  dispatch_storage(in, sizes, set, [&]<class S>() {
+    const Kernels<S>& kernels = kernels_for<S>(in.cell, set);
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
       kernels.forward(in.cell, of_samples(p, samples, schedule), team);
@@ -80,8 +97,9 @@ std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) 
   const PerTensor<OptionalTensor> gradients = new_gradients(in, sizes, saved.needs, new_sequence);
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    const Kernels<S>& kernels = kernels_for<S>(in.cell, instruction_set());
+  const InstructionSet& set = instruction_set();
+  dispatch_storage(in, sizes, set, [&]<class S>() {
+    const Kernels<S>& kernels = kernels_for<S>(in.cell, set);
     for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
       const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
       const ScanGradients<S> d = scan_gradients<S>(saved, gradients, starts, group, samples.step > 1 ? 1 : in.groups);
@@ -101,14 +119,16 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   const bool side_by_side = separate && in.groups >= most_threads();
   const Team team = side_by_side ? team_of(1) : team_for(sizes, host.rows);
   Answer answer;
-  dispatch_dtype(in.input->scalar_type(), [&]<class S>() {
-    const InstructionSet& set = instruction_set();
+  const InstructionSet& set = instruction_set();
+  dispatch_storage(in, sizes, set, [&]<class S>() {
     const ScanParams<S> p =
         of_samples(scan_params<ScanParams<S>>(in, sizes, row_starts(in, of_steps), 0), {}, host.schedule);
     Choice choice = kernels_for<S>(in.cell, set).choice(in.cell, p, team);
     const bool lanes = choice.not_in_lanes.empty();
     if (lanes) choice = {.not_in_lanes = {}, .packs = false, .grid = {team.threads(), 1}};
     answer.say("instruction_set", is_built_in(in.cell) && set.provides<S>() ? set.name : cell_instruction_set(set));
+    answer.say("rounds", int{std::is_same_v<S, RoundedFloat>});
+    answer.say("least_rounded_units", kLeastRoundedUnits);
     answer.say("asked_for", instruction_set_was_asked_for() ? set.name : "");
     answer.say("unavailable", instruction_sets(false));
     answer.say("kernel", lanes ? "samples in lanes" : "units in lanes");
