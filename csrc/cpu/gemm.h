@@ -19,9 +19,32 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
+// Calls f(first row, rows, first vector, vectors) for tiles in matrix registers. Up to 16 rows are one block. More are
+// tiles of two, a whole block and another, and end with a whole one alone if their number is odd. A configuration tells
+// the rows of both blocks; loading it clears all registers and takes far longer than a product. So the tiles of two are
+// alike if the rows can be divided so, as up to 48 always can, and one configuration serves all slices. Otherwise whole
+// tiles go first and what is left last, for all vectors each, which takes two loads for a slice.
+template <class F>
+FASTRNN_FN void for_matrix_tiles(int64_t rows, int64_t all_vecs, F&& f) {
+  const int64_t blocks = (rows + kMatrixRows - 1) / kMatrixRows;
+  const int64_t pairs = blocks / 2;
+  const int64_t paired = pairs == 0 ? 0 : rows - blocks % 2 * kMatrixRows;  // rows in tiles of two blocks
+  const bool alike = pairs == 0 || paired % pairs == 0;
+  const int64_t most = pairs > 0 && alike ? paired / pairs : 2 * kMatrixRows;
+  const int64_t most_vecs = pairs > 0 ? kMaxVecs / 2 : kMaxVecs;
+  const int64_t change = alike ? rows : paired / most * most;
+  for (const Range part : {Range{0, change}, Range{change, rows}})
+    for (int64_t v = 0; v < all_vecs; v += most_vecs)
+      for (int64_t first = part.begin, count; first < part.end; first += count) {
+        count = first < paired ? std::min(most, paired - first) : rows - first;
+        f(first, count, v, std::min(most_vecs, all_vecs - v));
+      }
+}
+
 // Calls f(first row, rows, first vector, vectors) for tiles of nearly equal size.
 template <class E, class F>
 FASTRNN_FN void for_tiles(int64_t rows, int64_t all_vecs, F&& f) {
+  if constexpr (kInMatrices<E>) return for_matrix_tiles(rows, all_vecs, f);
   for (int64_t v = 0; v < all_vecs; v += kTileVecs<E>) {
     const int64_t vecs = std::min<int64_t>(kTileVecs<E>, all_vecs - v);
     const int64_t most = tile_rows<E>(static_cast<int>(vecs));

@@ -48,7 +48,7 @@ constexpr int64_t padded_depth(int64_t depth) {
 }
 
 constexpr int kMaxVecs = 4;   // vectors of a panel
-constexpr int kMaxRows = 16;  // rows of a tile
+constexpr int kMaxRows = 16;  // rows of a tile outside matrix registers
 
 #if defined(FASTRNN_ISA_NEON)
 template <class E>
@@ -63,16 +63,22 @@ constexpr bool kInBlocks = false;
 template <class E>
 constexpr int kTileVecs = kDual<E> || kInBlocks<E> ? kMaxVecs / 2 : kMaxVecs;
 
-// A matrix register has 16 rows.
 template <class E>
 constexpr int tile_rows(int vecs) {
-#if defined(FASTRNN_ISA_AMX)
-  if (kPaired<E>) return 16;
-#endif
   if (kInBlocks<E>) return std::min(12, kSumRegisters / vecs / 2 * 2);
   if (kDual<E>) return std::min({6, kSumRegisters / (2 * vecs), (kRegisters - 2 * vecs - 2) / (2 * vecs)});
   return std::min(12, kSumRegisters / vecs);
 }
+
+#if defined(FASTRNN_ISA_AMX)
+template <class E>
+constexpr bool kInMatrices = kPaired<E>;  // products run on matrix registers
+#else
+template <class E>
+constexpr bool kInMatrices = false;
+#endif
+
+constexpr int kMatrixRows = 16;  // rows of a block, which is all that a matrix register has
 
 template <class A>
 constexpr int64_t round_up_to_vec(int64_t n) {
@@ -260,54 +266,70 @@ template <int kRows, int kVecs>
 #endif
 
 #if defined(FASTRNN_ISA_AMX)
-// This thread's matrix registers: 0 to 3 hold sums, 4 holds rows of a, 5 to 7 hold vectors of b.
+// This thread's matrix registers: 0 to 3 hold sums, 4 and 5 hold rows of a, 6 and 7 hold vectors of b.
 class MatrixRegisters {
  public:
   MatrixRegisters() = default;
   MatrixRegisters(const MatrixRegisters&) = delete;
   ~MatrixRegisters() { release(); }
 
-  // Tells the registers of sums and of a how many rows they have.
-  static void set_rows(int rows) {
-    if (rows == current()) return;
+  // Registers 0, 1 and 4 get `first` rows; 2, 3 and 5 get `second`, which is 0 where the tile does not use them.
+  static void set_rows(int first, int second) {
+    if (first == current().first && (second == current().second || second == 0)) return;
+    if (second == 0) second = first;
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {0, 0, 0, 0, 0, 16, 16, 16};
-    } config;
-    std::fill_n(config.rows, 5, static_cast<uint8_t>(rows));
+      uint8_t rows[16];
+    } config{.rows = {to_byte(first), to_byte(first), to_byte(second), to_byte(second),  // sums
+                      to_byte(first), to_byte(second), kMatrixRows, kMatrixRows}};
     _tile_loadconfig(&config);
-    current() = rows;
+    current() = {first, second};
   }
 
  private:
-  static int& current() {
-    static thread_local int rows = 0;
+  struct Rows {
+    int first, second;
+  };
+  static Rows& current() {
+    static thread_local Rows rows{0, 0};
     return rows;
   }
+  static constexpr uint8_t to_byte(int rows) { return static_cast<uint8_t>(rows); }
   static void release() {
-    if (current() == 0) return;
+    if (current().first == 0) return;
     _tile_release();
-    current() = 0;
+    current() = {0, 0};
   }
 };
 
 // The compiler does not know what the instructions read and write.
 FASTRNN_FN void memory_fence() { asm volatile("" ::: "memory"); }
 
-template <int kVecs>
+// A tile is one block of rows with up to 4 vectors, which loads 5 registers for 4 products, or two blocks with up to 2
+// vectors, which loads 4 for 4. Registers 2 and 3 sum the third and fourth vector, or the second block. Nothing is
+// fetched ahead.
+template <int kBlocks, int kVecs>
 [[gnu::noinline]] void matrix_kernel(const Tile<BFloat16>& tile, int rows) {
+  static_assert(kBlocks * kVecs <= 4);
   constexpr int kWidth = Vec<float>::kWidth;
-  MatrixRegisters::set_rows(rows);
+  constexpr bool kTwo = kBlocks == 2;
+  constexpr bool kSums[] = {true, kVecs > 1, kTwo || kVecs > 2, kTwo ? kVecs > 1 : kVecs > 3};
+  if constexpr (kTwo)
+    MatrixRegisters::set_rows(kMatrixRows, rows - kMatrixRows);
+  else
+    MatrixRegisters::set_rows(rows, kVecs > 2 ? rows : 0);
   memory_fence();
   const int64_t out_stride = tile.out_row * sizeof(float);
+  const int64_t out_at_2 = kTwo ? kMatrixRows * tile.out_row : 2 * kWidth;
   const float* from = tile.add ? tile.out : tile.init;
   const int64_t from_stride = tile.add ? out_stride : 0;  // every row starts as init
+  const int64_t from_at_2 = kTwo && !tile.add ? 0 : out_at_2;
   if (from) {
     _tile_loadd(0, from, from_stride);
-    if constexpr (kVecs > 1) _tile_loadd(1, from + kWidth, from_stride);
-    if constexpr (kVecs > 2) _tile_loadd(2, from + 2 * kWidth, from_stride);
-    if constexpr (kVecs > 3) _tile_loadd(3, from + 3 * kWidth, from_stride);
+    if constexpr (kSums[1]) _tile_loadd(1, from + kWidth, from_stride);
+    if constexpr (kSums[2]) _tile_loadd(2, from + from_at_2, from_stride);
+    if constexpr (kSums[3]) _tile_loadd(3, from + from_at_2 + kWidth, from_stride);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -319,26 +341,31 @@ template <int kVecs>
   const BFloat16* b = tile.b;
   for (int64_t k = 0; k < tile.depth; k += kDepthStep<BFloat16>) {
     _tile_loadd(4, tile.a + k, a_stride);
-    _tile_loadd(5, b, b_stride);
-    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, b, b_stride);
+    _tile_dpbf16ps(0, 4, 6);
     if constexpr (kVecs > 1) {
-      _tile_loadd(6, b + 2 * kWidth, b_stride);
-      _tile_dpbf16ps(1, 4, 6);
+      _tile_loadd(7, b + 2 * kWidth, b_stride);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (kTwo) {
+      _tile_loadd(5, tile.a + kMatrixRows * tile.a_row + k, a_stride);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (kVecs > 1) _tile_dpbf16ps(3, 5, 7);
     }
     if constexpr (kVecs > 2) {
-      _tile_loadd(7, b + 4 * kWidth, b_stride);
-      _tile_dpbf16ps(2, 4, 7);
+      _tile_loadd(6, b + 4 * kWidth, b_stride);
+      _tile_dpbf16ps(2, 4, 6);
     }
     if constexpr (kVecs > 3) {
-      _tile_loadd(5, b + 6 * kWidth, b_stride);
-      _tile_dpbf16ps(3, 4, 5);
+      _tile_loadd(7, b + 6 * kWidth, b_stride);
+      _tile_dpbf16ps(3, 4, 7);
     }
     b += kDepthStep<BFloat16> * tile.b_depth;
   }
   _tile_stored(0, tile.out, out_stride);
-  if constexpr (kVecs > 1) _tile_stored(1, tile.out + kWidth, out_stride);
-  if constexpr (kVecs > 2) _tile_stored(2, tile.out + 2 * kWidth, out_stride);
-  if constexpr (kVecs > 3) _tile_stored(3, tile.out + 3 * kWidth, out_stride);
+  if constexpr (kSums[1]) _tile_stored(1, tile.out + kWidth, out_stride);
+  if constexpr (kSums[2]) _tile_stored(2, tile.out + out_at_2, out_stride);
+  if constexpr (kSums[3]) _tile_stored(3, tile.out + out_at_2 + kWidth, out_stride);
   memory_fence();
 }
 #else
@@ -355,13 +382,15 @@ constexpr auto tile_kernel() {
     return micro_kernel<E, kRows, kVecs>;
 }
 
-// A tile has at most tile_rows(vecs) rows and kTileVecs vectors.
+// A tile has at most tile_rows(vecs) rows and kTileVecs vectors; in matrix registers, as for_tiles() cuts them.
 template <class E>
 inline void run_tile(int64_t rows, int64_t vecs, const Tile<E>& tile) {
 #if defined(FASTRNN_ISA_AMX)
-  if constexpr (kPaired<E>) {
-    static constexpr std::array kTable{matrix_kernel<1>, matrix_kernel<2>, matrix_kernel<3>, matrix_kernel<4>};
-    return kTable[vecs - 1](tile, static_cast<int>(rows));
+  if constexpr (kInMatrices<E>) {
+    static constexpr std::array kOneBlock{matrix_kernel<1, 1>, matrix_kernel<1, 2>, matrix_kernel<1, 3>,
+                                          matrix_kernel<1, 4>};
+    static constexpr std::array kTwoBlocks{matrix_kernel<2, 1>, matrix_kernel<2, 2>};
+    return (rows > kMatrixRows ? kTwoBlocks[vecs - 1] : kOneBlock[vecs - 1])(tile, static_cast<int>(rows));
   } else
 #endif
   {

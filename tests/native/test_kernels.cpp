@@ -348,12 +348,13 @@ Problem sample_of(const Problem& p, int64_t n) {
   return alone;
 }
 
-// A sample's bits do not depend on the batch around it: tiles of any number of rows sum in one order.
+// A sample's bits do not depend on the batch around it: tiles of any number of rows, one block in matrix registers or
+// two, sum in one order.
 template <class S>
 void check_company(const cpu::InstructionSet& set) {
   const cpu::Team team(1, fork_on_one_thread);
-  for (const int64_t N : {2, 3, 5, 7, 13, 50}) {
-    const Problem p = make_problem("lstm", {3, N, 19, 83, 83}, false, false, false);
+  for (const int64_t N : {2, 3, 5, 7, 13, 15, 16, 17, 31, 32, 33, 48, 50}) {
+    const Problem p = make_problem("lstm", {3, N, 270, 83, 83}, false, false, false);
     const Values batch = run<S>(set, p, false, team).outputs.h_n;
     for (const int64_t n : {int64_t{0}, N / 2, N - 1}) {
       const Values alone = run<S>(set, sample_of(p, n), false, team).outputs.h_n;
@@ -397,7 +398,8 @@ int main() {
     check_case(cell, {9, 1, 1, 1, 1}, false, false, false);
     check_case(cell, {70, 2, 3, 9, 9}, true, true, true);  // two chunks, whose input products are made ahead
   }
-  check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);  // R < H is a projection
+  check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);        // R < H is a projection
+  check_case("lstm", {8, 72, 270, 40, 40}, true, false, false);  // several blocks and slices of matrix registers
   check_many_threads();
   for (const auto* set : instruction_sets()) {
     check_company<float>(*set);
