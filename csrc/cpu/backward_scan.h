@@ -38,7 +38,7 @@ class BackwardScan : Scan<S> {
   const bool packs_ = this->packs();
   const int64_t input_gates_ = cell.input_gates * H;
   const int64_t recurrent_gates_ = cell.recurrent_gates * H;
-  PackedWeights<S> w_hh_{1, R, recurrent_gates_, p.weights.hh.transposed(), packs_};
+  PackedWeights<S> w_hh_ = this->packed_hh_transposed(packs_, this->backward_unit_vecs());
   PackedWeights<S> w_ih_{1, d.x ? I : 0, input_gates_, p.weights.ih.transposed(), packs_};
   PackedWeights<S> w_hr_{1, projected ? H : 0, R, p.weights.hr.transposed(), packs_};
 
@@ -113,7 +113,7 @@ class BackwardScan : Scan<S> {
       [[maybe_unused]] const MatrixRegisters registers;
       prepare(member);
       member.barrier();
-      const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
+      const Grid grid = this->grid(member.count, w_hh_);
       const Part part(member, grid, w_hh_.panels());
       const int64_t last_begin = (schedule.T - 1) / chunk_steps_ * chunk_steps_;
       bool fresh = !grouped && !d.adds_to_weights;  // the sums of matrices hold nothing yet; those of groups are zeros

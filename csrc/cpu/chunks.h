@@ -82,12 +82,29 @@ struct Scan {
   int64_t input_gate_row() const { return row_length<E>(cell.input_gates * H); }
   int64_t recurrent_gate_row() const { return row_length<E>(cell.recurrent_gates * H); }
 
-  PackedWeights<S> packed_ih(int64_t units, bool ahead, KeptWeights kept = {}) const {
-    return {cell.input_gates, units, I, p.weights.ih, ahead, kept, cell.panel_gates()};
+  PackedWeights<S> packed_ih(int64_t units, bool ahead, KeptWeights kept = {}, int64_t unit_vecs = kMaxVecs) const {
+    return {cell.input_gates, units, I, p.weights.ih, ahead, kept, cell.panel_gates(), unit_vecs};
   }
-  PackedWeights<S> packed_hh(int64_t units, bool ahead, KeptWeights kept = {}) const {
-    return {cell.recurrent_gates, units, R, p.weights.hh, ahead, kept, cell.panel_gates()};
+  PackedWeights<S> packed_hh(int64_t units, bool ahead, KeptWeights kept = {}, int64_t unit_vecs = kMaxVecs) const {
+    return {cell.recurrent_gates, units, R, p.weights.hh, ahead, kept, cell.panel_gates(), unit_vecs};
   }
+  PackedWeights<S> packed_hh_transposed(bool ahead, int64_t unit_vecs = kMaxVecs) const {
+    return {1, R, cell.recurrent_gates * H, p.weights.hh.transposed(), ahead, {}, 0, unit_vecs};
+  }
+
+  // W_hh without values: only its sizes are asked.
+  PackedWeights<S> sizes_of_hh(int64_t unit_vecs = kMaxVecs) const {
+    return {cell.recurrent_gates, H, R, {}, false, {}, cell.panel_gates(), unit_vecs};
+  }
+
+  // Returns how many vectors of units a panel of a step's weights has at most. Weights that are packed already keep
+  // their panels, and steps whose units are not shared by cost have whole ones.
+  int64_t chosen_unit_vecs(const PackedWeights<S>& w) const {
+    if (!shares_by_cost() || projected || p.packed) return w.whole_unit_vecs();
+    return cpu::choose_panel_vecs(team.threads(), step_units(w), cpu::tuning());
+  }
+  int64_t forward_unit_vecs() const { return chosen_unit_vecs(sizes_of_hh()); }
+  int64_t backward_unit_vecs() const { return chosen_unit_vecs(packed_hh_transposed(false)); }
 
   // Where others make the next chunk's input products meanwhile, short chunks let them begin soon.
   int64_t forward_chunk(bool leaves_threads) const {
@@ -113,20 +130,19 @@ struct Scan {
   // Tells whether steps that a full team shares so leave threads, which then make input products ahead.
   bool leaves_threads(Grid grid) const { return packs() && p.x && grid.threads() < team.threads(); }
 
-  Grid whole_grid() const {
-    const PackedWeights<S> w_hh(cell.recurrent_gates, H, R, {}, false, {},
-                                cell.panel_gates());  // only its sizes are asked
-    return grid(team.threads(), w_hh.panels(), w_hh.bytes());
-  }
+  Grid whole_grid(int64_t unit_vecs) const { return grid(team.threads(), sizes_of_hh(unit_vecs)); }
 
   cpu::Choice choice() const {
-    const Grid grid = whole_grid();
+    const int64_t unit_vecs = forward_unit_vecs();
+    const Grid grid = whole_grid(unit_vecs);
     return {.not_in_lanes = {},
             .packs = packs(),
             .leaves_threads = leaves_threads(grid),
             .grid = grid,
             .forward_chunk = forward_chunk(leaves_threads(grid)),
-            .backward_chunk = backward_chunk(false)};
+            .backward_chunk = backward_chunk(false),
+            .forward_unit_vecs = unit_vecs,
+            .backward_unit_vecs = backward_unit_vecs()};
   }
 
   // These rows follow each other at one distance.
@@ -165,16 +181,29 @@ struct Scan {
   // Tells whether weights are packed before the steps: a single step of few rows reads them once.
   bool packs() const { return p.packed || schedule.T > 1 || N > kFusedRows; }
 
-  // A projection mixes all units of a row, which is then never split.
-  Grid grid(int64_t threads, int64_t panels, int64_t weight_bytes) const {
+  bool shares_by_cost() const { return cell.recurrent_gates > 0 && packs(); }
+
+  cpu::StepUnits step_units(const PackedWeights<S>& w) const {
+    return {.rows = N,
+            .vecs = w.vecs(),
+            .whole = w.whole_unit_vecs(),
+            .weight_bytes = static_cast<double>(w.bytes()),
+            .chains = w.gates() * Vec<A>::kWidth * sizeof(A) / cpu::tuning().vector_bytes};
+  }
+
+  // Shares a step by the panels of what it multiplies with. A projection mixes all units of a row, which is then never
+  // split.
+  Grid grid(int64_t threads, const PackedWeights<S>& w) const {
     // Without a recurrent product a step reads no weights, and no sample waits for another, nor a unit.
     if (cell.recurrent_gates == 0) {
       const int64_t row_groups = std::clamp<int64_t>(N, 1, threads);
-      return {row_groups, projected ? 1 : std::min(threads / row_groups, panels)};
+      return {row_groups, projected ? 1 : std::min(threads / row_groups, w.panels())};
     }
     // Weights that are packed where they are read are best read by one thread.
-    if (!packs()) return {1, projected ? 1 : std::min(threads, panels)};
-    return cpu::choose_grid(threads, {N, projected ? 1 : panels, static_cast<double>(weight_bytes)}, cpu::tuning());
+    if (!packs()) return {1, projected ? 1 : std::min(threads, w.panels())};
+    cpu::StepWork work = step_units(w).in_panels_of(w.most_unit_vecs());
+    if (projected) work.panels = 1;
+    return cpu::choose_grid(threads, work, cpu::tuning());
   }
 
   // Clears a row past `columns`: products read whole steps of depth.

@@ -31,8 +31,9 @@ class ForwardScan : Scan<S> {
 
   const bool packs_ = this->packs();
   const PackedLayer<S> kept_{cell, p};
-  PackedWeights<S> w_ih_ = this->packed_ih(H, packs_, kept_.ih());
-  PackedWeights<S> w_hh_ = this->packed_hh(H, packs_, kept_.hh());
+  const int64_t unit_vecs_ = this->forward_unit_vecs();
+  PackedWeights<S> w_ih_ = this->packed_ih(H, packs_, kept_.ih(), unit_vecs_);
+  PackedWeights<S> w_hh_ = this->packed_hh(H, packs_, kept_.hh(), unit_vecs_);
   PackedWeights<S> w_hr_{1, projected ? R : 0, H, p.weights.hr, packs_, kept_.hr()};
   Buffer<A> packed_b_ih_ = Buffer<A>(p.packed ? 0 : w_ih_.width());
   Buffer<A> packed_b_hh_ = Buffer<A>(p.packed ? 0 : w_hh_.width());
@@ -56,7 +57,7 @@ class ForwardScan : Scan<S> {
 
   // The chunk's rows, those of a row group side by side; and those of the next chunk, where it is made ahead.
   const int64_t gx_row_ = this->gx_row();
-  const bool leaves_threads_ = this->leaves_threads(this->whole_grid());
+  const bool leaves_threads_ = this->leaves_threads(this->whole_grid(unit_vecs_));
   const int64_t chunk_steps_ = this->forward_chunk(leaves_threads_);
   const int64_t chunk_rows_ = chunk_steps_ * (N + team.threads());
   const int64_t all_rows_ = leaves_threads_ ? 2 * chunk_rows_ : chunk_rows_;
@@ -72,7 +73,7 @@ class ForwardScan : Scan<S> {
       [[maybe_unused]] const MatrixRegisters registers;
       prepare(member);
       member.barrier();
-      const Grid grid = this->grid(member.count, w_hh_.panels(), w_hh_.bytes());
+      const Grid grid = this->grid(member.count, w_hh_);
       const bool ahead = leaves_threads_ && grid.threads() < member.count;
       if (member.index < grid.threads())
         walk(member, grid, ahead);

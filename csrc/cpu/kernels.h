@@ -25,6 +25,8 @@ struct Choice {
   Grid grid{1, 1};                // of the forward steps
   int64_t forward_chunk = 0;      // steps
   int64_t backward_chunk = 0;
+  int64_t forward_unit_vecs = 0;  // a panel has so many vectors of units at most
+  int64_t backward_unit_vecs = 0;
 };
 
 // The kernels of one instruction set for one storage type.

@@ -27,8 +27,9 @@ constexpr int64_t per_word(WeightType type) { return type == WeightType::kInt8 ?
 
 // A weight matrix [gates * units, inputs] in panels; a panel is [depth][gates][unit_vecs] vectors. Packing ahead pays
 // where a panel is read more than once: else a slice is packed where it is read, into the first-level cache. Panels of
-// two matrices have the same units if both are told the gates of the wider one. Where the last units fill no vector,
-// their gates share vectors: an LSTM of 20 units takes 4 and 1 of them, not 4 and 4.
+// two matrices have the same units if both are told the gates of the wider one, and the same limit on their vectors.
+// Where the last units fill no vector, their gates share vectors: an LSTM of 20 units takes 4 and 1 of them, not 4
+// and 4.
 template <class S>
 class PackedWeights {
  public:
@@ -37,10 +38,11 @@ class PackedWeights {
   using Slice = E[kSumDepth<E> * kMaxVecs * Vec<A>::kWidth];
 
   PackedWeights(int gates, int64_t units, int64_t inputs, Matrix<const S> weight, bool ahead = true,
-                KeptWeights kept = {}, int panel_gates = 0)
+                KeptWeights kept = {}, int panel_gates = 0, int64_t most_unit_vecs = kMaxVecs)
       : gates_(gates),
         panel_gates_(std::max(gates, panel_gates)),
-        most_unit_vecs_(std::max(1, kMaxVecs / std::max(1, panel_gates_))),
+        whole_unit_vecs_(std::max(1, kMaxVecs / std::max(1, panel_gates_))),
+        most_unit_vecs_(std::min(most_unit_vecs, whole_unit_vecs_)),
         units_(units),
         inputs_(inputs),
         depth_(padded_depth<E>(inputs)),
@@ -59,6 +61,9 @@ class PackedWeights {
     return type == WeightType::kOperand ? depth_ * width() * sizeof(E)
                                         : words(type, depth_) * width() * sizeof(int32_t);
   }
+  int64_t vecs() const { return round_up_to_vec<A>(units_) / Vec<A>::kWidth; }  // of units
+  int64_t whole_unit_vecs() const { return whole_unit_vecs_; }
+  int64_t most_unit_vecs() const { return most_unit_vecs_; }
   int64_t panels() const { return most_unit_vecs_ == 1 ? vecs() : (vecs() + most_unit_vecs_ - 1) / most_unit_vecs_; }
   int64_t unit(int64_t panel) const { return first_vec(panel) * Vec<A>::kWidth; }  // the panel's first
   int64_t unit_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
@@ -158,7 +163,6 @@ class PackedWeights {
   }
 
  private:
-  int64_t vecs() const { return round_up_to_vec<A>(units_) / Vec<A>::kWidth; }
   int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
 
   void pack(int64_t panel, Range depths, E* out) const {
@@ -235,7 +239,8 @@ class PackedWeights {
 
   int64_t gates_;
   int panel_gates_;
-  int64_t most_unit_vecs_;  // of a panel
+  int64_t whole_unit_vecs_;  // of a panel, unless it is told to have fewer
+  int64_t most_unit_vecs_;
   int64_t units_;
   int64_t inputs_;
   int64_t depth_;

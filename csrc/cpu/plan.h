@@ -1,9 +1,11 @@
 // Divides a step among the threads that came: by rows of the batch first, since these need no barrier, and by hidden
-// units too if a thread has so few rows that its arithmetic does not hide the loads of the weights.
+// units too if a thread has so few rows that its arithmetic does not hide the loads of the weights. Units are split by
+// whole panels, and by narrower ones where a large team has more threads than panels.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/team.h"
 #include "cpu/tuning.h"
@@ -33,15 +35,24 @@ struct StepWork {
   int64_t rows;
   int64_t panels;
   double weight_bytes;
+  // A row has so many sums in a narrow panel, in vectors of Tuning::vector_bytes. Whole panels count as endless: those
+  // of AVX-512 have four, whose latency is a cycle for each, less than its load. Those of shorter vectors do wait, and
+  // narrower ones would wait as long.
+  double chains = std::numeric_limits<double>::infinity();
 };
 
-// Returns the cycles of a step that is shared so.
+// Returns the cycles of a step that is shared so. Each sum of a panel waits for its last multiply-add, whatever the
+// number of rows. So a depth of the panel takes `latency` cycles at least, and a vector of it latency / chains; one row
+// takes two panels at once where its thread has two.
 inline double step_cycles(const StepWork& work, Grid grid, const Tuning& tuning) {
-  const double share = static_cast<double>((work.panels + grid.unit_groups - 1) / grid.unit_groups) / work.panels;
+  const int64_t panels_each = (work.panels + grid.unit_groups - 1) / grid.unit_groups;
+  const double share = static_cast<double>(panels_each) / work.panels;
   const double bytes = work.weight_bytes * share;
   const double rows_each = static_cast<double>((work.rows + grid.row_groups - 1) / grid.row_groups);
   const double load = bytes <= tuning.near_bytes() ? tuning.load_near : tuning.load_far;
-  return bytes / tuning.vector_bytes * std::max(rows_each * tuning.multiply, load) +
+  const double turns = static_cast<double>(rows_each > 1 ? panels_each : (panels_each + 1) / 2) / panels_each;
+  const double wait = turns * tuning.latency / work.chains;
+  return bytes / tuning.vector_bytes * std::max({rows_each * tuning.multiply, load, wait}) +
          barrier_cycles(grid.unit_groups, tuning);
 }
 
@@ -57,6 +68,39 @@ inline Grid choose_grid(int64_t threads, const StepWork& work, const Tuning& tun
         best = {row_groups, unit_groups};
         least = cycles;
       }
+    }
+  return best;
+}
+
+// How a step's weights may be cut into panels: units are so many vectors, of which a whole panel has `whole` at most.
+struct StepUnits {
+  int64_t rows;
+  int64_t vecs;
+  int64_t whole;
+  double weight_bytes;
+  double chains;  // of a vector of units
+
+  StepWork in_panels_of(int64_t most_vecs) const {
+    StepWork work{rows, (vecs + most_vecs - 1) / most_vecs, weight_bytes};
+    if (most_vecs < whole) work.chains = most_vecs * chains;
+    return work;
+  }
+};
+
+// Returns how many vectors a panel has at most. A team with more threads than whole panels takes a half or a quarter
+// of them if that, too, saves 3 %.
+inline int64_t choose_panel_vecs(int64_t threads, const StepUnits& units, const Tuning& tuning) {
+  const auto cycles = [&](int64_t most_vecs) {
+    const StepWork work = units.in_panels_of(most_vecs);
+    return step_cycles(work, choose_grid(threads, work, tuning), tuning);
+  };
+  int64_t best = units.whole;
+  if (threads <= units.in_panels_of(best).panels) return best;
+  double least = cycles(best);
+  for (int64_t vecs = units.whole / 2; vecs >= 1; vecs /= 2)
+    if (const double narrower = cycles(vecs); narrower < 0.97 * least) {
+      best = vecs;
+      least = narrower;
     }
   return best;
 }

@@ -22,6 +22,7 @@ struct Tuning {
   double multiply = 0.5;   // a vector of weights with one row: two multiply-adds begin in a cycle
   double load_near = 1.3;  // a vector of weights from the second-level cache: 48 of at most 64 bytes a cycle
   double load_far = 8;     // or from beyond it: 8 bytes a cycle, 24 GB/s of a core at 3 GHz
+  double latency = 4;      // a sum's next multiply-add begins so many cycles after its last
   double vector_bytes = 64;
   // A cache line moves to another core in 50 to 150 ns on chips with many. So a barrier of two threads is 1200 cycles:
   // two arrivals, and the phase moves to its writer and back to its reader.

@@ -95,6 +95,7 @@ Values tangents(const std::vector<S>& values) {
 struct Results {
   Outputs outputs;
   Values gradients[kTensors];
+  cpu::Choice choice = {};
 };
 
 // The tangent tells how results change along the direction.
@@ -178,6 +179,7 @@ DualResults run_dual(const cpu::InstructionSet& set, const Problem& p, bool reco
 
   DualResults out{{{uncast(y), uncast(h_n), uncast(c_n)}, {}}, {{tangents(y), tangents(h_n), tangents(c_n)}, {}}};
   if (!has_c) out.value.outputs.c_n = p.c_0;
+  out.value.choice = set.kernels<S>().choice(p.cell, params, team);
   for (int i = 0; i < kTensors; ++i) {
     out.value.gradients[i] = uncast(gradients[i]);
     out.tangent.gradients[i] = tangents(gradients[i]);
@@ -389,6 +391,36 @@ void check_many_threads() {
   }
 }
 
+// Large teams share units by narrower panels than small ones, as the plan says of AVX-512. Bits stay the same.
+template <class S>
+void check_narrow_panels(const cpu::InstructionSet& set, const std::string& cell, Sizes size, int64_t threads,
+                         int64_t forward_vecs, int64_t backward_vecs) {
+  const Problem p = make_problem(cell, size, size.N > 1, false, false);
+  const Results whole = run<S>(set, p, false, {1, fork_threads});
+  const Results shared = run<S>(set, p, false, {threads, fork_threads});
+  const std::string name = std::string(set.name) + " " + cell + " N" + std::to_string(size.N) + " H" +
+                           std::to_string(size.H) + ", " + std::to_string(threads) + " threads: ";
+  check(same(shared, whole), name + "other bits");
+  check(shared.choice.forward_unit_vecs == forward_vecs && shared.choice.backward_unit_vecs == backward_vecs,
+        name + "panels of " + std::to_string(shared.choice.forward_unit_vecs) + " and " +
+            std::to_string(shared.choice.backward_unit_vecs) + " vectors");
+}
+
+void check_narrow_panels() {
+  for (const auto* set : instruction_sets()) {
+    if (!set->name.starts_with("avx512") && set->name != "amx") continue;  // panels of shorter vectors stay whole
+    for (const int64_t threads : {1, 3, 8, 16}) {
+      const int64_t backward = threads < 8 ? 4 : 2;
+      check_narrow_panels<float>(*set, "rnn_tanh", {3, 1, 8, 256, 256}, threads, 4, 4);
+      check_narrow_panels<float>(*set, "gru", {3, 1, 8, 256, 256}, threads, 1, backward);
+      check_narrow_panels<float>(*set, "lstm", {3, 1, 8, 256, 256}, threads, 1, backward);
+    }
+    check_narrow_panels<float>(*set, "lstm", {3, 8, 8, 250, 250}, 16, 1, 2);
+    check_narrow_panels<BFloat16>(*set, "lstm", {3, 1, 8, 512, 512}, 16, 1, 2);
+    check_narrow_panels<float>(*set, "rnn_relu", {2, 1, 8, 1280, 1280}, 64, 2, 2);
+  }
+}
+
 }  // namespace
 }  // namespace fastrnn::test
 
@@ -407,6 +439,7 @@ int main() {
   check_case("lstm", {5, 3, 4, 20, 7}, true, true, true);        // R < H is a projection
   check_case("lstm", {8, 72, 270, 40, 40}, true, false, false);  // several blocks and slices of matrix registers
   check_many_threads();
+  check_narrow_panels();
   for (const auto* set : instruction_sets()) {
     check_company<float>(*set);
     check_company<fastrnn::BFloat16>(*set);

@@ -22,6 +22,82 @@ void check_tuning() {
   const int64_t here = cpu::tuning().cache_bytes;
   test::check(here >= 256 << 10 && here <= 2 << 20, "this machine's cache is beyond its bounds");
 }
+
+// Units of a product in vectors of AVX-512 and float32; AVX2's are half as long. Backward multiplies with the
+// transposed W_hh, of one gate and as deep as all gates.
+cpu::StepUnits units_of(int64_t rows, int64_t gates, int64_t units, int64_t depth, double vector = 1) {
+  return {rows, static_cast<int64_t>(units / (16 * vector)), std::max<int64_t>(1, 4 / gates),
+          static_cast<double>(gates * units * depth * sizeof(float)), gates * vector};
+}
+
+// Panels are narrower than whole where a team has more threads than those, and it pays.
+void check_panels() {
+  using cpu::Grid;
+  struct Row {
+    int64_t threads;
+    cpu::StepUnits units;
+    int64_t want;
+    Grid grid;
+    const char* why;
+  };
+  const cpu::StepUnits rnn = units_of(1, 1, 256, 256), lstm = units_of(1, 1, 256, 4 * 256);
+  const Row table[] = {
+      {1, rnn, 4, {1, 1}, "RNN H 256, one thread"},
+      {2, rnn, 4, {1, 2}, "RNN H 256, two panels a thread"},
+      {3, rnn, 4, {1, 2}, "RNN H 256, fewer threads than panels"},
+      {4, rnn, 4, {1, 4}, "RNN H 256, a panel a thread"},
+      {8, rnn, 4, {1, 4}, "RNN H 256: 307 cycles saved, 720 more of the barrier"},
+      {16, rnn, 4, {1, 4}, "RNN H 256: latency lets a quarter of a panel take as long as a half"},
+      {64, rnn, 4, {1, 4}, "RNN H 256, most threads idle"},
+      {64, units_of(1, 1, 1280, 1280), 2, {1, 40}, "RNN H 1280: 1536 cycles saved, 900 more of the barrier"},
+      {4, lstm, 4, {1, 4}, "LSTM H 256 backward, a panel a thread"},
+      {8, lstm, 2, {1, 8}, "LSTM H 256 backward: 1229 cycles saved, 720 more of the barrier"},
+      {16, lstm, 2, {1, 8}, "LSTM H 256 backward: a quarter of a panel takes as long as a half"},
+      {64, lstm, 2, {1, 8}, "LSTM H 256 backward, most threads idle"},
+      {64, units_of(16, 1, 256, 4 * 256), 2, {4, 8}, "LSTM H 256 backward: four rows hide loads, not latency"},
+      {64, units_of(1, 1, 256, 4 * 256, 0.5), 4, {1, 8}, "LSTM H 256 backward with AVX2: latency hides the loads"},
+      {8, units_of(1, 1, 256, 3 * 256), 2, {1, 8}, "GRU H 256 backward"},
+      {16, units_of(1, 1, 1024, 4 * 1024), 4, {1, 16}, "LSTM H 1024 backward, a panel a thread"},
+      {32, units_of(1, 1, 1024, 4 * 1024), 2, {1, 32}, "LSTM H 1024 backward: a 32nd of the weights fits a cache"},
+      {32,
+       units_of(1, 1, 1280, 4 * 1280),
+       1,
+       {1, 27},
+       "LSTM H 1280 backward: three of 80 panels fit, two of 40 do not"},
+      {64, units_of(1, 4, 256, 256), 1, {1, 16}, "LSTM H 256: its panels are one vector of units"},
+  };
+  for (const Row& row : table) {
+    const cpu::Tuning usual;
+    const int64_t vecs = cpu::choose_panel_vecs(row.threads, row.units, usual);
+    const Grid grid = cpu::choose_grid(row.threads, row.units.in_panels_of(vecs), usual);
+    test::check(vecs == row.want && grid.row_groups == row.grid.row_groups && grid.unit_groups == row.grid.unit_groups,
+                std::string(row.why) + ", " + std::to_string(row.threads) + " threads: " + std::to_string(vecs) +
+                    " vectors, " + std::to_string(grid.row_groups) + " x " + std::to_string(grid.unit_groups));
+  }
+
+  const cpu::Tuning usual;
+  for (const int64_t rows : {0, 1, 2, 3, 7, 33, 64})
+    for (const int64_t gates : {1, 2, 3, 4})
+      for (int64_t H = 16; H <= 2048; H += H < 512 ? 16 : 256)
+        for (const bool backward : {false, true})
+          for (const double vector : {1.0, 0.5, 0.25}) {
+            const cpu::StepUnits units =
+                backward ? units_of(rows, 1, H, gates * H, vector) : units_of(rows, gates, H, H, vector);
+            const cpu::StepWork whole = units.in_panels_of(units.whole);
+            for (const int64_t threads : {1, 2, 3, 5, 8, 16, 64}) {
+              const int64_t vecs = cpu::choose_panel_vecs(threads, units, usual);
+              if (vecs == units.whole) continue;
+              test::check(threads > 2 && threads > whole.panels, "a small team has narrow panels");
+              const cpu::StepWork work = units.in_panels_of(vecs);
+              const Grid wide = cpu::choose_grid(threads, whole, usual), grid = cpu::choose_grid(threads, work, usual);
+              test::check(cpu::step_cycles(work, grid, usual) < 0.97 * cpu::step_cycles(whole, wide, usual),
+                          "narrow panels do not pay");
+              test::check(cpu::step_cycles(work, wide, usual) >= cpu::step_cycles(whole, wide, usual) ||
+                              whole.panels % wide.unit_groups > 0 || units.vecs % units.whole > 0,
+                          "the same share of the units takes less time in narrow panels");
+            }
+          }
+}
 }  // namespace
 
 int main() {
@@ -118,6 +194,7 @@ int main() {
   // In a flat barrier 64 arrivals would move one line, one after another.
   test::check(barrier(64) < 64 * usual.line_move / 2, "a tree of 64 is no better than half a flat barrier");
 
+  check_panels();
   check_tuning();
   return test::finish();
 }
