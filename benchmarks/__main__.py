@@ -21,7 +21,7 @@ import fastrnn
 from . import report
 from .cases import DOUBLE, GATES, GPU_GROUPS, GROUPS, JVP, QUICK, Case, all_cases
 from .limit import Limit
-from .machine import cpu_in_use
+from .machine import cpu_in_use, keep_pages, memory_in_use
 from .measure import FULL, Measurement, installed
 from .measure import QUICK as QUICK_EFFORT
 from .peers import OURSELVES, PEERS
@@ -129,6 +129,7 @@ def environment(args: argparse.Namespace, limit: Limit | None) -> dict[str, str]
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "CPU": cpu_in_use(args.threads),
+        "memory": memory_in_use(),
         "versions": ", ".join(versions),
     }
     if args.device == "cuda":
@@ -224,4 +225,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_pages()
     sys.exit(main())

@@ -105,9 +105,9 @@ template <class S, int kVecs>
   for (int v = 0; v < kVecs; ++v) store_first(total[v], out + columns[v], w.gate_distance(panel));
 }
 
-// Computes out = init + a W^T for one row and two panels that were packed ahead and lie side by side, of which the
-// second may be the narrower one at the end. A core begins two multiply-adds a cycle, each of which takes four: the
-// four sums of a panel hide half of that, eight all of it. The sums are those of the micro-kernel.
+// Computes out = init + a W^T for one row and two panels that were packed ahead and lie side by side. A core begins two
+// multiply-adds a cycle, each of which takes four: the four sums of a panel hide half of that, eight all of it. The
+// sums are those of the micro-kernel.
 template <class A, int kVecs, int kNextVecs>
 [[gnu::noinline]] void multiply_row_by_two(const A* a, int64_t depth, const A* panel, const A* init, A* out) {
   using V = Vec<A>;
@@ -262,11 +262,9 @@ void multiply_fused(int64_t rows, const Operand<S>* a, int64_t a_row, const Pack
       const Range taken{begin, std::min(begin + most_panels, panels.end)};
       A* out = products;
       for (int64_t p = taken.begin; p < taken.end && w.gates() > 0;) {
-        const int64_t width = w.columns(p);
-        const int64_t done =
-            multiply_panels(count, factors, w, p, taken.end, panels, init ? init + w.offset(p) : nullptr, out, width);
-        out += done * count * width;
-        p += done;
+        const int64_t done = multiply_panels(count, factors, w, p, taken.end, panels,
+                                             init ? init + w.offset(p) : nullptr, out, w.columns(p));
+        for (const int64_t last = p + done; p < last; ++p) out += count * w.columns(p);
       }
       epilogue(first, count, taken, static_cast<const A*>(products));
     }

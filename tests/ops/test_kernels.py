@@ -21,6 +21,7 @@ from common import (
     scan_arguments,
     scan_backward_arguments,
 )
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import ops, reference
@@ -107,6 +108,32 @@ def test_tf32_is_as_torch_is_told(cell, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
     actual, expected = run_both(cell, (5, 17, 20, 64), torch.float32)
     assert_all_close(actual, expected, torch.float16 if DEVICE == "cuda" else torch.float32)
+
+
+def in_wider_layer(weight, H, wide):
+    """A weight of a layer with H units as one of a layer whose further units have zeros alone."""
+    if weight is None:
+        return None
+    columns = wide - H if weight.dim() > 1 and weight.size(1) == H else 0
+    further = (0, columns, 0, wide - H) if weight.dim() > 1 else (0, wide - H)
+    return torch.cat([pad(gate, further) for gate in weight.split(H)])
+
+
+@pytest.mark.parametrize("N", [1, 2, 20])
+@pytest.mark.parametrize("H", [17, 20, 25, 29, 38, 44, 47])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell", CELLS)
+def test_units_that_fill_no_vector(cell, H, N, dtype, instruction_set):
+    """Their gates share vectors, and have the bits that they have in vectors of their own."""
+    T, I, wide = 3, 37, 48
+    x, h, c, weights = make_scan(cell, (T, N, I, H))
+    case = [None if t is None else t.to(dtype) for t in (x, h, c, *weights)]
+    x, h, c, *weights = case
+    narrow = present(ops.scan(cell, x, h, c, ScanWeights(*weights)))
+    h, c = (t if t is None else pad(t, (0, wide - H)) for t in (h, c))
+    weights = [in_wider_layer(weight, H, wide) for weight in weights]
+    full = present(ops.scan(cell, x, h, c, ScanWeights(*weights)))
+    assert_equal(narrow, [result[..., :H] for result in full])
 
 
 def packed_case(cell, lengths=(9, 7, 7, 2, 1), columns=3):
