@@ -27,14 +27,17 @@ struct LaneScan {
   using A = Accumulate<S>;
   using V = Vec<A>;
 
-  // Tells why these kernels do not suit a layer, or nothing. They suit units that would leave a third of the lanes
-  // empty. Sums are then short enough to need no restart, and a block's operands stay in cache.
+  // Tells why these kernels do not suit a layer, or nothing. They suit units that would leave half of the lanes empty,
+  // and where inputs are so few that a step is short, a third. Sums are then short enough to need no restart, and a
+  // block's operands stay in cache.
   static std::string_view unsuited_units(const CellTraits& cell, const ScanParams<S>& p) {
     const int64_t H = p.hidden_size;
     if (kDual<S>) return "derivatives of gradients all take one way";
     if (!cell.suits_lanes()) return "the cell has vectors, extra inputs, several states or products of one kind";
     if (3 * H > 2 * round_up_to_vec<A>(H)) return "hidden units fill the lanes of a vector well";
     if (p.input_size > 32) return "input_size is more than 32";
+    if (2 * H > round_up_to_vec<A>(H) && p.input_size > 8)
+      return "hidden units fill half of a vector's lanes, and input_size is more than 8";
     if (cell.input_gates * H > kSumDepth<A>) return "there are too many gates for one sum";
     if (p.projected()) return "a projection mixes the units of a sample";
     return {};
