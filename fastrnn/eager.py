@@ -16,8 +16,8 @@ from torch import Tensor
 from fastrnn.direct import need_grad
 from fastrnn.layouts import layout_of
 from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
-from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, scan_flat, short_scan
-from fastrnn.torch_internals import is_eager, rounds_to_bfloat16
+from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, rounds, scan_flat, short_scan
+from fastrnn.torch_internals import is_eager
 
 __all__ = [
     "has_kernel",
@@ -144,13 +144,11 @@ def run_stack(
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """Output and final states of all layers by one op, whatever the schedule; None where the layers
     are called one by one: with gradients, or where something looks at the call."""
-    if rounds_to_bfloat16():
-        return None
     flat = [weight for each in weights for weight in each if weight is not None]
     tensors = (input, *states, *reset_states, *flat)
     if not (is_eager() and PLAIN.issuperset(map(type, tensors)) and has_kernel(input)):
         return None
-    if torch.is_grad_enabled() and need_grad(*tensors):
+    if (torch.is_grad_enabled() and need_grad(*tensors)) or rounds(cell, weights[0].weight_ih):
         return None
     output, *finals = _stack(
         cell, input, states, reset_states, flat, len(weights) // directions, directions, *schedule,

@@ -208,6 +208,7 @@ class _Listener(TorchDispatchMode):
                 offsets=offsets,
                 reset=reset,
                 reverse=reverse,
+                rounds_to="",
             )
         for scan in self.scans[before:]:
             scan.weights = packed.weight_type
@@ -370,8 +371,9 @@ def _cpu_reasons(
         reasons.append(f"this machine does not run {facts['unavailable'].replace(',', ', ')}")
     if chosen in _FOR_BFLOAT16 and dtype != torch.bfloat16:
         reasons.append(
-            f"products of {_FOR_BFLOAT16[chosen]} are for bfloat16, and for float32 of "
-            f"{number['least_rounded_units']} or more units where {_ROUNDS} says bf16"
+            f"products of {_FOR_BFLOAT16[chosen]} are for bfloat16, and for float32 in layers of "
+            f"the library with {number['least_rounded_units']} or more units where {_ROUNDS} says "
+            "bf16"
         )
     if number["rounds"]:
         reasons.append(f"products round their factors to bfloat16: {_ROUNDS} says so")

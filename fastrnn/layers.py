@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrnn import eager
+from fastrnn import eager, ops
 from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.library import USER_CELLS, apart, side_by_side
 from fastrnn.ops import CELLS, ScanWeights
@@ -37,6 +38,7 @@ def run_stack(
     recompute: bool = False,
     all_states: bool = False,
     packed: Tensor | None = None,
+    rounds_to: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor], list[list[Tensor]]]:
     """Run L layers of D directions.
 
@@ -56,6 +58,7 @@ def run_stack(
         all_states: whether the last two results are wanted.
         packed: the weights as the op ``prepack`` returned them. Where a graph is recorded to be
             kept, or all states are wanted, the ordinary ones are read.
+        rounds_to: as for :func:`fastrnn.ops.scan`, of the library's cells; "" with ``packed``.
 
     Returns:
         output (T, N, D * R) or (rows, D * R), the final states in the shapes of ``states``, and for
@@ -78,6 +81,10 @@ def run_stack(
         if results is not None:
             return *results, [], []
     scan = scan_function(cell, input)
+    if packed is not None:
+        rounds_to = ""  # a graph of a frozen layer multiplies as that does
+    if rounds_to is not None:
+        scan = functools.partial(ops.scan, rounds_to=rounds_to)
     all_h: list[Tensor] = []
     all_c: list[list[Tensor]] = []
     cells: list[Sequence[Tensor]] = []  # of the layer's directions

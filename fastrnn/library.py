@@ -265,7 +265,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 @torch.library.register_fake("fastrnn::scan")
 def _scan_fake(  # type: ignore[no-untyped-def]
     cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, save, recompute=False,
-    all_states=False, groups=0, rounds=False, numbers=(),
+    all_states=False, groups=0, rounds_to="", numbers=(),
 ):  # fmt: skip
     facts = CELLS[cell]
     given = named(facts.tensors, with_absent(facts.tensors, tensors, present))
@@ -294,7 +294,7 @@ def _scan_fake(  # type: ignore[no-untyped-def]
 @torch.library.register_fake("fastrnn::scan_backward")
 def _scan_backward_fake(  # type: ignore[no-untyped-def]
     cell, grads, tensors, present, lengths, batch_sizes, offsets, reset, reverse, saved, needs,
-    groups=0, rounds=False, numbers=(),
+    groups=0, rounds_to="", numbers=(),
 ):  # fmt: skip
     table = CELLS[cell].tensors
     input = tensors[0]
@@ -348,7 +348,7 @@ class ScanCall(NamedTuple):
     recompute: bool
     all_states: bool
     groups: int
-    rounds: bool
+    rounds_to: str
     numbers: Sequence[float]
 
 
@@ -388,7 +388,7 @@ def scan_backward_arguments(
     needs = [bool(need) for need in with_absent(facts.tensors, of_tensors, call.present)]
     return (
         call.cell, of_results, tensors, call.present, *schedule, call.reverse, saved, needs,
-        call.groups, call.rounds, call.numbers,
+        call.groups, call.rounds_to, call.numbers,
     )  # fmt: skip
 
 

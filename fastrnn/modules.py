@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import checks, direct, eager, functional, library, ops, tracing
 from fastrnn.layers import is_recorded
 from fastrnn.ops import FlatWeights, ScanWeights
-from fastrnn.torch_internals import is_eager, rounds_to_bfloat16
+from fastrnn.torch_internals import is_eager
 
 Lengths: TypeAlias = Tensor | Sequence[int]
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
@@ -271,9 +271,11 @@ class RecurrentModule(nn.Module):
 
     def _run_eagerly(self, input: Any, hx: Any, reset: Any, extra: Mapping[str, Any] | None) -> Any:
         """The results of a call without other arguments, or None: take the long way."""
-        if reset is not None or (self.training and self.dropout) or rounds_to_bfloat16():
+        if reset is not None or (self.training and self.dropout):
             return None
         weights, flat = self._short_weights()
+        if ops.rounds(self._cell, weights[0]):
+            return None
         if self._is_single and flat is None and not trains(weights) and is_eager():
             short = direct.short(
                 self._cell, self.hidden_size, len(weights), True, self.batch_first, self.reverse
@@ -797,7 +799,10 @@ class CellModule(nn.Module):
         if not batched:
             input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
         h_0, c_0 = states[0], states[1] if count == 2 else None
-        _, h_n, c_n, _ = ops.scan(cell, input.unsqueeze(0), h_0, c_0, ScanWeights(*weights))
+        rounds_to = "" if input.is_cpu else None  # every way has the bits of the short one
+        _, h_n, c_n, _ = ops.scan(
+            cell, input.unsqueeze(0), h_0, c_0, ScanWeights(*weights), rounds_to=rounds_to
+        )
         results = (h_n,) if c_n is None else (h_n, c_n)
         return results if batched else tuple(result.squeeze(0) for result in results)
 

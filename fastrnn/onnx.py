@@ -109,14 +109,15 @@ def _translate(
     recompute: bool = False,
     all_states: bool = False,
     groups: int = 0,
-    rounds: bool = False,
+    rounds_to: str = "",
     numbers: Sequence[float] = (),
     **others: Any,
 ) -> list[Any]:
     """Translate one call of the op, by the names of its schema and table, to the cell's results.
 
     Any argument that ONNX cannot express is an error, also one that the op gains later. ``save``
-    and ``recompute`` concern only backward, ``rounds`` only kernels, ``numbers`` only users' cells.
+    and ``recompute`` concern only backward, ``numbers`` only users' cells, and the runtime decides
+    how it multiplies, whatever ``rounds_to`` allows.
     """
     unsupported = [
         _UNSUPPORTED.get(name, name) for name, value in others.items() if value is not None

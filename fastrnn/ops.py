@@ -311,11 +311,11 @@ class _Scan(torch.autograd.Function):
     def gradients_in_graph(backward_arguments: Sequence[Any]) -> list[Tensor | None]:
         """The gradients of all of the cell's tensors, as a node of the graph."""
         cell, of_results, there, present, *others = backward_arguments
-        *schedule, reverse, saved, needs, groups, rounds, numbers = others
+        *schedule, reverse, saved, needs, groups, rounds_to, numbers = others
         tensors = with_absent(CELLS[cell].tensors, there, present)
         gradients = _ScanBackward.apply(
-            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups, rounds,
-            numbers,
+            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups,
+            rounds_to, numbers,
         )  # fmt: skip
         return _sum_groups(gradients, tensors)
 
@@ -441,7 +441,7 @@ class _ShortScan(torch.autograd.Function):
         gradients = _Scan.gradients_in_graph(
             (
                 scan.cell, changed(facts.differentiable, resolved, change), there, call.present,
-                *_NO_SCHEDULE, scan.reverse, of_saved, needed, 0, False, scan.numbers,
+                *_NO_SCHEDULE, scan.reverse, of_saved, needed, 0, "", scan.numbers,
             )
         )  # fmt: skip
         of_tensors = where_needed(chosen(gradients, call.present), needs)
@@ -567,12 +567,12 @@ class _ScanTangent(torch.autograd.Function):
         tensors, tangents, schedule = split(ctx.saved_tensors, count, count)
         needs, needs_tangents, others = split(ctx.needs_input_grad[1:], count, count)
         results = _Scan.apply(
-            ctx.cell, *tensors, *schedule, ctx.reverse, True, False, False, ctx.groups, False,
+            ctx.cell, *tensors, *schedule, ctx.reverse, True, False, False, ctx.groups, "",
             ctx.numbers,
         )  # fmt: skip
         of_tangents = _ScanBackward.apply(
             ctx.cell, *grads, *tensors, *schedule, ctx.reverse,
-            *chosen(results, facts.saved_at), tuple(needs_tangents), ctx.groups, False,
+            *chosen(results, facts.saved_at), tuple(needs_tangents), ctx.groups, "",
             ctx.numbers,
         )  # fmt: skip
         of_tensors = _SecondOrder.apply(
@@ -712,11 +712,26 @@ def _tf32_allowed() -> bool:
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def _may_round(input: Tensor) -> bool:
-    """Whether products of float32 may round their factors."""
+def _allowed_rounding(input: Tensor) -> str:
+    """What products of float32 may round their factors to where the input is; empty: nothing."""
     if input.dtype != torch.float32:
+        return ""
+    if input.device.type == "cuda":
+        return "tf32" if _tf32_allowed() else ""
+    return "bf16" if rounds_to_bfloat16() else ""
+
+
+def rounds(cell: str, weight_ih: Tensor) -> bool:
+    """Whether a layer on this CPU rounds the factors of its products."""
+    if not rounds_to_bfloat16() or weight_ih.dtype != torch.float32 or cell in USER_CELLS:
         return False
-    return _tf32_allowed() if input.device.type == "cuda" else rounds_to_bfloat16()
+    return _cpu_rounds(cell, weight_ih.size(0) // CELLS[cell].input_gates)
+
+
+@constant_in_compile
+def _cpu_rounds(cell: str, hidden_size: int) -> bool:
+    with untraced():
+        return torch.ops.fastrnn.cpu_rounds(cell, hidden_size)
 
 
 def scan(
@@ -737,6 +752,7 @@ def scan(
     reverse: bool = False,
     recompute: bool = False,
     all_states: bool = False,
+    rounds_to: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run one layer in one direction over a whole sequence.
 
@@ -759,6 +775,8 @@ def scan(
         recompute: save no gates for backward, which computes them again: a third more arithmetic,
             and of what is saved only input, output and cell states remain.
         all_states: also return the cell state after every step.
+        rounds_to: what products of float32 may round their factors to: ``"tf32"`` on a GPU,
+            ``"bf16"`` on a CPU, ``""`` nothing; None is what torch's settings allow.
 
     Returns:
         y (T, N, R) or (rows, R), 0 at steps a sample does not run; h_n (N, R); c_n (N, S * H) or
@@ -785,22 +803,25 @@ def scan(
         if tensor is not None:
             raise RuntimeError(f"fastrnn: {cell} has no {name}")
     all_states = all_states and facts.has_cell_state
-    rounds = _may_round(input)
+    if rounds_to is None:
+        rounds_to = _allowed_rounding(input)
     grad = torch.is_grad_enabled()
     schedule = (lengths, batch_sizes, offsets, reset)
 
+    def flags(save: bool) -> tuple[Any, ...]:
+        return (reverse, save, recompute, all_states, 0, rounds_to, numbers)
+
     def function_arguments(save: bool) -> tuple[Any, ...]:
-        return (cell, *tensors, *schedule, reverse, save, recompute, all_states, 0, rounds, numbers)
+        return (cell, *tensors, *schedule, *flags(save))
 
     def op_arguments(save: bool) -> tuple[Any, ...]:
-        lists = without_absent(tensors)
-        return (cell, *lists, *schedule, reverse, save, recompute, all_states, 0, rounds, numbers)
+        return (cell, *without_absent(tensors), *schedule, *flags(save))
 
     results: Sequence[Tensor]
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         lists = without_absent(tensors)
         results = scan_in_jit_trace()(
-            cell, *lists, *schedule, reverse, recompute, all_states, 0, rounds, list(numbers)
+            cell, *lists, *schedule, reverse, recompute, all_states, 0, rounds_to, list(numbers)
         )
     elif torch.compiler.is_exporting():
         results = torch.ops.fastrnn.scan(*op_arguments(grad))
@@ -815,7 +836,7 @@ def scan(
         results = _Scan.apply(*function_arguments(grad))
     elif grad and any(t is not None and t.requires_grad for t in tensors):
         there, present = without_absent(tensors)
-        call = ScanCall(cell, present, reverse, True, recompute, all_states, 0, rounds, numbers)
+        call = ScanCall(cell, present, *flags(True))
         results = _EagerScan.apply(call, *map(_savable, (*schedule, *there)))
     else:
         results = below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
@@ -911,4 +932,4 @@ def _plain_call(cell: str, weights: FlatWeights, reverse: bool, recompute: bool)
     """A call with these weights, given states and nothing else."""
     given = {"input", "h_0", "c_0", *weights.kinds, *extra_names(weights.extras)}
     present = [index for index, info in enumerate(CELLS[cell].tensors) if info.name in given]
-    return ScanCall(cell, present, reverse, True, recompute, False, 0, False, weights.numbers)
+    return ScanCall(cell, present, reverse, True, recompute, False, 0, "", weights.numbers)

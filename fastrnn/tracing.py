@@ -68,14 +68,14 @@ def _scan(
     recompute: bool,
     all_states: bool,
     groups: int,
-    rounds: bool,
+    rounds_to: str,
     numbers: list[float],
 ) -> list[Tensor]:
     # Whether gates are saved is asked when the graph runs, not when it is traced: so it serves
     # training and inference, and the check of a trace, without gradients, sees the same graph.
     return torch.ops.fastrnn.scan(
         cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse,
-        torch.is_grad_enabled(), recompute, all_states, groups, rounds, numbers,
+        torch.is_grad_enabled(), recompute, all_states, groups, rounds_to, numbers,
     )  # fmt: skip
 
 
@@ -86,6 +86,6 @@ def scan_in_jit_trace() -> Callable[..., list[Tensor]]:
 
 
 def untraced() -> contextlib.AbstractContextManager[None]:
-    """Within it torch.jit.trace, which takes no op that returns a string, sees no op."""
+    """Within it torch.jit.trace, which takes no op that returns no tensor, sees no op."""
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     return without_jit_trace() if is_tracing else contextlib.nullcontext()

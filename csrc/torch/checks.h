@@ -35,7 +35,7 @@ struct ScanInputs : PerTensor<OptionalTensor> {
   OptionalTensor reset;        // [T, N] bool
   bool reverse;
   int64_t groups;  // 0: none. Sample n is in group n % groups; a weight of a rank more has one entry for each group.
-  bool rounds;     // products of float32 may round their factors: to TF32 on a GPU, to bfloat16 on a CPU
+  std::string rounds_to;        // products of float32 may round their factors: "tf32" on a GPU, "bf16" on a CPU
   std::vector<double> numbers;  // those of the cell
 
   bool rows_input() const { return batch_sizes || offsets; }

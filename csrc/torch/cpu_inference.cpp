@@ -133,7 +133,7 @@ class StackWeights {
 ScanInputs inference_inputs(std::string cell, const Tensor& input, std::vector<double> numbers = {}) {
   const CellFacts facts = cell_facts(cell);
   STD_TORCH_CHECK(facts.extra_inputs == 0, "fastrnn: cell '", cell, "' takes inputs beside x; op scan runs it");
-  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, false, std::move(numbers)};
+  ScanInputs in{{}, std::move(cell), facts, {}, {}, {}, {}, false, 0, {}, std::move(numbers)};
   check_numbers(in);
   in.input = input;
   return in;

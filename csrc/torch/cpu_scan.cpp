@@ -45,14 +45,20 @@ void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
 // Fewer units gain nothing from products of bfloat16.
 constexpr int64_t kLeastRoundedUnits = 32;
 
-// Calls f.template operator()<S>() for the storage type of the input, or where products round their factors and the set
-// gains from it, for that type. Cells that are compiled later have no such kernels, nor do gradients of groups.
+// Whether the set has products that round float32 to bfloat16 and gains from them. Cells that are compiled later have
+// no such kernels.
+bool can_round(const InstructionSet& set, const std::string& cell, int64_t units) {
+  return units >= kLeastRoundedUnits && is_built_in(cell) && set.provides<RoundedFloat>();
+}
+
+bool cpu_rounds(std::string cell, int64_t hidden_size) { return can_round(instruction_set(), cell, hidden_size); }
+
+// Calls f.template operator()<S>() for the storage type of the input, or where products round their factors, for that
+// type. Gradients of groups have no such kernels.
 template <class F>
 void dispatch_storage(const ScanInputs& in, const ScanSizes& sizes, const InstructionSet& set, F&& f) {
   const ScalarType dtype = in.input->scalar_type();
-  const bool rounds = in.rounds && dtype == ScalarType::Float && in.groups == 0 && sizes.H >= kLeastRoundedUnits &&
-                      is_built_in(in.cell) && set.provides<RoundedFloat>();
-  if (rounds)
+  if (in.rounds_to == "bf16" && dtype == ScalarType::Float && in.groups == 0 && can_round(set, in.cell, sizes.H))
     f.template operator()<RoundedFloat>();
   else
     dispatch_dtype(dtype, f);
@@ -163,6 +169,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_sets", TORCH_BOX(&available_instruction_sets));
   m.impl("cpu_instruction_set", TORCH_BOX(&current_instruction_set));
   m.impl("use_cpu_instruction_set", TORCH_BOX(&use_instruction_set));
+  m.impl("cpu_rounds", TORCH_BOX(&cpu_rounds));
 }
 
 }  // namespace

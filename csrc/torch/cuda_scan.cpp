@@ -111,7 +111,7 @@ template <class S>
 Plan planned(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const DeviceLimits& limits) {
   const std::string_view forced = forced_regime();
   return guarded(forced.empty() ? "" : "what FASTRNN_CUDA_REGIME asks for cannot run this: ",
-                 [&] { return plan_for(in.cell, p, direction, limits, in.rounds, forced); });
+                 [&] { return plan_for(in.cell, p, direction, limits, in.rounds_to == "tf32", forced); });
 }
 
 // `ps` are the params, and in the backward pass the gradients.
@@ -119,7 +119,8 @@ template <class S, class... Ps>
 void run(const ScanInputs& in, Direction direction, const ScanParams<S>& p, const Ps&... ps) {
   guarded("", [&] {
     Tensor workspace;
-    const Context context{current_stream(*in.input), static_cast<cublasHandle_t>(blas_handle()), in.rounds};
+    const Context context{current_stream(*in.input), static_cast<cublasHandle_t>(blas_handle()),
+                          in.rounds_to == "tf32"};
     plan_and_launch(
         in.cell, context, [&] { return planned(in, direction, p, device_limits()); },
         [&](int64_t bytes) {

@@ -37,7 +37,7 @@ struct ScanSaved {
 
 inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tensors, const std::vector<int64_t>& present,
                               OptionalTensor lengths, OptionalTensor batch_sizes, OptionalTensor offsets,
-                              OptionalTensor reset, bool reverse, int64_t groups, bool rounds,
+                              OptionalTensor reset, bool reverse, int64_t groups, std::string rounds_to,
                               std::vector<double> numbers) {
   const CellFacts facts = cell_facts(cell);
   return {tensors_of(tensors, present, facts),
@@ -49,7 +49,7 @@ inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tenso
           reset,
           reverse,
           groups,
-          rounds,
+          std::move(rounds_to),
           std::move(numbers)};
 }
 
@@ -58,9 +58,10 @@ template <auto kFunction>  // (const ScanInputs&, const ScanFlags&)
 struct ScanOp {
   static auto call(std::string cell, std::vector<Tensor> tensors, std::vector<int64_t> present, OptionalTensor lengths,
                    OptionalTensor batch_sizes, OptionalTensor offsets, OptionalTensor reset, bool reverse, bool save,
-                   bool recompute, bool all_states, int64_t groups, bool rounds, std::vector<double> numbers) {
+                   bool recompute, bool all_states, int64_t groups, std::string rounds_to,
+                   std::vector<double> numbers) {
     return kFunction(
-        scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, rounds, numbers),
+        scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, rounds_to, numbers),
         {save, recompute, all_states});
   }
 };
@@ -70,9 +71,9 @@ struct ScanBackwardOp {
   static auto call(std::string cell, std::vector<OptionalTensor> grads, std::vector<Tensor> tensors,
                    std::vector<int64_t> present, OptionalTensor lengths, OptionalTensor batch_sizes,
                    OptionalTensor offsets, OptionalTensor reset, bool reverse, std::vector<Tensor> saved,
-                   std::vector<bool> needs, int64_t groups, bool rounds, std::vector<double> numbers) {
+                   std::vector<bool> needs, int64_t groups, std::string rounds_to, std::vector<double> numbers) {
     const ScanInputs in =
-        scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, rounds, numbers);
+        scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, rounds_to, numbers);
     return kFunction(in,
                      {gradients_of(grads, in.facts), saved_of(saved, in.facts), flags_of("needs", needs, in.facts)});
   }

@@ -8,19 +8,19 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "scan(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, Tensor? "
       "reset, "
-      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool rounds=False, "
+      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, str rounds_to=\"\", "
       "float[] numbers=[]) "
       "-> Tensor[]");
   m.def(
       "scan_backward(str cell, Tensor?[] grads, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? "
       "batch_sizes, "
-      "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, bool rounds=False, "
+      "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, str rounds_to=\"\", "
       "float[] numbers=[]) "
       "-> Tensor[]");
   m.def(
       "scan_choice(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
       "Tensor? reset, "
-      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, bool rounds=False, "
+      "bool reverse, bool save, bool recompute=False, bool all_states=False, int groups=0, str rounds_to=\"\", "
       "float[] numbers=[]) -> str");
   // Layers over each other and directions side by side, without gradients. `states` are h_0 [layers * directions, N, R]
   // and, of cells that have it, c_0; an empty list is zeros, and N = 1 is a state that all samples share. `weights` has
@@ -50,6 +50,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_instruction_sets() -> str");
   m.def("cpu_instruction_set() -> str");
   m.def("use_cpu_instruction_set(str name) -> ()");
+  m.def("cpu_rounds(str cell, int hidden_size) -> bool");
   m.def("cells() -> str");
   m.def("cell_facts(str cell) -> int[]");
   m.def("cell_tensors(str cell) -> (str tensors, str results)");

@@ -1,6 +1,7 @@
 """float32 layers where torch is told that products may round their factors to bfloat16."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -88,20 +89,89 @@ def test_a_sample_does_not_depend_on_its_batch(sizes, instruction_set):
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_layers_follow_and_frozen_ones_do_not(trains, instruction_set):
+def test_layers_follow(trains, instruction_set):
     model = fastrnn.GRU(12, 48, num_layers=2, bidirectional=True)
-    x = torch.randn(7, 4, 12)
+    few, x = fastrnn.GRU(12, 20), torch.randn(7, 4, 12)
     with torch.set_grad_enabled(trains):
         exact = model(x)[0]
         with told():
             rounds = model(x)[0]
-            frozen = fastrnn.freeze(model)(x)[0]
-            few = fastrnn.GRU(12, 20)
             of_few = few(x)[0]
-        assert torch.equal(rounds, exact) == (instruction_set not in BY_PAIRS)
         assert torch.equal(few(x)[0], of_few)
-    assert torch.equal(frozen, exact)
+    assert torch.equal(rounds, exact) == (instruction_set not in BY_PAIRS)
     assert (rounds - exact).abs().max() < 0.02
+
+
+def exported(model, x):
+    return torch.export.export(model, (x,)).module()
+
+
+def traced(model, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return torch.jit.trace(model, (x,), check_trace=False)
+
+
+def compiled(model, x):
+    torch.compiler.reset()
+    return torch.compile(model)
+
+
+def batched(model, x):
+    return lambda x: tuple(
+        result.flatten(0, 1) for result in torch.func.vmap(model)(x.unflatten(0, (2, 2)))
+    )
+
+
+@pytest.mark.parametrize("way", [exported, traced, compiled])
+def test_graphs_of_layers_round(way, instruction_set):
+    model, x = fastrnn.LSTM(12, 64), torch.randn(3, 4, 12)
+    with torch.no_grad(), told():
+        eager = model(x)[0]
+        output = way(model, x)(x)[0]
+    assert torch.equal(output, eager)
+    assert torch.equal(output, model(x)[0]) == (instruction_set not in BY_PAIRS)
+
+
+@pytest.mark.parametrize("way", [None, exported, traced, batched])
+@pytest.mark.parametrize("cell", [fastrnn.RNNCell, fastrnn.GRUCell, fastrnn.LSTMCell])
+def test_cells_multiply_in_float32(cell, way):
+    """In every way of calling them, of which the short one has no other products."""
+
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell(12, 64)
+
+        def forward(self, x):
+            result = self.cell(x)
+            return result if isinstance(result, tuple) else (result,)
+
+    model, x = Step(), torch.randn(4, 12)
+    with torch.no_grad():
+        exact = model(x)
+        with told():
+            results = (way(model, x) if way else model)(x)
+    assert all(torch.equal(a, b) for a, b in zip(results, exact, strict=True))
+
+
+@pytest.mark.parametrize("way", [None, exported, traced])
+def test_frozen_layers_multiply_in_float32(way):
+    model, x = fastrnn.LSTM(12, 64), torch.randn(3, 4, 12)
+    frozen = fastrnn.freeze(model)
+    with torch.no_grad(), told():
+        output = (way(frozen, x) if way else frozen)(x)[0]
+        (scan,) = fastrnn.explain(frozen, x).scans
+    assert torch.equal(output, model(x)[0])
+    assert not any("round their factors" in reason for reason in scan.reasons)
+
+
+def test_a_graph_for_a_gpu_is_exact_on_a_cpu(monkeypatch):
+    """It has recorded that a GPU may take TF32, which torch allows unless it is told otherwise."""
+    monkeypatch.setattr(ops, "_allowed_rounding", lambda input: "tf32")
+    model, x = fastrnn.LSTM(12, 64), torch.randn(3, 4, 12)
+    graph = exported(model, x)
+    assert torch.equal(graph(x)[0], model(x)[0])
 
 
 def test_torch_is_asked_as_it_tells():
