@@ -168,6 +168,18 @@ def without_cudnn() -> Generator[None, None, None]:
         torch._C._set_cudnn_enabled(before)
 
 
+@contextlib.contextmanager
+def told(precision: str = "bf16") -> Generator[None, None, None]:
+    """Tell torch what recurrent layers on a CPU may round the factors of float32 products to."""
+    flags = torch.backends.mkldnn.rnn
+    before = flags.fp32_precision
+    flags.fp32_precision = precision
+    try:
+        yield
+    finally:
+        flags.fp32_precision = before
+
+
 class OurMasks(TorchDispatchMode):
     """Under it a torch.nn module drops what ours drops from the same state of the generator."""
 

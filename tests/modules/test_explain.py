@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import AVAILABLE_INSTRUCTION_SETS
+from common import AVAILABLE_INSTRUCTION_SETS, told
 
 import fastrnn
 
@@ -72,14 +72,11 @@ def test_kernel_and_instruction_set(instruction_set):
     )
     (scan,) = scans(fastrnn.GRU(8, 128).bfloat16(), torch.randn(3, 2, 8).bfloat16())
     assert scan.instruction_set == instruction_set
-    torch.backends.mkldnn.rnn.fp32_precision = "bf16"
-    try:
+    with told():
         (scan,) = scans(fastrnn.GRU(8, 128), torch.randn(3, 2, 8))
-        assert scan.instruction_set == instruction_set
-        asked = "torch.backends.mkldnn.rnn.fp32_precision says so"
-        assert any(asked in reason for reason in scan.reasons) == (instruction_set != float32)
-    finally:
-        torch.backends.mkldnn.rnn.fp32_precision = "none"
+    assert scan.instruction_set == instruction_set
+    asked = "torch.backends.mkldnn.rnn.fp32_precision says so"
+    assert any(asked in reason for reason in scan.reasons) == (instruction_set != float32)
     width = {"avx2": 8, "plain": 4, "neon": 4}.get(float32, 16)
     few = width // 2 if width > 4 else 2
     (scan,) = scans(fastrnn.GRU(1, few), torch.randn(3, 100, 1))

@@ -1,27 +1,15 @@
 """float32 layers where torch is told that products may round their factors to bfloat16."""
 
-import contextlib
 import warnings
 
 import pytest
 import torch
-from common import CELLS, assert_all_close, gradients, leaf, make_scan, present
+from common import CELLS, assert_all_close, gradients, leaf, make_scan, present, told
 
 import fastrnn
 from fastrnn import ops
 
 BY_PAIRS = ("amx", "avx512_bf16", "neon_bf16")  # the sets that multiply bfloat16
-
-
-@contextlib.contextmanager
-def told(precision="bf16"):
-    flags = torch.backends.mkldnn.rnn
-    before = flags.fp32_precision
-    flags.fp32_precision = precision
-    try:
-        yield
-    finally:
-        flags.fp32_precision = before
 
 
 def rounded(tensor):
