@@ -37,7 +37,7 @@ struct LaneScan {
     if (3 * H > 2 * round_up_to_vec<A>(H)) return "hidden units fill the lanes of a vector well";
     if (p.input_size > 32) return "input_size is more than 32";
     if (2 * H > round_up_to_vec<A>(H) && p.input_size > 8)
-      return "hidden units fill half of a vector's lanes, and input_size is more than 8";
+      return "hidden units fill more than half of a vector's lanes, and input_size is more than 8";
     if (cell.input_gates * H > kSumDepth<A>) return "there are too many gates for one sum";
     if (p.projected()) return "a projection mixes the units of a sample";
     return {};
