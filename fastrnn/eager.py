@@ -16,7 +16,17 @@ from torch import Tensor
 from fastrnn.direct import need_grad
 from fastrnn.layouts import layout_of
 from fastrnn.library import PLAIN, as_op_states, from_op_states, side_by_side
-from fastrnn.ops import CELLS, DTYPES, FlatWeights, ScanWeights, rounds, scan_flat, short_scan
+from fastrnn.ops import (
+    CELLS,
+    DTYPES,
+    FlatWeights,
+    ScanWeights,
+    bidirectional_scan_flat,
+    rounds,
+    runs_side_by_side,
+    scan_flat,
+    short_scan,
+)
 from fastrnn.torch_internals import is_eager
 
 __all__ = [
@@ -161,23 +171,21 @@ def over_layers(
     input: Tensor,
     entries: int,
     directions: int,
-    run: Callable[[int, Tensor], Sequence[Tensor]],
+    run: Callable[[Sequence[int], Tensor], Sequence[Sequence[Tensor]]],
     between: Callable[[int, Tensor], Tensor] = lambda layer, output: output,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output of stacked layers and their final states, one below the other.
 
-    run(index of a layer and direction, input) gives its output and final states (1, N, columns);
-    between(layer, output of all directions) what the next layer takes.
+    run(indices of a layer's directions, input) gives the output and the final states
+    (1, N, columns) of each; between(layer, output of all directions) what the next layer takes.
     """
     finals: list[Sequence[Tensor]] = []
-    for index in range(entries):
-        if index % directions == 0:
-            layer_input, outputs = input, []
-        y, *final = run(index, layer_input)
-        outputs.append(y)
-        finals.append(final)
-        if index % directions == directions - 1:
-            input = between(index // directions, side_by_side(outputs))
+    for first in range(0, entries, directions):
+        outputs = []
+        for y, *final in run(range(first, first + directions), input):
+            outputs.append(y)
+            finals.append(final)
+        input = between(first // directions, side_by_side(outputs))
     if entries == 1:
         return input, tuple(finals[0])
     return input, tuple(map(torch.cat, zip(*finals, strict=True)))
@@ -227,21 +235,41 @@ def _layer_by_layer(
     """What the op `stack` returns, layer and direction one by one, by a node of the graph for each
     if backward is to come."""
     each = len(weights) // entries
+    own_weights = [[*weights[i * each : (i + 1) * each], *extras] for i in range(entries)]
+    flags = (recompute, flat)
 
-    def run(index: int, layer_input: Tensor) -> Sequence[Tensor]:
-        own = [*weights[index * each : (index + 1) * each], *extras]
+    def run_one(index: int, layer_input: Tensor) -> Sequence[Tensor]:
         own_states = states
         if entries > 1:
             own_states = [state.narrow(0, index, 1) for state in states]
-        others = (own, reverse or index % directions == 1, recompute, flat, saves)
+        others = (own_weights[index], reverse or index % directions == 1, *flags, saves)
         results = short_scan(cell, layer_input, own_states, True, *others)
         if results is not None:
             return results
         y, *finals = scan_flat(cell, layer_input, [h.squeeze(0) for h in own_states], *others)
         return y, *(final.unsqueeze(0) for final in finals)
 
+    def run(indices: Sequence[int], layer_input: Tensor) -> Sequence[Sequence[Tensor]]:
+        is_pair = directions == 2 and saves and runs_side_by_side(layer_input)
+        if not is_pair or _is_tiny(cell, layer_input, weights[0]):
+            return [run_one(index, layer_input) for index in indices]
+        of_pair = (
+            [[state[index] for state in states] for index in indices],
+            [own_weights[index] for index in indices],
+        )
+        results = bidirectional_scan_flat(cell, layer_input, *of_pair, *flags)
+        return [(y, *(final.unsqueeze(0) for final in finals)) for y, *finals in results]
+
     output, finals = over_layers(input, entries, directions, run)
     return [output, *finals]
+
+
+# Products of inputs and hidden units: up to so many two short calls take less than a longer one.
+_MOST_TINY = 1 << 17
+
+
+def _is_tiny(cell: str, input: Tensor, weight_ih: Tensor) -> bool:
+    return input.numel() * weight_ih.size(0) <= _MOST_TINY * CELLS[cell].input_gates
 
 
 def run_cell(

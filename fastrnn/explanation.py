@@ -44,7 +44,8 @@ class ScanExplanation:
         instruction_set: what the kernel is compiled for; on a GPU its architecture. Empty of torch
             operations, as are the next three.
         threads: how many were asked for, and how they share a step: groups of samples times groups
-            of hidden units. Empty on a GPU.
+            of hidden units. Empty on a GPU. (Two directions of a layer, which may run side by side
+            on a thread each, follow each other while they are explained.)
         chunk_steps: steps whose input products are computed at once, forward and backward. Empty
             on a GPU.
         plans: on a GPU how each pass, ``forward`` and ``backward``, is cut into blocks, as

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from fastrnn import eager, ops
 from fastrnn.dropout import draw_seed, dropout_mask
 from fastrnn.library import USER_CELLS, apart, side_by_side
-from fastrnn.ops import CELLS, ScanWeights
+from fastrnn.ops import CELLS, Direction, ScanWeights
 from fastrnn.torch_internals import is_jit_traced
 from fastrnn.user_cells import scan_function
 
@@ -81,39 +80,41 @@ def run_stack(
         if results is not None:
             return *results, [], []
     scan = scan_function(cell, input)
+    options: dict[str, Any] = {
+        "extras": extras, "numbers": numbers, "lengths": lengths, "batch_sizes": batch_sizes,
+        "offsets": offsets, "reset": reset, "recompute": recompute, "all_states": all_states,
+    }  # fmt: skip
     if packed is not None:
         rounds_to = ""  # a graph of a frozen layer multiplies as that does
     if rounds_to is not None:
-        scan = functools.partial(ops.scan, rounds_to=rounds_to)
+        options["rounds_to"] = rounds_to
     all_h: list[Tensor] = []
     all_c: list[list[Tensor]] = []
     cells: list[Sequence[Tensor]] = []  # of the layer's directions
 
-    def run(index: int, layer_input: Tensor) -> tuple[Tensor, ...]:
-        h_0, c_0 = _of_layer(states, index)
-        reset_h, reset_c = _of_layer(reset_states, index)
-        y, h_n, c_n, c = scan(
-            cell,
-            layer_input,
-            h_0,
-            c_0,
-            weights[index],
-            extras=extras,
-            numbers=numbers,
-            reset_h=reset_h,
-            reset_c=reset_c,
-            lengths=lengths,
-            batch_sizes=batch_sizes,
-            offsets=offsets,
-            reset=reset,
-            reverse=reverse or index % directions == 1,
-            recompute=recompute,
-            all_states=all_states,
-        )
-        if c is not None:
-            cells.append(apart(c.to(y.dtype), CELLS[cell].cell_states))
-        finals = (h_n,) if c_n is None else (h_n, c_n)
-        return y, *(final.unsqueeze(0) for final in finals)
+    def run(indices: Sequence[int], layer_input: Tensor) -> list[tuple[Tensor, ...]]:
+        own = [
+            Direction(*_of_layer(states, i), weights[i], *_of_layer(reset_states, i))
+            for i in indices
+        ]
+        results = None
+        if directions == 2 and scan is ops.scan:
+            results = ops.bidirectional_scan(cell, layer_input, own, **options)
+        if results is None:
+            results = [
+                scan(
+                    cell, layer_input, each.h_0, each.c_0, each.weights, reset_h=each.reset_h,
+                    reset_c=each.reset_c, reverse=reverse or index == 1, **options,
+                )
+                for index, each in enumerate(own)
+            ]  # fmt: skip
+        outputs = []
+        for y, h_n, c_n, c in results:
+            if c is not None:
+                cells.append(apart(c.to(y.dtype), CELLS[cell].cell_states))
+            finals = (h_n,) if c_n is None else (h_n, c_n)
+            outputs.append((y, *(final.unsqueeze(0) for final in finals)))
+        return outputs
 
     def between(layer: int, output: Tensor) -> Tensor:
         if all_states:

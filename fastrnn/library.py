@@ -373,11 +373,22 @@ def scan_backward_arguments(
 ) -> tuple[Any, ...]:
     """The arguments of scan_backward, from what was kept, the gradients of a scan's
     results and for which of the tensors that are there gradients are needed."""
-    call: ScanCall = ctx.call
+    schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(ctx.call.present))
+    return backward_arguments(ctx.call, schedule, tensors, saved, grads, of_tensors)
+
+
+def backward_arguments(
+    call: ScanCall,
+    schedule: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    of_tensors: Sequence[bool],
+) -> tuple[Any, ...]:
+    """The arguments of scan_backward, from what a call was given and has saved."""
     if not call.save:
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
     facts = CELLS[call.cell]
-    schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(call.present))
     # torch's dispatcher resolves a view that negates everywhere but in a list that may have a None.
     of_results = [
         grad if grad is None else grad.resolve_neg()
@@ -390,6 +401,12 @@ def scan_backward_arguments(
         call.cell, of_results, tensors, call.present, *schedule, call.reverse, saved, needs,
         call.groups, call.rounds_to, call.numbers,
     )  # fmt: skip
+
+
+def halves(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """What an op of both directions has for each: one's entries lie behind the other's."""
+    middle = len(values) // 2
+    return values[:middle], values[middle:]
 
 
 def without_absent(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], list[int]]:

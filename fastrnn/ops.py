@@ -16,8 +16,9 @@ derivatives, and forward mode within forward mode, which torch gets wrong for an
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from fastrnn.library import (
     CELLS,
     DEVICES,
     DTYPES,
+    PLAIN,
     SCHEDULE,
     USER_CELLS,
     WEIGHT_RANKS,
@@ -37,9 +39,11 @@ from fastrnn.library import (
     ScanWeights,
     TensorInfo,
     accumulate_dtype,
+    backward_arguments,
     chosen,
     cpu_instruction_sets,
     extra_names,
+    halves,
     keep_for_backward,
     named,
     scan_backward_arguments,
@@ -56,6 +60,7 @@ from fastrnn.torch_internals import (
     constant_in_compile,
     in_forward_mode,
     in_old_batches,
+    is_observed,
     is_old_batch,
     rounds_to_bfloat16,
     transforms,
@@ -262,6 +267,8 @@ def _sum_groups(
 
 _scan_op = torch.ops.fastrnn.scan.default
 _scan_backward_op = torch.ops.fastrnn.scan_backward.default
+_bidirectional_scan_op = torch.ops.fastrnn.bidirectional_scan.default
+_bidirectional_scan_backward_op = torch.ops.fastrnn.bidirectional_scan_backward.default
 
 
 # --- the Functions --------------------------------------------------------------------------------
@@ -294,10 +301,10 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def mark_constants(ctx: Any, results: Sequence[Tensor]) -> None:
         facts = CELLS[ctx.call.cell]
-        seen = facts.differentiable_at
+        seen, each = facts.differentiable_at, len(facts.results)
         if facts.has_cell_state and not ctx.call.all_states:
             seen = seen[:-1]  # the cell states are the last
-        ctx.mark_non_differentiable(*[r for i, r in enumerate(results) if i not in seen])
+        ctx.mark_non_differentiable(*[r for i, r in enumerate(results) if i % each not in seen])
 
     @staticmethod
     @_with_batched_grads
@@ -359,11 +366,61 @@ class _EagerScan(torch.autograd.Function):
         # With create_graph the gradient is a node of the graph.
         others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
         arguments = scan_backward_arguments(ctx, grads, needs)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms():
+        if _is_in_graph():
             gradients = _Scan.gradients_in_graph(arguments)
         else:
             gradients = below_autograd(_scan_backward_op, *arguments)
         return (*(None,) * len(others), *where_needed(chosen(gradients, ctx.call.present), needs))
+
+
+class _EagerBidirectionalScan(torch.autograd.Function):
+    """_EagerScan of both directions of a layer, by an op that may run them side by side: from a
+    ScanCall of the first, the schedule, and the tensors of one direction behind the other's."""
+
+    @staticmethod
+    def forward(ctx: Any, call: ScanCall, *tensors: Any) -> tuple[Tensor, ...]:
+        cell, present, *flags = call
+        schedule, there = split(tensors, len(SCHEDULE))
+        results = below_autograd(_bidirectional_scan_op, cell, there, present, *schedule, *flags)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        saved = (chosen(each, CELLS[cell].saved_at) for each in halves(results))
+        ctx.save_for_backward(*tensors, *itertools.chain(*saved))
+        _Scan.mark_constants(ctx, results)
+        return tuple(results)
+
+    @staticmethod
+    @_with_batched_grads
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        first: ScanCall = ctx.call
+        others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
+        schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(needs))
+        calls = (first, first._replace(reverse=not first.reverse))
+        of_each = zip(calls, *map(halves, (tensors, saved, grads, needs)), strict=True)
+        arguments = [backward_arguments(call, schedule, *given) for call, *given in of_each]
+        gradients: Sequence[Sequence[Any]]
+        if _is_in_graph():
+            gradients = tuple(map(_Scan.gradients_in_graph, arguments))
+        else:
+            of_both = _for_both_directions(*arguments)
+            gradients = halves(below_autograd(_bidirectional_scan_backward_op, *of_both))
+        present = itertools.chain(*(chosen(each, first.present) for each in gradients))
+        return (*(None,) * len(others), *where_needed(list(present), needs))
+
+
+def _is_in_graph() -> bool:
+    """Whether a gradient that is computed now may be differentiated, or is traced."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or bool(transforms())
+
+
+def _for_both_directions(first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments of the op of both directions from those of scan_backward for each."""
+    cell, grads, tensors, present, *schedule, reverse, saved, needs, groups, rounds, numbers = first
+    _, more_grads, more_tensors, _, *_, more_saved, more_needs, _, _, _ = second
+    return (
+        cell, [*grads, *more_grads], [*tensors, *more_tensors], present, *schedule, reverse,
+        [*saved, *more_saved], [*needs, *more_needs], groups, rounds, numbers,
+    )  # fmt: skip
 
 
 class _ShortCall(NamedTuple):
@@ -393,7 +450,7 @@ class _ShortScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms():
+        if _is_in_graph():
             return _ShortScan.backward_in_graph(ctx, *grads)
         call, needs = ctx.call, ctx.needs_input_grad[2:]
         tensors, saved = split(ctx.saved_tensors, len(needs))
@@ -734,6 +791,19 @@ def _cpu_rounds(cell: str, hidden_size: int) -> bool:
         return torch.ops.fastrnn.cpu_rounds(cell, hidden_size)
 
 
+class Direction(NamedTuple):
+    """What a direction of a layer has of its own, as :func:`scan` takes it."""
+
+    h_0: Tensor
+    c_0: Tensor | None
+    weights: ScanWeights
+    reset_h: Tensor | None = None
+    reset_c: Tensor | None = None
+
+
+ScanResults: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
 def scan(
     cell: str,
     input: Tensor,
@@ -753,7 +823,7 @@ def scan(
     recompute: bool = False,
     all_states: bool = False,
     rounds_to: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> ScanResults:
     """Run one layer in one direction over a whole sequence.
 
     Args:
@@ -787,21 +857,8 @@ def scan(
         NotImplementedError: on a device without a kernel; for a derivative there is no rule for.
         RuntimeError: where shapes, dtypes or devices do not fit.
     """
-    if input.device.type not in DEVICES:
-        here = " and ".join(device for device in DEVICES if device != "meta")
-        raise NotImplementedError(
-            f"fastrnn has no kernel for device '{input.device}' in this build, only for {here}; "
-            "move the module and its input, or use torch.nn's module there"
-        )
+    tensors = _in_table(cell, input, Direction(h_0, c_0, weights, reset_h, reset_c), extras)
     facts = CELLS[cell]
-    by_name = {
-        "input": input, "h_0": h_0, "c_0": c_0, **weights._asdict(), "reset_h": reset_h,
-        "reset_c": reset_c, **dict(zip(extra_names(len(extras)), extras, strict=True)),
-    }  # fmt: skip
-    tensors = [by_name.pop(info.name, None) for info in facts.tensors]
-    for name, tensor in by_name.items():
-        if tensor is not None:
-            raise RuntimeError(f"fastrnn: {cell} has no {name}")
     all_states = all_states and facts.has_cell_state
     if rounds_to is None:
         rounds_to = _allowed_rounding(input)
@@ -840,8 +897,77 @@ def scan(
         results = _EagerScan.apply(call, *map(_savable, (*schedule, *there)))
     else:
         results = below_autograd(torch.ops.fastrnn.scan, *op_arguments(False))
+    return _seen_of(facts, results, all_states)
+
+
+def _in_table(
+    cell: str, input: Tensor, own: Direction, extras: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The tensors of a scan in the order of the cell's table."""
+    if input.device.type not in DEVICES:
+        here = " and ".join(device for device in DEVICES if device != "meta")
+        raise NotImplementedError(
+            f"fastrnn has no kernel for device '{input.device}' in this build, only for {here}; "
+            "move the module and its input, or use torch.nn's module there"
+        )
+    by_name = {
+        "input": input, **own._asdict(), **own.weights._asdict(),
+        **dict(zip(extra_names(len(extras)), extras, strict=True)),
+    }  # fmt: skip
+    del by_name["weights"]
+    tensors = [by_name.pop(info.name, None) for info in CELLS[cell].tensors]
+    for name, tensor in by_name.items():
+        if tensor is not None:
+            raise RuntimeError(f"fastrnn: {cell} has no {name}")
+    return tensors
+
+
+def _seen_of(facts: CellFacts, results: Sequence[Tensor], all_states: bool) -> ScanResults:
+    """What a scan's caller sees of its results."""
     of = named(facts.results, results)
     return of["y"], of["h_n"], of.get("c_n"), of["cells"] if all_states else None
+
+
+def bidirectional_scan(
+    cell: str, input: Tensor, directions: Sequence[Direction], **options: Any
+) -> list[ScanResults] | None:
+    """:func:`scan` of a layer's forward and of its reverse direction by one node of the graph,
+    whose op runs them side by side, on a thread each, where that suits them.
+
+    Args:
+        cell, input: as for :func:`scan`.
+        directions: what each has of its own, the forward one first.
+        options: what :func:`scan` takes by name, but ``reverse`` and what a direction has.
+
+    Returns:
+        what :func:`scan` returns, for each direction; or None where a scan follows the other: on
+        one thread, without gradients, on a GPU, or where something looks at the call.
+    """
+    if is_observed() or not (runs_side_by_side(input) and torch.is_grad_enabled()):
+        return None
+    (there, present), (more, of_more) = (
+        without_absent(_in_table(cell, input, own, options.get("extras", ()))) for own in directions
+    )
+    tensors = (*there, *more)
+    is_plain = PLAIN.issuperset(map(type, tensors)) and present == of_more
+    if not is_plain or not direct.need_grad(*tensors):
+        return None
+    facts, rounds_to = CELLS[cell], options.get("rounds_to")
+    if rounds_to is None:
+        rounds_to = _allowed_rounding(input)
+    all_states = options.get("all_states", False) and facts.has_cell_state
+    call = ScanCall(
+        cell, present, False, True, options.get("recompute", False), all_states, 0, rounds_to,
+        options.get("numbers", ()),
+    )  # fmt: skip
+    schedule = [options.get(name) for name in SCHEDULE]
+    results = _EagerBidirectionalScan.apply(call, *map(_savable, (*schedule, *tensors)))
+    return [_seen_of(facts, each, all_states) for each in halves(results)]
+
+
+def runs_side_by_side(input: Tensor) -> bool:
+    """Whether there is a thread for each of two directions; for eager mode."""
+    return input.is_cpu and torch.get_num_threads() > 1
 
 
 class FlatWeights(NamedTuple):
@@ -877,6 +1003,22 @@ def scan_flat(
         _, present, *flags = call._replace(save=False)
         results = below_autograd(_scan_op, cell, tensors, present, *_NO_SCHEDULE, *flags)
     return results[: 2 + CELLS[cell].has_cell_state]
+
+
+def bidirectional_scan_flat(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Sequence[Tensor]],
+    weights: Sequence[Sequence[Tensor]],
+    recompute: bool,
+    flat: FlatWeights | None = None,
+) -> list[Sequence[Tensor]]:
+    """As :func:`bidirectional_scan`, where :func:`scan_flat` may be called and saves; states and
+    weights are those of each direction."""
+    call = _plain_call(cell, flat or _flat_weights(len(weights[0])), False, recompute)
+    tensors = [(input, *of_each) for of_each in map(itertools.chain, states, weights)]
+    results = _EagerBidirectionalScan.apply(call, *_NO_SCHEDULE, *itertools.chain(*tensors))
+    return [each[: 2 + CELLS[cell].has_cell_state] for each in halves(results)]
 
 
 def short_scan(

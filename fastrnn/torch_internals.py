@@ -39,6 +39,7 @@ __all__ = [
     "inject_parametrizations",
     "is_eager",
     "is_jit_traced",
+    "is_observed",
     "is_old_batch",
     "is_profiled",
     "is_transformed",
@@ -85,15 +86,21 @@ def is_transformed() -> bool:
     )
 
 
-def is_eager() -> bool:
-    """Whether no tracer, transform or mode looks at this call."""
-    return not (
+def is_observed() -> bool:
+    """Whether a tracer, transform or mode looks at this call."""
+    return bool(
         _is_compiling()
-        or is_transformed()
+        or _tracing_state() is not None
+        or current_transform() is not None
+        or forward_ad._current_level >= 0
         or _count_dispatch_modes()
         or _count_function_modes()
-        or torch.is_autocast_enabled("cpu")
     )
+
+
+def is_eager() -> bool:
+    """Whether nothing looks at this call, and autocast does not change its tensors."""
+    return not (is_observed() or torch.is_autocast_enabled("cpu"))
 
 
 def transforms() -> list[Any]:

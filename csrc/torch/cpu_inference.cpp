@@ -139,18 +139,6 @@ ScanInputs inference_inputs(std::string cell, const Tensor& input, std::vector<d
   return in;
 }
 
-// Tells whether two directions run best side by side, each on a thread of its own: a step leaves other threads idle, or
-// two would share its units and meet at every step.
-template <class S>
-bool suit_a_thread_each(const Kernels<S>& kernels, const std::string& cell, const ScanParams<S>& p,
-                        const ScanSizes& sizes, int64_t rows) {
-  if (present_team_for(sizes, 2 * rows).threads() == 1) return false;
-  const Team team = present_team_for(sizes, rows);
-  if (team.threads() == 1) return true;
-  const Choice choice = kernels.choice(cell, p, team);
-  return !choice.not_in_lanes.empty() && choice.grid.row_groups == 1 && choice.grid.unit_groups <= 2;
-}
-
 // Returns the last layer's output and the final states.
 Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_states, const StackWeights& all,
                   int64_t layers, int64_t directions) {

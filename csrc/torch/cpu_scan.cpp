@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -19,13 +20,14 @@ std::string available_instruction_sets() { return instruction_sets(true); }
 
 std::string current_instruction_set() { return std::string(instruction_set().name); }
 
-// Calls f(samples, group, schedule, team) once for all samples, or for each group if groups have weights of their own:
-// those are independent scans, which run side by side if there are at least as many groups as threads.
+// Calls f(samples, group, schedule, team) once for all samples, on one thread if they are told to, or for each group if
+// groups have weights of their own: those are independent scans, which run side by side if there are at least as many
+// groups as threads.
 template <class F>
-void for_groups(const ScanInputs& in, const ScanSizes& sizes, F&& f) {
+void for_groups(const ScanInputs& in, const ScanSizes& sizes, bool on_one_thread, F&& f) {
   if (!has_own_weights(in)) {
     const HostSchedule host(in, sizes, {});
-    return f(Samples{}, 0, host.schedule, present_team_for(sizes, host.rows));
+    return f(Samples{}, 0, host.schedule, on_one_thread ? team_of(1) : present_team_for(sizes, host.rows));
   }
   const auto run = [&](int64_t group, bool alone) {
     const Samples samples{in.groups, group};
@@ -79,40 +81,122 @@ ScanGradients<S> of_samples(ScanGradients<S> d, Samples samples) {
   return d;
 }
 
-std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) {
+ScanSizes checked_sizes(const ScanInputs& in) {
   const ScanSizes sizes = check_sizes(in);
   check_inputs(in, sizes);
-  const PerResult<OptionalTensor> results = new_results(in, sizes, flags, new_sequence);
-  const std::vector<int64_t> of_steps = step_starts(in);
-  const RowStarts starts = row_starts(in, of_steps);
-  const InstructionSet& set = instruction_set();
-  dispatch_storage(in, sizes, set, [&]<class S>() {
-    const Kernels<S>& kernels = kernels_for<S>(in.cell, set);
-    for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
-      const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
-      kernels.forward(in.cell, of_samples(p, samples, schedule), team);
-    });
-  });
-  return list_of(results, in.facts);
+  return sizes;
 }
 
-std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) {
-  const ScanSizes sizes = check_sizes(in);
-  check_inputs(in, sizes);
-  check_saved(in, sizes, saved);
-  const PerTensor<OptionalTensor> gradients = new_gradients(in, sizes, saved.needs, new_sequence);
+// Calls f(kernels, starts, samples, group, schedule, team) for what for_groups gives.
+template <class F>
+void run_groups(const ScanInputs& in, const ScanSizes& sizes, const InstructionSet& set, bool on_one_thread, F&& f) {
   const std::vector<int64_t> of_steps = step_starts(in);
   const RowStarts starts = row_starts(in, of_steps);
-  const InstructionSet& set = instruction_set();
   dispatch_storage(in, sizes, set, [&]<class S>() {
     const Kernels<S>& kernels = kernels_for<S>(in.cell, set);
-    for_groups(in, sizes, [&](Samples samples, int64_t group, const Schedule& schedule, const Team& team) {
-      const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
-      const ScanGradients<S> d = scan_gradients<S>(saved, gradients, starts, group, samples.step > 1 ? 1 : in.groups);
-      kernels.backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
-    });
+    for_groups(in, sizes, on_one_thread, [&](const auto&... of_group) { f(kernels, starts, of_group...); });
   });
-  return list_of(gradients, in.facts);
+}
+
+// The forward pass of a direction. Its results are allocated first, and run() writes them.
+struct ForwardPass {
+  const ScanInputs& in;
+  const ScanSizes sizes;
+  const PerResult<OptionalTensor> results;
+
+  ForwardPass(const ScanInputs& inputs, const ScanFlags& flags)
+      : in(inputs), sizes(checked_sizes(in)), results(new_results(in, sizes, flags, new_sequence)) {}
+
+  void run(const InstructionSet& set, bool on_one_thread) const {
+    run_groups(in, sizes, set, on_one_thread,
+               [&]<class S>(const Kernels<S>& kernels, RowStarts starts, Samples samples, int64_t group,
+                            const Schedule& schedule, const Team& team) {
+                 const auto p = forward_params<ScanParams<S>>(in, sizes, results, starts, group);
+                 kernels.forward(in.cell, of_samples(p, samples, schedule), team);
+               });
+  }
+};
+
+// The same of the backward pass, whose results are gradients.
+struct BackwardPass {
+  const ScanInputs& in;
+  const ScanSaved& saved;
+  const ScanSizes sizes;
+  const PerTensor<OptionalTensor> results;
+
+  BackwardPass(const ScanInputs& inputs, const ScanSaved& of_forward)
+      : in(inputs), saved(of_forward), sizes(checked_sizes(in)), results(new_results()) {}
+
+  void run(const InstructionSet& set, bool on_one_thread) const {
+    run_groups(in, sizes, set, on_one_thread,
+               [&]<class S>(const Kernels<S>& kernels, RowStarts starts, Samples samples, int64_t group,
+                            const Schedule& schedule, const Team& team) {
+                 const auto p = backward_params<ScanParams<S>>(in, sizes, saved, starts, group);
+                 const int64_t groups = samples.step > 1 ? 1 : in.groups;
+                 const ScanGradients<S> d = scan_gradients<S>(saved, results, starts, group, groups);
+                 kernels.backward(in.cell, of_samples(p, samples, schedule), of_samples(d, samples), team);
+               });
+  }
+
+ private:
+  PerTensor<OptionalTensor> new_results() const {
+    check_saved(in, sizes, saved);
+    return new_gradients(in, sizes, saved.needs, new_sequence);
+  }
+};
+
+// Whether the directions of two passes run best on a thread each.
+template <class Pass>
+bool suit_a_thread_each(const Pass& pass, const InstructionSet& set) {
+  const ScanInputs& in = pass.in;
+  if (has_own_weights(in)) return false;
+  const HostSchedule host(in, pass.sizes, {});
+  const std::vector<int64_t> of_steps = step_starts(in);
+  bool suit = false;
+  dispatch_storage(in, pass.sizes, set, [&]<class S>() {
+    auto p = scan_params<ScanParams<S>>(in, pass.sizes, row_starts(in, of_steps), 0);
+    p.schedule = host.schedule;
+    suit = suit_a_thread_each(kernels_for<S>(in.cell, set), in.cell, p, pass.sizes, host.rows);
+  });
+  return suit;
+}
+
+template <class Pass>
+std::vector<Tensor> run_one(const Pass& pass) {
+  pass.run(instruction_set(), false);
+  return list_of(pass.results, pass.in.facts);
+}
+
+// Runs two directions of a layer, which have the same sizes.
+template <class Pass>
+std::vector<Tensor> run_both(const Pass& first, const Pass& second) {
+  const std::array passes{&first, &second};
+  const InstructionSet& set = instruction_set();
+  if (suit_a_thread_each(first, set)) {
+    torch::stable::parallel_for(0, passes.size(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t direction = begin; direction < end; ++direction) passes[direction]->run(set, true);
+    });
+  } else {
+    for (const Pass* pass : passes) pass->run(set, false);
+  }
+  std::vector<Tensor> results = list_of(first.results, first.in.facts), more = list_of(second.results, second.in.facts);
+  results.insert(results.end(), more.begin(), more.end());
+  return results;
+}
+
+std::vector<Tensor> scan(const ScanInputs& in, const ScanFlags& flags) { return run_one(ForwardPass(in, flags)); }
+
+std::vector<Tensor> scan_backward(const ScanInputs& in, const ScanSaved& saved) {
+  return run_one(BackwardPass(in, saved));
+}
+
+std::vector<Tensor> bidirectional_scan(const std::array<ScanInputs, 2>& in, const ScanFlags& flags) {
+  return run_both(ForwardPass(in[0], flags), ForwardPass(in[1], flags));
+}
+
+std::vector<Tensor> bidirectional_scan_backward(const std::array<ScanInputs, 2>& in,
+                                                const std::array<ScanSaved, 2>& saved) {
+  return run_both(BackwardPass(in[0], saved[0]), BackwardPass(in[1], saved[1]));
 }
 
 // What scan would do with these arguments, or with those of each group if groups have weights of their own.
@@ -159,9 +243,14 @@ std::string scan_choice(const ScanInputs& in, const ScanFlags&) {
   return answer.text();
 }
 
+using BidirectionalScan = ScanOp<bidirectional_scan, 2>;
+using BidirectionalScanBackward = ScanBackwardOp<bidirectional_scan_backward, 2>;
+
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("scan", TORCH_BOX(&ScanOp<scan>::call));
   m.impl("scan_backward", TORCH_BOX(&ScanBackwardOp<scan_backward>::call));
+  m.impl("bidirectional_scan", TORCH_BOX(&BidirectionalScan::call));
+  m.impl("bidirectional_scan_backward", TORCH_BOX(&BidirectionalScanBackward::call));
   m.impl("scan_choice", TORCH_BOX(&ScanOp<scan_choice>::call));
 }
 

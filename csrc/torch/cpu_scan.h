@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/tuning.h"
 #include "torch/instruction_sets.h"
 #include "torch/op.h"
 
@@ -110,6 +111,19 @@ const Kernels<S>& kernels_for(const std::string& cell, const InstructionSet& set
                   "' is not compiled for dtype ", std::string(kTypeName<S>), " and instruction set ",
                   std::string(cell_instruction_set(set)), "; fastrnn.cells.build compiles it");
   return kernels<S>(set);
+}
+
+// Tells whether two directions run best side by side, each on a thread of its own: a step leaves other threads idle, or
+// two would share it though either keeps the weights near. Then nobody waits at a barrier, or for the next chunk.
+template <class S>
+bool suit_a_thread_each(const Kernels<S>& kernels, const std::string& cell, const ScanParams<S>& p,
+                        const ScanSizes& sizes, int64_t rows) {
+  if (present_team_for(sizes, 2 * rows).threads() == 1) return false;
+  const Team team = present_team_for(sizes, rows);
+  if (team.threads() == 1) return true;
+  const int64_t step_bytes = sizes.cell.recurrent_gates * sizes.H * sizes.R * static_cast<int64_t>(sizeof(S));
+  const Grid grid = kernels.choice(cell, p, team).grid;
+  return grid.row_groups * grid.unit_groups <= 2 && static_cast<double>(step_bytes) <= tuning().near_bytes();
 }
 
 // Returns the row at which each step of a packed input starts.

@@ -53,29 +53,58 @@ inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tenso
           std::move(numbers)};
 }
 
-// The ops as the dispatcher calls them: their parameters are those of the schemas in ops.cpp.
-template <auto kFunction>  // (const ScanInputs&, const ScanFlags&)
+// What a list has for one of an op's directions: an op of both has the entries of the second behind those of the first.
+template <class Entry>
+std::vector<Entry> share_of(const std::vector<Entry>& list, const char* list_name, size_t direction,
+                            size_t directions) {
+  STD_TORCH_CHECK(list.size() % directions == 0, "fastrnn: ", list_name, " has ", list.size(),
+                  " entries, expected as many for each of ", directions, " directions");
+  const auto count = static_cast<std::ptrdiff_t>(list.size() / directions);
+  const auto first = list.begin() + static_cast<std::ptrdiff_t>(direction) * count;
+  return {first, first + count};
+}
+
+// Returns make(0), or for two directions an array of make(0) and make(1).
+template <size_t kDirections, class Make>
+auto for_directions(Make&& make) {
+  if constexpr (kDirections == 1)
+    return make(0);
+  else
+    return std::array{make(0), make(1)};
+}
+
+// The ops as the dispatcher calls them: their parameters are those of the schemas in ops.cpp. The second direction
+// walks against the first.
+template <auto kFunction, size_t kDirections = 1>  // (const ScanInputs&, const ScanFlags&), or an array of inputs
 struct ScanOp {
   static auto call(std::string cell, std::vector<Tensor> tensors, std::vector<int64_t> present, OptionalTensor lengths,
                    OptionalTensor batch_sizes, OptionalTensor offsets, OptionalTensor reset, bool reverse, bool save,
                    bool recompute, bool all_states, int64_t groups, std::string rounds_to,
                    std::vector<double> numbers) {
-    return kFunction(
-        scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, rounds_to, numbers),
-        {save, recompute, all_states});
+    const auto in = for_directions<kDirections>([&](size_t direction) {
+      return scan_inputs(cell, share_of(tensors, "tensors", direction, kDirections), present, lengths, batch_sizes,
+                         offsets, reset, reverse != (direction == 1), groups, rounds_to, numbers);
+    });
+    return kFunction(in, ScanFlags{save, recompute, all_states});
   }
 };
 
-template <auto kFunction>  // (const ScanInputs&, const ScanSaved&)
+template <auto kFunction, size_t kDirections = 1>  // (const ScanInputs&, const ScanSaved&), or arrays of both
 struct ScanBackwardOp {
   static auto call(std::string cell, std::vector<OptionalTensor> grads, std::vector<Tensor> tensors,
                    std::vector<int64_t> present, OptionalTensor lengths, OptionalTensor batch_sizes,
                    OptionalTensor offsets, OptionalTensor reset, bool reverse, std::vector<Tensor> saved,
                    std::vector<bool> needs, int64_t groups, std::string rounds_to, std::vector<double> numbers) {
-    const ScanInputs in =
-        scan_inputs(cell, tensors, present, lengths, batch_sizes, offsets, reset, reverse, groups, rounds_to, numbers);
-    return kFunction(in,
-                     {gradients_of(grads, in.facts), saved_of(saved, in.facts), flags_of("needs", needs, in.facts)});
+    const auto in = for_directions<kDirections>([&](size_t direction) {
+      return scan_inputs(cell, share_of(tensors, "tensors", direction, kDirections), present, lengths, batch_sizes,
+                         offsets, reset, reverse != (direction == 1), groups, rounds_to, numbers);
+    });
+    const CellFacts facts = cell_facts(cell);
+    return kFunction(in, for_directions<kDirections>([&](size_t direction) {
+                       return ScanSaved{gradients_of(share_of(grads, "grads", direction, kDirections), facts),
+                                        saved_of(share_of(saved, "saved", direction, kDirections), facts),
+                                        flags_of("needs", share_of(needs, "needs", direction, kDirections), facts)};
+                     }));
   }
 };
 

@@ -17,6 +17,16 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, str rounds_to=\"\", "
       "float[] numbers=[]) "
       "-> Tensor[]");
+  // The same for both directions of a layer, of the same sizes, which run side by side where a thread each suits them.
+  // Each list has the entries of one direction and then those of the other, which walks against it.
+  m.def(
+      "bidirectional_scan(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, "
+      "Tensor? offsets, Tensor? reset, bool reverse, bool save, bool recompute=False, bool all_states=False, "
+      "int groups=0, str rounds_to=\"\", float[] numbers=[]) -> Tensor[]");
+  m.def(
+      "bidirectional_scan_backward(str cell, Tensor?[] grads, Tensor[] tensors, int[] present, Tensor? lengths, "
+      "Tensor? batch_sizes, Tensor? offsets, Tensor? reset, bool reverse, Tensor[] saved, bool[] needs, int groups=0, "
+      "str rounds_to=\"\", float[] numbers=[]) -> Tensor[]");
   m.def(
       "scan_choice(str cell, Tensor[] tensors, int[] present, Tensor? lengths, Tensor? batch_sizes, Tensor? offsets, "
       "Tensor? reset, "

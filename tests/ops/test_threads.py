@@ -74,6 +74,19 @@ def test_set_num_threads_rules(threads):
     assert threads_used(tiny, threads) == 0
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("call", ["y = layer(x)[0]", "layer(x)[0].sum().backward()"])
+def test_directions_run_side_by_side(call):
+    """Each direction of this layer is too small for two threads."""
+    for bidirectional in (False, True):
+        layer = f"fastrnn.RNN(64, 64, bidirectional={bidirectional})"
+        grad = "backward" in call
+        code = (
+            f"torch.set_grad_enabled({grad}); layer, x = {layer}, torch.randn(100, 1, 64); {call}"
+        )
+        assert threads_used(code, 2) == bidirectional
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child():
     """The pool of OpenMP does not survive a fork: a child that used it would wait for ever."""
