@@ -112,7 +112,7 @@ struct Tile {
   int64_t a_depth;
   const E* b;  // row k at b[k * b_depth], vecs wide; of pairs, rows k and k + 1
   int64_t b_depth;
-  const E* ahead;  // for every k, or pair of them, a cache line is fetched, ahead_depth apart
+  const E* ahead;  // for every k, or pair of them, a cache line is fetched, ahead_depth apart, unless rows are few
   int64_t ahead_depth;
   const A* init;  // [vecs]; null means 0
   A* out;         // row r at out[r * out_row]
@@ -120,10 +120,25 @@ struct Tile {
   bool add;  // the tile is added to what out holds
 };
 
+// Makes the compiler load a vector once: one of few uses it loads again for each, as an operand of a multiply-add,
+// though a core may begin no more loads of whole vectors in a cycle than multiply-adds.
+template <class Raw>
+FASTRNN_FN void keep_in_register([[maybe_unused]] Raw& raw) {
+#if defined(FASTRNN_ISA_AVX512)
+  asm("" : "+v"(raw));
+#elif defined(FASTRNN_ISA_AVX2)
+  asm("" : "+x"(raw));
+#endif
+}
+
 // A vector of b, the same of a in every lane, and their products summed.
 template <class E>
 struct Factor {
   Vec<E> values;
+
+  FASTRNN_FN void keep() {
+    if constexpr (!kDual<E>) keep_in_register(values.raw);
+  }
 
   FASTRNN_FN static Factor load(const E* p) { return {Vec<E>::load(p)}; }
   FASTRNN_FN static Factor broadcast(const E* p) { return {Vec<E>(*p)}; }
@@ -135,6 +150,7 @@ template <>
 struct Factor<BFloat16> {
   __m512i values;
 
+  FASTRNN_FN void keep() { keep_in_register(values); }
   FASTRNN_FN static Factor load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
   FASTRNN_FN static Factor broadcast(const BFloat16* p) {
     int32_t pair;
@@ -152,12 +168,17 @@ struct Factor<BFloat16> {
 };
 #endif
 
+// With so few rows a core is as busy with loads as with multiply-adds: to fetch a line ahead would cost more than it
+// saves.
+constexpr int kRowsThatLoad = 3;
+
 template <class E, int kRows, int kVecs>
 [[gnu::noinline]] void micro_kernel(const Tile<E>& tile) {
   using A = Accumulate<E>;
   using V = Vec<A>;
   using F = Factor<E>;
   constexpr int kStep = kFactorDepth<E>;
+  constexpr bool kKeeps = kRows > 1 && (kRows + 1) * kVecs < kRegisters;
   V acc[kRows][kVecs];
   FASTRNN_UNROLL(12)
   for (int r = 0; r < kRows; ++r) {
@@ -169,10 +190,13 @@ template <class E, int kRows, int kVecs>
   const E* ahead = tile.ahead;
   const int64_t a_row = tile.a_row;
   for (int64_t k = 0; k < tile.depth; k += kStep) {
-    __builtin_prefetch(ahead);
+    if constexpr (kRows > kRowsThatLoad) __builtin_prefetch(ahead);
     F panel[kVecs];
     FASTRNN_UNROLL(4)
-    for (int v = 0; v < kVecs; ++v) panel[v] = F::load(b + v * kStep * V::kWidth);
+    for (int v = 0; v < kVecs; ++v) {
+      panel[v] = F::load(b + v * kStep * V::kWidth);
+      if constexpr (kKeeps) panel[v].keep();
+    }
     FASTRNN_UNROLL(12)
     for (int r = 0; r < kRows; ++r) {
       const F x = F::broadcast(a + r * a_row);
