@@ -48,32 +48,32 @@ struct CellUpdate {
   };
 
   // As many vectors go side by side as hide their latency and fit the registers: those of a panel, or where it has but
-  // one, two rows of a panel or two panels of a single row. An odd one goes as both, which takes no code of its own.
+  // one, two of the rows of all panels. An odd one goes as both, which takes no code of its own.
   static void forward(ForwardScan<S>& scan, const ForwardRows<S>& rows) {
     const int64_t gx_row = scan.gx_row_;
     const A* const gx_rows = scan.gx_.get() + (rows.chunk_row + rows.first) * gx_row;
     if constexpr (kUnitVecs == 1) {
       constexpr int64_t kGxWidth = kInputGates * V::kWidth;
-      const bool across_panels = rows.count == 1;
-      const int64_t row_step = across_panels ? 0 : 1;
-      const int64_t unit_step = across_panels ? V::kWidth : 0;
-      const int64_t gx_step = across_panels ? kGxWidth : gx_row;
-      const int64_t steps = across_panels ? rows.panels.size() : rows.count;
+      const int64_t last = scan.w_hh_.panels() - 1, last_gate = scan.w_hh_.gate_distance(last);
+      int64_t panel = rows.panels.begin, i = 0;
+      const A* gx = gx_rows + panel * kGxWidth;
       const A* gh = rows.gh;
-      for (int64_t panel = rows.panels.begin; panel < (across_panels ? rows.panels.begin + 1 : rows.panels.end);
-           ++panel) {
-        const int64_t gh_row = scan.w_hh_.columns(panel);
-        const auto place = [&](int64_t i) FASTRNN_LAMBDA {
-          return Place{rows.first + i * row_step, panel * V::kWidth + i * unit_step,
-                       gx_rows + panel * kGxWidth + i * gx_step, gh + i * gh_row,
-                       scan.w_hh_.gate_distance(across_panels ? panel + i : panel)};
-        };
-        for (int64_t i = 0; i < steps; i += kTogether) {
-          std::array<Place, kTogether> places;
-          for (int q = 0; q < kTogether; ++q) places[q] = place(std::min(i + q, steps - 1));
-          forward(scan, rows, places);
+      const auto next_place = [&]() FASTRNN_LAMBDA {
+        const int64_t gate = panel == last ? last_gate : V::kWidth;
+        const Place place{rows.first + i, panel * V::kWidth, gx, gh, gate};
+        gx += gx_row;
+        gh += round_up_to_vec<A>(kRecurrentGates * gate);
+        if (++i == rows.count) {
+          i = 0;
+          gx = gx_rows + ++panel * kGxWidth;
         }
-        gh += rows.count * gh_row;
+        return place;
+      };
+      for (int64_t left = rows.panels.size() * rows.count; left > 0; left -= kTogether) {
+        std::array<Place, kTogether> places;
+        places[0] = next_place();
+        for (int q = 1; q < kTogether; ++q) places[q] = q < left ? next_place() : places[0];
+        forward(scan, rows, places);
       }
     } else {
       const A* gh = rows.gh;

@@ -165,7 +165,8 @@ class PackedWeights {
  private:
   int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
 
-  void pack(int64_t panel, Range depths, E* out) const {
+  // Kept apart from the products of weights that are packed already.
+  [[gnu::noinline]] void pack(int64_t panel, Range depths, E* out) const {
     const int64_t out_row = columns(panel), lanes = gate_distance(panel);
     if (lanes < Vec<A>::kWidth) std::fill_n(out, depths.size() * out_row, E{});  // gates need not fill the last vector
     for_vecs(panel, [&](int64_t row, int64_t units, int64_t column) {
@@ -223,7 +224,7 @@ class PackedWeights {
   }
 
   // Widens pairs of bfloat16.
-  void widen(int64_t panel, int64_t k, int64_t depth, Slice& out) const {
+  [[gnu::noinline]] void widen(int64_t panel, int64_t k, int64_t depth, Slice& out) const {
     if constexpr (std::is_same_v<S, float>) {
       const int32_t* from = kept_.words() + word_at(kept_.type, panel, k);
       const int64_t row = columns(panel);

@@ -167,8 +167,8 @@ void multiply_int8(int64_t rows, const Int8Rows& a, const int32_t* weights, int6
   if (r < rows) multiply_int8_rows<kDotUnit, 1>(a, r, weights, vecs, scales, init, out, out_row);
 }
 
-inline void multiply_int8(int64_t rows, const Int8Rows& a, const int32_t* weights, int64_t vecs, const float* scales,
-                          const float* init, float* out, int64_t out_row) {
+[[gnu::noinline]] inline void multiply_int8(int64_t rows, const Int8Rows& a, const int32_t* weights, int64_t vecs,
+                                            const float* scales, const float* init, float* out, int64_t out_row) {
   if constexpr (kMayHaveDotUnit)
     if (has_dot_unit()) return multiply_int8<true>(rows, a, weights, vecs, scales, init, out, out_row);
   multiply_int8<false>(rows, a, weights, vecs, scales, init, out, out_row);
