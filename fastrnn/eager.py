@@ -22,8 +22,8 @@ from fastrnn.ops import (
     FlatWeights,
     ScanWeights,
     bidirectional_scan_flat,
+    may_run_side_by_side,
     rounds,
-    runs_side_by_side,
     scan_flat,
     short_scan,
 )
@@ -232,8 +232,8 @@ def _layer_by_layer(
     flat: FlatWeights | None,
     saves: bool,
 ) -> list[Tensor]:
-    """What the op `stack` returns, layer and direction one by one, by a node of the graph for each
-    if backward is to come."""
+    """What the op `stack` returns, layer by layer, by a node of the graph for each direction or for
+    both if backward is to come."""
     each = len(weights) // entries
     own_weights = [[*weights[i * each : (i + 1) * each], *extras] for i in range(entries)]
     flags = (recompute, flat)
@@ -250,14 +250,11 @@ def _layer_by_layer(
         return y, *(final.unsqueeze(0) for final in finals)
 
     def run(indices: Sequence[int], layer_input: Tensor) -> Sequence[Sequence[Tensor]]:
-        is_pair = directions == 2 and saves and runs_side_by_side(layer_input)
-        if not is_pair or _is_tiny(cell, layer_input, weights[0]):
+        own = [own_weights[index] for index in indices]
+        if directions == 1 or not saves or not _are_a_pair(cell, layer_input, own, recompute):
             return [run_one(index, layer_input) for index in indices]
-        of_pair = (
-            [[state[index] for state in states] for index in indices],
-            [own_weights[index] for index in indices],
-        )
-        results = bidirectional_scan_flat(cell, layer_input, *of_pair, *flags)
+        own_states = [[state[index] for state in states] for index in indices]
+        results = bidirectional_scan_flat(cell, layer_input, own_states, own, flat)
         return [(y, *(final.unsqueeze(0) for final in finals)) for y, *finals in results]
 
     output, finals = over_layers(input, entries, directions, run)
@@ -268,8 +265,15 @@ def _layer_by_layer(
 _MOST_TINY = 1 << 17
 
 
-def _is_tiny(cell: str, input: Tensor, weight_ih: Tensor) -> bool:
-    return input.numel() * weight_ih.size(0) <= _MOST_TINY * CELLS[cell].input_gates
+def _are_a_pair(
+    cell: str, input: Tensor, weights: Sequence[Sequence[Tensor]], recompute: bool
+) -> bool:
+    """Whether the directions of a layer, each with these weights, train as one node."""
+    weight_ih, weight_hh = weights[0][:2]
+    if input.numel() * weight_ih.size(0) <= _MOST_TINY * CELLS[cell].input_gates:
+        return False
+    is_trained = input.requires_grad or all(need_grad(*own) for own in weights)
+    return is_trained and may_run_side_by_side(input, weight_hh, recompute)
 
 
 def run_cell(

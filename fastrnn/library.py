@@ -352,43 +352,68 @@ class ScanCall(NamedTuple):
     numbers: Sequence[float]
 
 
+class ScanBackwardCall(NamedTuple):
+    """What the op `scan_backward` takes, in its order."""
+
+    cell: str
+    grads: Sequence[Tensor | None]
+    tensors: Sequence[Tensor]
+    present: Sequence[int]
+    lengths: Tensor | None
+    batch_sizes: Tensor | None
+    offsets: Tensor | None
+    reset: Tensor | None
+    reverse: bool
+    saved: Sequence[Tensor]
+    needs: Sequence[bool]
+    groups: int
+    rounds_to: str
+    numbers: Sequence[float]
+
+    def beside(self, other: ScanBackwardCall) -> ScanBackwardCall:
+        """The call of the op of both directions, whose lists have the other's entries behind."""
+        return self._replace(
+            grads=[*self.grads, *other.grads],
+            tensors=[*self.tensors, *other.tensors],
+            saved=[*self.saved, *other.saved],
+            needs=[*self.needs, *other.needs],
+        )
+
+
 def setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     """Keep what differentiates a scan; inputs are the op's arguments."""
     cell, tensors, present, *others = inputs
     schedule, flags = split(others, len(SCHEDULE))
-    keep_for_backward(ctx, ScanCall(cell, present, *flags), (*schedule, *tensors), output)
+    keep_for_backward(ctx, ScanCall(cell, present, *flags), [((*schedule, *tensors), output)])
 
 
 def keep_for_backward(
-    ctx: Any, call: ScanCall, tensors: Sequence[Tensor | None], output: Sequence[Tensor]
+    ctx: Any,
+    call: ScanCall,
+    scans: Iterable[tuple[Sequence[Tensor | None], Sequence[Tensor]]],
 ) -> None:
-    """Keep the call, its schedule with the cell's tensors behind it, and what the scan saved."""
+    """Keep the call, and of each scan the schedule with the cell's tensors behind it, and what it
+    saved of its results."""
     ctx.call = call
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *chosen(output, CELLS[call.cell].saved_at))
+    saved_at = CELLS[call.cell].saved_at
+    ctx.save_for_backward(
+        *(kept for given, results in scans for kept in (*given, *chosen(results, saved_at)))
+    )
 
 
-def scan_backward_arguments(
-    ctx: Any, grads: Sequence[Tensor | None], of_tensors: Sequence[bool]
-) -> tuple[Any, ...]:
-    """The arguments of scan_backward, from what was kept, the gradients of a scan's
-    results and for which of the tensors that are there gradients are needed."""
-    schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(ctx.call.present))
-    return backward_arguments(ctx.call, schedule, tensors, saved, grads, of_tensors)
-
-
-def backward_arguments(
+def scan_backward_call(
     call: ScanCall,
-    schedule: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    saved: Sequence[Tensor],
+    kept: Sequence[Any],
     grads: Sequence[Tensor | None],
     of_tensors: Sequence[bool],
-) -> tuple[Any, ...]:
-    """The arguments of scan_backward, from what a call was given and has saved."""
+) -> ScanBackwardCall:
+    """From a call, what was kept of it, the gradients of its results and for which of the tensors
+    that are there gradients are needed."""
     if not call.save:
         raise RuntimeError("fastrnn: this graph was traced without gradients (torch.no_grad)")
     facts = CELLS[call.cell]
+    schedule, tensors, saved = split(kept, len(SCHEDULE), len(call.present))
     # torch's dispatcher resolves a view that negates everywhere but in a list that may have a None.
     of_results = [
         grad if grad is None else grad.resolve_neg()
@@ -397,10 +422,10 @@ def backward_arguments(
     if facts.has_cell_state and not call.all_states:
         of_results[-1] = None  # of the cell states, which the caller does not see
     needs = [bool(need) for need in with_absent(facts.tensors, of_tensors, call.present)]
-    return (
+    return ScanBackwardCall._make((
         call.cell, of_results, tensors, call.present, *schedule, call.reverse, saved, needs,
         call.groups, call.rounds_to, call.numbers,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def halves(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -446,7 +471,8 @@ def _differentiate_bare_scan(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[
     if ctx.call.groups:
         raise NotImplementedError("fastrnn: the bare op with groups has no gradient; use ops.scan")
     of_tensors = ctx.needs_input_grad[1]
-    results = torch.ops.fastrnn.scan_backward(*scan_backward_arguments(ctx, grads, of_tensors))
+    call = scan_backward_call(ctx.call, ctx.saved_tensors, grads, of_tensors)
+    results = torch.ops.fastrnn.scan_backward(*call)
     gradients = chosen(results, ctx.call.present)
     others = len(ctx.needs_input_grad) - 2
     return (None, where_needed(gradients, of_tensors), *(None,) * others)

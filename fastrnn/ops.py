@@ -16,7 +16,6 @@ derivatives, and forward mode within forward mode, which torch gets wrong for an
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,18 +34,18 @@ from fastrnn.library import (
     USER_CELLS,
     WEIGHT_RANKS,
     CellFacts,
+    ScanBackwardCall,
     ScanCall,
     ScanWeights,
     TensorInfo,
     accumulate_dtype,
-    backward_arguments,
     chosen,
     cpu_instruction_sets,
     extra_names,
     halves,
     keep_for_backward,
     named,
-    scan_backward_arguments,
+    scan_backward_call,
     setup_scan,
     split,
     weight_kinds,
@@ -310,19 +309,19 @@ class _Scan(torch.autograd.Function):
     @_with_batched_grads
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needs, others = split(ctx.needs_input_grad[1:], len(CELLS[ctx.call.cell].tensors))
-        arguments = scan_backward_arguments(ctx, grads, chosen(needs, ctx.call.present))
-        gradients = where_needed(_Scan.gradients_in_graph(arguments), needs)
+        of_tensors = chosen(needs, ctx.call.present)
+        call = scan_backward_call(ctx.call, ctx.saved_tensors, grads, of_tensors)
+        gradients = where_needed(_Scan.gradients_in_graph(call), needs)
         return (None, *gradients, *(None,) * len(others))
 
     @staticmethod
-    def gradients_in_graph(backward_arguments: Sequence[Any]) -> list[Tensor | None]:
+    def gradients_in_graph(call: ScanBackwardCall) -> list[Tensor | None]:
         """The gradients of all of the cell's tensors, as a node of the graph."""
-        cell, of_results, there, present, *others = backward_arguments
-        *schedule, reverse, saved, needs, groups, rounds_to, numbers = others
-        tensors = with_absent(CELLS[cell].tensors, there, present)
+        tensors = with_absent(CELLS[call.cell].tensors, call.tensors, call.present)
         gradients = _ScanBackward.apply(
-            cell, *of_results, *tensors, *schedule, reverse, *saved, tuple(needs), groups,
-            rounds_to, numbers,
+            call.cell, *call.grads, *tensors, call.lengths, call.batch_sizes, call.offsets,
+            call.reset, call.reverse, *call.saved, tuple(call.needs), call.groups, call.rounds_to,
+            call.numbers,
         )  # fmt: skip
         return _sum_groups(gradients, tensors)
 
@@ -356,7 +355,7 @@ class _EagerScan(torch.autograd.Function):
         cell, present, *flags = call
         schedule, there = split(tensors, len(SCHEDULE))
         results = below_autograd(_scan_op, cell, there, present, *schedule, *flags)
-        keep_for_backward(ctx, call, tensors, results)
+        keep_for_backward(ctx, call, [(tensors, results)])
         _Scan.mark_constants(ctx, results)
         return tuple(results)
 
@@ -365,62 +364,57 @@ class _EagerScan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # With create_graph the gradient is a node of the graph.
         others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
-        arguments = scan_backward_arguments(ctx, grads, needs)
+        call = scan_backward_call(ctx.call, ctx.saved_tensors, grads, needs)
         if _is_in_graph():
-            gradients = _Scan.gradients_in_graph(arguments)
+            gradients = _Scan.gradients_in_graph(call)
         else:
-            gradients = below_autograd(_scan_backward_op, *arguments)
+            gradients = below_autograd(_scan_backward_op, *call)
         return (*(None,) * len(others), *where_needed(chosen(gradients, ctx.call.present), needs))
 
 
 class _EagerBidirectionalScan(torch.autograd.Function):
-    """_EagerScan of both directions of a layer, by an op that may run them side by side: from a
-    ScanCall of the first, the schedule, and the tensors of one direction behind the other's."""
+    """_EagerScan of both directions of a layer, by an op that may run them side by side: from the
+    ScanCall of the reverse one, the schedule, and the tensors of both, the reverse one's first.
+
+    It does what the nodes of two scans do, the forward one's first, and their gradients add up in
+    the same order: that of the reverse one, which autograd runs first, comes first.
+    """
 
     @staticmethod
     def forward(ctx: Any, call: ScanCall, *tensors: Any) -> tuple[Tensor, ...]:
         cell, present, *flags = call
         schedule, there = split(tensors, len(SCHEDULE))
         results = below_autograd(_bidirectional_scan_op, cell, there, present, *schedule, *flags)
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        saved = (chosen(each, CELLS[cell].saved_at) for each in halves(results))
-        ctx.save_for_backward(*tensors, *itertools.chain(*saved))
+        given = [(*schedule, *own) for own in halves(there)]
+        scans = list(zip(given, halves(results), strict=True))
+        keep_for_backward(ctx, call, reversed(scans))
         _Scan.mark_constants(ctx, results)
         return tuple(results)
 
     @staticmethod
     @_with_batched_grads
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        first: ScanCall = ctx.call
         others, needs = split(ctx.needs_input_grad, 1 + len(SCHEDULE))
-        schedule, tensors, saved = split(ctx.saved_tensors, len(SCHEDULE), len(needs))
-        calls = (first, first._replace(reverse=not first.reverse))
-        of_each = zip(calls, *map(halves, (tensors, saved, grads, needs)), strict=True)
-        arguments = [backward_arguments(call, schedule, *given) for call, *given in of_each]
+        forward, reverse = halves(ctx.saved_tensors)
+        of_scans = zip((reverse, forward), halves(grads), halves(needs), strict=True)
+        calls = (ctx.call, ctx.call._replace(reverse=False))
+        first, second = (
+            scan_backward_call(call, *of_scan)
+            for call, of_scan in zip(calls, of_scans, strict=True)
+        )
         gradients: Sequence[Sequence[Any]]
         if _is_in_graph():
-            gradients = tuple(map(_Scan.gradients_in_graph, arguments))
+            gradients = _Scan.gradients_in_graph(first), _Scan.gradients_in_graph(second)
         else:
-            of_both = _for_both_directions(*arguments)
-            gradients = halves(below_autograd(_bidirectional_scan_backward_op, *of_both))
-        present = itertools.chain(*(chosen(each, first.present) for each in gradients))
-        return (*(None,) * len(others), *where_needed(list(present), needs))
+            op = _bidirectional_scan_backward_op
+            gradients = halves(below_autograd(op, *first.beside(second)))
+        of_tensors = [g for each in gradients for g in chosen(each, ctx.call.present)]
+        return (*(None,) * len(others), *where_needed(of_tensors, needs))
 
 
 def _is_in_graph() -> bool:
     """Whether a gradient that is computed now may be differentiated, or is traced."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or bool(transforms())
-
-
-def _for_both_directions(first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments of the op of both directions from those of scan_backward for each."""
-    cell, grads, tensors, present, *schedule, reverse, saved, needs, groups, rounds, numbers = first
-    _, more_grads, more_tensors, _, *_, more_saved, more_needs, _, _, _ = second
-    return (
-        cell, [*grads, *more_grads], [*tensors, *more_tensors], present, *schedule, reverse,
-        [*saved, *more_saved], [*needs, *more_needs], groups, rounds, numbers,
-    )  # fmt: skip
 
 
 class _ShortCall(NamedTuple):
@@ -496,10 +490,10 @@ class _ShortScan(torch.autograd.Function):
         call = _plain_call(scan.cell, flat, scan.reverse, scan.recompute)
         needed = [bool(need) for need in with_absent(facts.tensors, needs, call.present)]
         gradients = _Scan.gradients_in_graph(
-            (
+            ScanBackwardCall._make((
                 scan.cell, changed(facts.differentiable, resolved, change), there, call.present,
                 *_NO_SCHEDULE, scan.reverse, of_saved, needed, 0, "", scan.numbers,
-            )
+            ))
         )  # fmt: skip
         of_tensors = where_needed(chosen(gradients, call.present), needs)
         return (None, None, *changed(table, of_tensors, back))
@@ -940,34 +934,45 @@ def bidirectional_scan(
         options: what :func:`scan` takes by name, but ``reverse`` and what a direction has.
 
     Returns:
-        what :func:`scan` returns, for each direction; or None where a scan follows the other: on
-        one thread, without gradients, on a GPU, or where something looks at the call.
+        what :func:`scan` returns, for each direction; or None where a scan follows the other: where
+        :func:`may_run_side_by_side` says so, and where something looks at the call.
     """
-    if is_observed() or not (runs_side_by_side(input) and torch.is_grad_enabled()):
+    if is_observed() or not torch.is_grad_enabled():
+        return None
+    recompute, extras = options.get("recompute", False), options.get("extras", ())
+    if not may_run_side_by_side(input, directions[0].weights.weight_hh, recompute):
         return None
     (there, present), (more, of_more) = (
-        without_absent(_in_table(cell, input, own, options.get("extras", ()))) for own in directions
+        without_absent(_in_table(cell, input, own, extras)) for own in directions
     )
-    tensors = (*there, *more)
-    is_plain = PLAIN.issuperset(map(type, tensors)) and present == of_more
-    if not is_plain or not direct.need_grad(*tensors):
+    is_plain = PLAIN.issuperset(map(type, (*there, *more))) and present == of_more
+    if not (is_plain and direct.need_grad(*there) and direct.need_grad(*more)):
         return None
     facts, rounds_to = CELLS[cell], options.get("rounds_to")
     if rounds_to is None:
         rounds_to = _allowed_rounding(input)
     all_states = options.get("all_states", False) and facts.has_cell_state
-    call = ScanCall(
-        cell, present, False, True, options.get("recompute", False), all_states, 0, rounds_to,
-        options.get("numbers", ()),
-    )  # fmt: skip
+    numbers = options.get("numbers", ())
+    call = ScanCall(cell, present, True, True, recompute, all_states, 0, rounds_to, numbers)
     schedule = [options.get(name) for name in SCHEDULE]
-    results = _EagerBidirectionalScan.apply(call, *map(_savable, (*schedule, *tensors)))
-    return [_seen_of(facts, each, all_states) for each in halves(results)]
+    tensors = map(_savable, (*schedule, *more, *there))
+    results = _EagerBidirectionalScan.apply(call, *tensors)
+    return [_seen_of(facts, each, all_states) for each in reversed(halves(results))]
 
 
-def runs_side_by_side(input: Tensor) -> bool:
-    """Whether there is a thread for each of two directions; for eager mode."""
-    return input.is_cpu and torch.get_num_threads() > 1
+def may_run_side_by_side(input: Tensor, weight_hh: Tensor, recompute: bool) -> bool:
+    """Whether training may run both directions of a layer at once; for eager mode.
+
+    There must be a thread for each, and a core's cache for the recurrent weights of each. All that
+    both save lives until both have used it, which who recomputes gates would not want.
+    """
+    is_near = weight_hh.nbytes <= _near_bytes()
+    return input.is_cpu and is_near and not recompute and torch.get_num_threads() > 1
+
+
+@functools.cache
+def _near_bytes() -> int:
+    return torch.ops.fastrnn.cpu_near_bytes()
 
 
 class FlatWeights(NamedTuple):
@@ -1010,15 +1015,14 @@ def bidirectional_scan_flat(
     input: Tensor,
     states: Sequence[Sequence[Tensor]],
     weights: Sequence[Sequence[Tensor]],
-    recompute: bool,
     flat: FlatWeights | None = None,
 ) -> list[Sequence[Tensor]]:
     """As :func:`bidirectional_scan`, where :func:`scan_flat` may be called and saves; states and
-    weights are those of each direction."""
-    call = _plain_call(cell, flat or _flat_weights(len(weights[0])), False, recompute)
-    tensors = [(input, *of_each) for of_each in map(itertools.chain, states, weights)]
-    results = _EagerBidirectionalScan.apply(call, *_NO_SCHEDULE, *itertools.chain(*tensors))
-    return [each[: 2 + CELLS[cell].has_cell_state] for each in halves(results)]
+    weights are those of each direction, the forward one first."""
+    call = _plain_call(cell, flat or _flat_weights(len(weights[0])), True, False)
+    forward, reverse = ((input, *h, *w) for h, w in zip(states, weights, strict=True))
+    results = _EagerBidirectionalScan.apply(call, *_NO_SCHEDULE, *reverse, *forward)
+    return [each[: 2 + CELLS[cell].has_cell_state] for each in reversed(halves(results))]
 
 
 def short_scan(

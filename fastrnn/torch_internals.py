@@ -87,7 +87,10 @@ def is_transformed() -> bool:
 
 
 def is_observed() -> bool:
-    """Whether a tracer, transform or mode looks at this call."""
+    """Whether a tracer, transform or mode looks at this call.
+
+    It asks what :func:`is_transformed` asks, less the 0.1 µs of a call.
+    """
     return bool(
         _is_compiling()
         or _tracing_state() is not None

@@ -188,7 +188,8 @@ Tensors run_stack(ScanInputs in, const Tensors& states, const Tensors& reset_sta
         all.set(entry, in.cell, p);
       }
       const Kernels<S>& kernels = kernels_for<S>(in.cell, set);
-      if (directions == 2 && suit_a_thread_each(kernels, in.cell, params[0], sizes, host->rows)) {
+      if (directions == 2 &&
+          suit_a_thread_each(kernels, in.cell, params[0], sizes, host->rows, forward_beside(sizes))) {
         torch::stable::parallel_for(0, directions, 1, [&](int64_t begin, int64_t end) {
           for (int64_t direction = begin; direction < end; ++direction)
             kernels.forward(in.cell, params[direction], team_of(1));

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -20,9 +22,9 @@ std::string available_instruction_sets() { return instruction_sets(true); }
 
 std::string current_instruction_set() { return std::string(instruction_set().name); }
 
-// Calls f(samples, group, schedule, team) once for all samples, on one thread if they are told to, or for each group if
-// groups have weights of their own: those are independent scans, which run side by side if there are at least as many
-// groups as threads.
+// Calls f(samples, group, schedule, team) once for all samples, where the caller may ask for one thread, or for each
+// group if groups have weights of their own: those are independent scans, which run side by side if there are at least
+// as many groups as threads.
 template <class F>
 void for_groups(const ScanInputs& in, const ScanSizes& sizes, bool on_one_thread, F&& f) {
   if (!has_own_weights(in)) {
@@ -52,6 +54,8 @@ constexpr int64_t kLeastRoundedUnits = 32;
 bool can_round(const InstructionSet& set, const std::string& cell, int64_t units) {
   return units >= kLeastRoundedUnits && is_built_in(cell) && set.provides<RoundedFloat>();
 }
+
+int64_t cpu_near_bytes() { return static_cast<int64_t>(tuning().near_bytes()); }
 
 bool cpu_rounds(std::string cell, int64_t hidden_size) { return can_round(instruction_set(), cell, hidden_size); }
 
@@ -103,6 +107,7 @@ struct ForwardPass {
   const ScanInputs& in;
   const ScanSizes sizes;
   const PerResult<OptionalTensor> results;
+  static constexpr auto beside = forward_beside;
 
   ForwardPass(const ScanInputs& inputs, const ScanFlags& flags)
       : in(inputs), sizes(checked_sizes(in)), results(new_results(in, sizes, flags, new_sequence)) {}
@@ -123,6 +128,7 @@ struct BackwardPass {
   const ScanSaved& saved;
   const ScanSizes sizes;
   const PerTensor<OptionalTensor> results;
+  static constexpr auto beside = backward_beside;
 
   BackwardPass(const ScanInputs& inputs, const ScanSaved& of_forward)
       : in(inputs), saved(of_forward), sizes(checked_sizes(in)), results(new_results()) {}
@@ -145,7 +151,7 @@ struct BackwardPass {
   }
 };
 
-// Whether the directions of two passes run best on a thread each.
+// Whether the direction of this pass and the other one of its layer run best on a thread each.
 template <class Pass>
 bool suit_a_thread_each(const Pass& pass, const InstructionSet& set) {
   const ScanInputs& in = pass.in;
@@ -156,7 +162,8 @@ bool suit_a_thread_each(const Pass& pass, const InstructionSet& set) {
   dispatch_storage(in, pass.sizes, set, [&]<class S>() {
     auto p = scan_params<ScanParams<S>>(in, pass.sizes, row_starts(in, of_steps), 0);
     p.schedule = host.schedule;
-    suit = suit_a_thread_each(kernels_for<S>(in.cell, set), in.cell, p, pass.sizes, host.rows);
+    suit =
+        suit_a_thread_each(kernels_for<S>(in.cell, set), in.cell, p, pass.sizes, host.rows, Pass::beside(pass.sizes));
   });
   return suit;
 }
@@ -167,15 +174,32 @@ std::vector<Tensor> run_one(const Pass& pass) {
   return list_of(pass.results, pass.in.facts);
 }
 
-// Runs two directions of a layer, which have the same sizes.
+bool same_layer(const ScanInputs& a, const ScanSizes& of_a, const ScanInputs& b, const ScanSizes& of_b) {
+  const auto sizes = [](const ScanSizes& of) { return std::tie(of.T, of.N, of.I, of.H, of.R); };
+  return a.input->scalar_type() == b.input->scalar_type() && sizes(of_a) == sizes(of_b);
+}
+
+// Runs two directions of a layer. What one of them throws on another thread is thrown here, as parallel_for would not
+// give its words.
 template <class Pass>
 std::vector<Tensor> run_both(const Pass& first, const Pass& second) {
+  STD_TORCH_CHECK(same_layer(first.in, first.sizes, second.in, second.sizes),
+                  "fastrnn: expected the same sizes and dtype for both directions");
   const std::array passes{&first, &second};
   const InstructionSet& set = instruction_set();
   if (suit_a_thread_each(first, set)) {
+    std::array<std::exception_ptr, 2> errors;
     torch::stable::parallel_for(0, passes.size(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t direction = begin; direction < end; ++direction) passes[direction]->run(set, true);
+      for (int64_t direction = begin; direction < end; ++direction) {
+        try {
+          passes[direction]->run(set, true);
+        } catch (...) {
+          errors[direction] = std::current_exception();
+        }
+      }
     });
+    for (const std::exception_ptr& error : errors)
+      if (error) std::rethrow_exception(error);
   } else {
     for (const Pass* pass : passes) pass->run(set, false);
   }
@@ -258,6 +282,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_sets", TORCH_BOX(&available_instruction_sets));
   m.impl("cpu_instruction_set", TORCH_BOX(&current_instruction_set));
   m.impl("use_cpu_instruction_set", TORCH_BOX(&use_instruction_set));
+  m.impl("cpu_near_bytes", TORCH_BOX(&cpu_near_bytes));
   m.impl("cpu_rounds", TORCH_BOX(&cpu_rounds));
 }
 

@@ -113,18 +113,35 @@ const Kernels<S>& kernels_for(const std::string& cell, const InstructionSet& set
   return kernels<S>(set);
 }
 
-// Tells whether two directions run best side by side, each on a thread of its own: a step leaves other threads idle, or
-// two would share it though either keeps the weights near. Then nobody waits at a barrier, or for the next chunk.
+// Whether weights that every step reads stay in the cache of the core that reads them.
+template <class S>
+bool are_near(const ScanSizes& sizes) {
+  const int64_t count = sizes.cell.recurrent_gates * sizes.H * sizes.R;
+  return static_cast<double>(count) * sizeof(S) <= tuning().near_bytes();
+}
+
+// Tells whether two directions run best side by side, each on a thread of its own: one has too little work for more, or
+// two threads would share it though either keeps the weights near. Then nobody waits at a barrier, or for the next
+// chunk. A larger team shares what lies beside the steps: `beside` multiply-adds for each of theirs, with one direction
+// after the other.
 template <class S>
 bool suit_a_thread_each(const Kernels<S>& kernels, const std::string& cell, const ScanParams<S>& p,
-                        const ScanSizes& sizes, int64_t rows) {
+                        const ScanSizes& sizes, int64_t rows, double beside) {
   if (present_team_for(sizes, 2 * rows).threads() == 1) return false;
   const Team team = present_team_for(sizes, rows);
   if (team.threads() == 1) return true;
-  const int64_t step_bytes = sizes.cell.recurrent_gates * sizes.H * sizes.R * static_cast<int64_t>(sizeof(S));
   const Grid grid = kernels.choice(cell, p, team).grid;
-  return grid.row_groups * grid.unit_groups <= 2 && static_cast<double>(step_bytes) <= tuning().near_bytes();
+  const bool leaves_few = team.threads() == 2 || (grid.threads() == 1 && beside <= 1);
+  return leaves_few && are_near<S>(sizes);
 }
+
+// Multiply-adds beside a step's for each of its own: the input products forward; backward also all weight gradients.
+inline double forward_beside(const ScanSizes& sizes) {
+  const CellFacts& cell = sizes.cell;
+  return static_cast<double>(cell.input_gates * sizes.I) /
+         static_cast<double>(std::max<int64_t>(1, cell.recurrent_gates * sizes.R));
+}
+inline double backward_beside(const ScanSizes& sizes) { return 1 + 2 * forward_beside(sizes); }
 
 // Returns the row at which each step of a packed input starts.
 inline std::vector<int64_t> step_starts(const ScanInputs& in) {

@@ -60,6 +60,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_instruction_sets() -> str");
   m.def("cpu_instruction_set() -> str");
   m.def("use_cpu_instruction_set(str name) -> ()");
+  m.def("cpu_near_bytes() -> int");
   m.def("cpu_rounds(str cell, int hidden_size) -> bool");
   m.def("cells() -> str");
   m.def("cell_facts(str cell) -> int[]");

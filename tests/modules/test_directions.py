@@ -12,19 +12,19 @@ import torch
 from common import TOLERANCE, assert_all_close, assert_equal, gradients, told
 from pairs import LAYERS, flatten, make_pair
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from fastrnn import cells, eager, ops
 from fastrnn.cells import sigmoid, tanh
 
-# T, N, I, H: directions leave a thread idle, share units, share samples, lie in the lanes, and keep no weights near.
-SIZES = [(90, 1, 40, 40), (40, 2, 20, 200), (60, 30, 12, 24), (40, 70, 4, 8), (3, 2, 8, 520)]
+# T, N, I, H: directions leave a thread idle, share units, share samples, and lie in the lanes.
+SIZES = [(90, 1, 40, 40), (40, 2, 20, 150), (60, 30, 12, 24), (40, 70, 4, 8)]
 # Of each of these T is 6 and N is 4.
 SCHEDULES = ["plain", "lengths", "packed", "jagged", "reset", "reset state", "all states"]
 OPTIONS = {
     "plain": {},
     "two layers": {"num_layers": 2, "dropout": 0.3, "batch_first": True},
-    "recompute": {"recompute": True},
 }
 
 
@@ -210,6 +210,7 @@ def test_like_torch(name, two_threads, ran):
 def test_only_what_is_needed_is_computed(two_threads, ran, monkeypatch):
     layer, x = make("GRU"), normal(6, 4, 5).detach()
     layer.requires_grad_(False)
+    layer.bias_ih_l0.requires_grad_()
     layer.weight_hh_l0_reverse.requires_grad_()
     asked, real = [], ops._bidirectional_scan_backward_op
     schema = torch.ops.fastrnn.bidirectional_scan_backward.default._schema
@@ -223,13 +224,89 @@ def test_only_what_is_needed_is_computed(two_threads, ran, monkeypatch):
     layer(x)[0].sum().backward()
     names = [info.name for info in ops.CELLS["gru"].tensors]
     (needs,) = asked
-    assert [name for name, need in zip(names * 2, needs, strict=True) if need] == ["weight_hh"]
-    assert needs.index(True) > len(names)
+    needed = [name for name, need in zip(names * 2, needs, strict=True) if need]
+    assert needed == ["weight_hh", "bias_ih"]  # the reverse direction comes first
     expected = copy.deepcopy(layer)
     expected.zero_grad()
     on_one_thread(lambda: expected(x)[0].sum().backward())
     assert torch.equal(layer.weight_hh_l0_reverse.grad, expected.weight_hh_l0_reverse.grad)
+    assert torch.equal(layer.bias_ih_l0.grad, expected.bias_ih_l0.grad)
     assert layer.weight_hh_l0.grad is None
+
+
+@pytest.mark.parametrize("with_lengths", [False, True], ids=["", "lengths"])
+@pytest.mark.parametrize("case", ["one is frozen", "recompute", "large weights"])
+def test_apart_where_both_would_not_pay(case, with_lengths, two_threads, ran):
+    """A frozen direction saves and computes nothing, what recomputes saves little at once, and large weights are
+    shared by two threads."""
+    layer = make("GRU", 5, 400 if case == "large weights" else 9, recompute=case == "recompute")
+    x = normal(6, 4, 5).detach()
+    if case == "one is frozen":
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_("reverse" in name)
+    keywords = {"lengths": torch.tensor([3, 6, 1, 4])} if with_lengths else {}
+    layer(x, **keywords)[0].sum().backward()
+    assert not set(BOTH) & set(ran)
+    assert "scan_backward" in ran
+    assert ran.count("scan_backward") == 1 + (case != "one is frozen")
+
+
+def skip(layer, x):
+    z = x * 1
+    return layer(z)[0] + torch.cat([z, z], -1)
+
+
+def shared(layer, x):
+    return functional_lstm(x, [*layer.all_weights[0]] * 2)
+
+
+def functional_lstm(x, weights):
+    return fastrnn.functional.lstm(x, None, weights, bidirectional=True)[0]
+
+
+def all_states(layer, x):
+    return torch.cat(layer(x, return_all_states=True)[2].h, -1)
+
+
+@pytest.mark.parametrize("call", [skip, shared, all_states], ids=lambda call: call.__name__)
+def test_gradients_add_up_in_the_same_order(call, two_threads, ran):
+    """Where a tensor's gradient has three parts, their order decides its bits."""
+    layer = make("LSTM", 9, 9, num_layers=1 + (call is all_states))
+    x = normal(6, 4, 9)
+    leaves = [x, *(p for p in layer.parameters() if call is not shared or p.requires_grad)]
+
+    def run_call():
+        y = call(layer, x)
+        return [y, *gradients([y], leaves)]
+
+    apart = on_one_thread(run_call)
+    ran.clear()
+    assert_equal(run_call(), apart)
+    assert set(ran) == set(BOTH)
+
+
+@pytest.mark.parametrize("threads", [(1, 2), (2, 1)], ids=str)
+def test_a_checkpoint_may_run_again_on_other_threads(threads, two_threads, ran):
+    """Both ways save the same tensors in the same order, which torch.utils.checkpoint counts."""
+    layer, x, lengths = make("LSTM"), normal(6, 4, 5), torch.tensor([3, 6, 1, 4])
+    expected = run(layer, x, lengths=lengths)
+    torch.set_num_threads(threads[0])
+    y = checkpoint(lambda x: layer(x, lengths=lengths)[0], x, use_reentrant=False)
+    torch.set_num_threads(threads[1])
+    (actual,) = gradients([y], [x])
+    assert torch.equal(y, expected[0])
+    y = layer(x, lengths=lengths)[0]
+    assert torch.equal(actual, gradients([y], [x])[0])
+
+
+@pytest.mark.parametrize("direction", ["", "_reverse"])
+def test_errors_keep_their_words(direction, two_threads):
+    """What is thrown on a thread of its own arrives."""
+    layer, x = make("RNN", 64, 64), normal(100, 1, 64)
+    y = layer(x)[0]
+    getattr(layer, "weight_hh_l0" + direction).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="a tensor has no data: its storage was freed"):
+        y.sum().backward()
 
 
 def test_freed_graph(two_threads, ran):
@@ -307,6 +384,17 @@ def test_tiny_calls_stay_short(two_threads, ran, monkeypatch):
     assert not taken
     layer(normal(100, 1, 64))
     assert len(taken) == 1
+
+
+@pytest.mark.parametrize("other", ["dtype", "sizes"])
+def test_directions_are_of_one_layer(other):
+    H, dtype = (3, torch.float64) if other == "dtype" else (4, torch.float32)
+    first = [torch.randn(4, 2, 3), torch.randn(2, 3), torch.randn(3, 3), torch.randn(3, 3)]
+    second = [torch.randn(*s, dtype=dtype) for s in ((4, 2, 3), (2, H), (H, 3), (H, H))]
+    with pytest.raises(RuntimeError, match="expected the same sizes and dtype for both directions"):
+        torch.ops.fastrnn.bidirectional_scan(
+            "rnn_tanh", [*first, *second], [0, 1, 2, 3], *(None,) * 4, False, True
+        )
 
 
 @pytest.mark.parametrize("list_name", ["tensors", "saved", "grads", "needs"])
