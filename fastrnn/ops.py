@@ -935,7 +935,8 @@ def bidirectional_scan(
 
     Returns:
         what :func:`scan` returns, for each direction; or None where a scan follows the other: where
-        :func:`may_run_side_by_side` says so, and where something looks at the call.
+        :func:`may_run_side_by_side` says no, something looks at the call, or no gradient of a
+        direction is needed.
     """
     if is_observed() or not torch.is_grad_enabled():
         return None

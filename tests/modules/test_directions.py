@@ -239,7 +239,7 @@ def test_only_what_is_needed_is_computed(two_threads, ran, monkeypatch):
 def test_apart_where_both_would_not_pay(case, with_lengths, two_threads, ran):
     """A frozen direction saves and computes nothing, what recomputes saves little at once, and large weights are
     shared by two threads."""
-    layer = make("GRU", 5, 400 if case == "large weights" else 9, recompute=case == "recompute")
+    layer = make("GRU", 5, 1000 if case == "large weights" else 9, recompute=case == "recompute")
     x = normal(6, 4, 5).detach()
     if case == "one is frozen":
         for name, parameter in layer.named_parameters():
