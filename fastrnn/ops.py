@@ -270,6 +270,14 @@ _bidirectional_scan_op = torch.ops.fastrnn.bidirectional_scan.default
 _bidirectional_scan_backward_op = torch.ops.fastrnn.bidirectional_scan_backward.default
 
 
+def _run(
+    op: Any, call: ScanCall, schedule: Sequence[Tensor | None], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The results of a forward op, in eager mode."""
+    cell, present, *flags = call
+    return below_autograd(op, cell, tensors, present, *schedule, *flags)
+
+
 # --- the Functions --------------------------------------------------------------------------------
 #
 # Autograd ignores tensors inside lists, so the lists of the ops lie flat in the Functions'
@@ -352,9 +360,8 @@ class _EagerScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: ScanCall, *tensors: Any) -> tuple[Tensor, ...]:
-        cell, present, *flags = call
         schedule, there = split(tensors, len(SCHEDULE))
-        results = below_autograd(_scan_op, cell, there, present, *schedule, *flags)
+        results = _run(_scan_op, call, schedule, there)
         keep_for_backward(ctx, call, [(tensors, results)])
         _Scan.mark_constants(ctx, results)
         return tuple(results)
@@ -382,9 +389,8 @@ class _EagerBidirectionalScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: ScanCall, *tensors: Any) -> tuple[Tensor, ...]:
-        cell, present, *flags = call
         schedule, there = split(tensors, len(SCHEDULE))
-        results = below_autograd(_bidirectional_scan_op, cell, there, present, *schedule, *flags)
+        results = _run(_bidirectional_scan_op, call, schedule, there)
         given = [(*schedule, *own) for own in halves(there)]
         scans = list(zip(given, halves(results), strict=True))
         keep_for_backward(ctx, call, reversed(scans))
@@ -1006,8 +1012,7 @@ def scan_flat(
     if saves:
         results = _EagerScan.apply(call, *_NO_SCHEDULE, *tensors)
     else:
-        _, present, *flags = call._replace(save=False)
-        results = below_autograd(_scan_op, cell, tensors, present, *_NO_SCHEDULE, *flags)
+        results = _run(_scan_op, call._replace(save=False), _NO_SCHEDULE, tensors)
     return results[: 2 + CELLS[cell].has_cell_state]
 
 

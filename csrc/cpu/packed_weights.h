@@ -165,7 +165,7 @@ class PackedWeights {
  private:
   int64_t first_vec(int64_t panel) const { return most_unit_vecs_ == 1 ? panel : vecs() * panel / panels(); }
 
-  // Kept apart from the products of weights that are packed already.
+  // It stays out of the products' code, most of whose weights are packed already.
   [[gnu::noinline]] void pack(int64_t panel, Range depths, E* out) const {
     const int64_t out_row = columns(panel), lanes = gate_distance(panel);
     if (lanes < Vec<A>::kWidth) std::fill_n(out, depths.size() * out_row, E{});  // gates need not fill the last vector

@@ -122,7 +122,7 @@ struct ForwardPass {
   }
 };
 
-// The same of the backward pass, whose results are gradients.
+// The backward pass does the same, and its results are gradients.
 struct BackwardPass {
   const ScanInputs& in;
   const ScanSaved& saved;
@@ -151,7 +151,7 @@ struct BackwardPass {
   }
 };
 
-// Whether the direction of this pass and the other one of its layer run best on a thread each.
+// Tells whether the direction of this pass and the other one of its layer run best on a thread each.
 template <class Pass>
 bool suit_a_thread_each(const Pass& pass, const InstructionSet& set) {
   const ScanInputs& in = pass.in;

@@ -113,7 +113,7 @@ const Kernels<S>& kernels_for(const std::string& cell, const InstructionSet& set
   return kernels<S>(set);
 }
 
-// Whether weights that every step reads stay in the cache of the core that reads them.
+// Tells whether weights that every step reads stay in the cache of the core that reads them.
 template <class S>
 bool are_near(const ScanSizes& sizes) {
   const int64_t count = sizes.cell.recurrent_gates * sizes.H * sizes.R;
@@ -135,7 +135,8 @@ bool suit_a_thread_each(const Kernels<S>& kernels, const std::string& cell, cons
   return leaves_few && are_near<S>(sizes);
 }
 
-// Multiply-adds beside a step's for each of its own: the input products forward; backward also all weight gradients.
+// Return the multiply-adds beside a step's for each of its own: forward of the input products, backward also of all
+// weight gradients.
 inline double forward_beside(const ScanSizes& sizes) {
   const CellFacts& cell = sizes.cell;
   return static_cast<double>(cell.input_gates * sizes.I) /

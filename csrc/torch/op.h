@@ -53,38 +53,46 @@ inline ScanInputs scan_inputs(std::string cell, const std::vector<Tensor>& tenso
           std::move(numbers)};
 }
 
-// What a list has for one of an op's directions: an op of both has the entries of the second behind those of the first.
-template <class Entry>
-std::vector<Entry> share_of(const std::vector<Entry>& list, const char* list_name, size_t direction,
-                            size_t directions) {
-  STD_TORCH_CHECK(list.size() % directions == 0, "fastrnn: ", list_name, " has ", list.size(),
-                  " entries, expected as many for each of ", directions, " directions");
-  const auto count = static_cast<std::ptrdiff_t>(list.size() / directions);
-  const auto first = list.begin() + static_cast<std::ptrdiff_t>(direction) * count;
-  return {first, first + count};
+// Returns what a list has for one of an op's directions: an op of both has the entries of the second behind those of
+// the first.
+template <size_t kDirections, class Entry>
+decltype(auto) share_of(const std::vector<Entry>& list, const char* list_name, size_t direction) {
+  if constexpr (kDirections == 1) {
+    return (list);  // by reference
+  } else {
+    STD_TORCH_CHECK(list.size() % kDirections == 0, "fastrnn: ", list_name, " has ", list.size(),
+                    " entries, expected as many for each of ", kDirections, " directions");
+    const auto count = static_cast<std::ptrdiff_t>(list.size() / kDirections);
+    const auto first = list.begin() + static_cast<std::ptrdiff_t>(direction) * count;
+    return std::vector<Entry>(first, first + count);
+  }
 }
 
-// Returns make(0), or for two directions an array of make(0) and make(1).
-template <size_t kDirections, class Make>
-auto for_directions(Make&& make) {
+// Returns a direction's inputs, or an array of those of both. The second direction walks against the first.
+template <size_t kDirections, class... Others>
+auto inputs_of_directions(const std::string& cell, const std::vector<Tensor>& tensors,
+                          const std::vector<int64_t>& present, const OptionalTensor& lengths,
+                          const OptionalTensor& batch_sizes, const OptionalTensor& offsets, const OptionalTensor& reset,
+                          bool reverse, const Others&... others) {
+  const auto inputs = [&](size_t direction) {
+    return scan_inputs(cell, share_of<kDirections>(tensors, "tensors", direction), present, lengths, batch_sizes,
+                       offsets, reset, reverse != (direction == 1), others...);
+  };
   if constexpr (kDirections == 1)
-    return make(0);
+    return inputs(0);
   else
-    return std::array{make(0), make(1)};
+    return std::array{inputs(0), inputs(1)};
 }
 
-// The ops as the dispatcher calls them: their parameters are those of the schemas in ops.cpp. The second direction
-// walks against the first.
+// The ops as the dispatcher calls them: their parameters are those of the schemas in ops.cpp.
 template <auto kFunction, size_t kDirections = 1>  // (const ScanInputs&, const ScanFlags&), or an array of inputs
 struct ScanOp {
   static auto call(std::string cell, std::vector<Tensor> tensors, std::vector<int64_t> present, OptionalTensor lengths,
                    OptionalTensor batch_sizes, OptionalTensor offsets, OptionalTensor reset, bool reverse, bool save,
                    bool recompute, bool all_states, int64_t groups, std::string rounds_to,
                    std::vector<double> numbers) {
-    const auto in = for_directions<kDirections>([&](size_t direction) {
-      return scan_inputs(cell, share_of(tensors, "tensors", direction, kDirections), present, lengths, batch_sizes,
-                         offsets, reset, reverse != (direction == 1), groups, rounds_to, numbers);
-    });
+    const auto in = inputs_of_directions<kDirections>(cell, tensors, present, lengths, batch_sizes, offsets, reset,
+                                                      reverse, groups, rounds_to, numbers);
     return kFunction(in, ScanFlags{save, recompute, all_states});
   }
 };
@@ -95,16 +103,17 @@ struct ScanBackwardOp {
                    std::vector<int64_t> present, OptionalTensor lengths, OptionalTensor batch_sizes,
                    OptionalTensor offsets, OptionalTensor reset, bool reverse, std::vector<Tensor> saved,
                    std::vector<bool> needs, int64_t groups, std::string rounds_to, std::vector<double> numbers) {
-    const auto in = for_directions<kDirections>([&](size_t direction) {
-      return scan_inputs(cell, share_of(tensors, "tensors", direction, kDirections), present, lengths, batch_sizes,
-                         offsets, reset, reverse != (direction == 1), groups, rounds_to, numbers);
-    });
-    const CellFacts facts = cell_facts(cell);
-    return kFunction(in, for_directions<kDirections>([&](size_t direction) {
-                       return ScanSaved{gradients_of(share_of(grads, "grads", direction, kDirections), facts),
-                                        saved_of(share_of(saved, "saved", direction, kDirections), facts),
-                                        flags_of("needs", share_of(needs, "needs", direction, kDirections), facts)};
-                     }));
+    const auto in = inputs_of_directions<kDirections>(cell, tensors, present, lengths, batch_sizes, offsets, reset,
+                                                      reverse, groups, rounds_to, numbers);
+    const auto kept = [&](size_t direction, const CellFacts& facts) {
+      return ScanSaved{gradients_of(share_of<kDirections>(grads, "grads", direction), facts),
+                       saved_of(share_of<kDirections>(saved, "saved", direction), facts),
+                       flags_of("needs", share_of<kDirections>(needs, "needs", direction), facts)};
+    };
+    if constexpr (kDirections == 1)
+      return kFunction(in, kept(0, in.facts));
+    else
+      return kFunction(in, std::array{kept(0, in[0].facts), kept(1, in[1].facts)});
   }
 };
 
